@@ -1,0 +1,1 @@
+//! Calico IPAM objects.

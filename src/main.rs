@@ -1,0 +1,3 @@
+//! The kube-ipam binary.
+
+fn main() {}
