@@ -1,0 +1,1 @@
+//! The character rules of names that arrive as text: Kubernetes objects, networks, containers.
