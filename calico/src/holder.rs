@@ -1,0 +1,57 @@
+//! Who an address is assigned to, as it goes into a block's attributes.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+/// The party an address is assigned to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Handle id: `<network>.<container id>` for a pod. What a release names.
+    pub handle: String,
+    /// What people and controllers read: `pod`, `namespace`, `node`, `timestamp`, or any more keys.
+    pub secondary: BTreeMap<String, String>,
+}
+
+impl Holder {
+    /// A pod on a node, described with the four keys that Calico's own plugin writes.
+    pub fn pod(
+        handle: impl Into<String>,
+        namespace: &str,
+        pod: &str,
+        node: &str,
+        now: Timestamp,
+    ) -> Self {
+        let secondary = [
+            ("namespace", namespace.to_owned()),
+            ("node", node.to_owned()),
+            ("pod", pod.to_owned()),
+            ("timestamp", timestamp(now)),
+        ];
+        Self {
+            handle: handle.into(),
+            secondary: secondary.map(|(key, value)| (key.to_owned(), value)).into(),
+        }
+    }
+}
+
+/// A time as Calico writes it in `secondary`: `2026-11-23 22:40:56.68604405 +0000 UTC`, always UTC, trailing
+/// zeros of the fraction left out.
+pub fn timestamp(now: Timestamp) -> String {
+    now.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_reads_like_calicos() {
+        let at = |text: &str| timestamp(text.parse().unwrap());
+        assert_eq!(
+            at("2026-11-23T22:40:56.686044050Z"),
+            "2026-11-23 22:40:56.68604405 +0000 UTC"
+        );
+        assert_eq!(at("2026-11-23T22:41:00Z"), "2026-11-23 22:41:00 +0000 UTC");
+    }
+}
