@@ -1,0 +1,301 @@
+//! Claims: who owns a fixed address, which pod holds it, and when it may pass to another.
+//!
+//! Pure: every decision is a function of the claim, the asker and what the driver found out about the holder.
+//! Keeps I2 (a fixed address is held by at most one pod, of its owner).
+
+use std::fmt;
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::pod::Owner;
+
+/// The record of one fixed address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// The address.
+    pub address: IpAddr,
+    /// The workload that owns it; outlives its pods.
+    pub owner: Owner,
+    /// The pod that has it now, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    /// When the owner got it.
+    pub created: Timestamp,
+    /// Counts the holders: raised by one whenever the holder becomes another container.
+    pub generation: u64,
+    /// When another pod of the owner first found the holder's pod gone while its node was Ready:
+    /// the start of the grace in which that node may still release it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contested: Option<Timestamp>,
+    /// Fields of newer versions, kept on every rewrite.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// The container that a fixed address was given to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Holder {
+    /// UID of the pod: names come back, UIDs do not.
+    pub pod_uid: String,
+    /// Name of the pod, in the owner's namespace.
+    pub pod: String,
+    /// Container id of the pod's sandbox, as the runtime gave it.
+    pub container_id: String,
+    /// Interface inside the pod.
+    pub interface: String,
+    /// Name of the node.
+    pub node: String,
+    /// UID of the Node object, so that a node made again under the same name inherits nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_uid: Option<String>,
+    /// When it was given.
+    pub since: Timestamp,
+    /// Fields of newer versions, kept on every rewrite.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// When a node that cannot be asked is believed to have stopped its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Fencing {
+    /// A pod object deleted while its node is not Ready counts as the administrator's word that it is dead.
+    #[default]
+    PodDeleted,
+    /// Only a DEL, the deletion of the Node, or its taint `node.kubernetes.io/out-of-service`.
+    NodeFenced,
+}
+
+/// The rules by which a held address may pass on without a DEL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// What counts as proof.
+    pub fencing: Fencing,
+    /// How long a Ready node has to release the address of a pod whose object is gone.
+    pub grace: SignedDuration,
+}
+
+/// What is known about the holder's pod object, compared by UID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PodState {
+    /// It exists and runs or will run.
+    Alive,
+    /// It exists with a deletion timestamp.
+    Terminating,
+    /// Its phase is Succeeded or Failed.
+    Finished,
+    /// There is no pod of that UID.
+    Gone,
+}
+
+/// What is known about the holder's node, compared by UID where one was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NodeState {
+    /// Its condition Ready is True.
+    Ready,
+    /// Its condition Ready is False or Unknown.
+    NotReady,
+    /// It bears the taint `node.kubernetes.io/out-of-service`.
+    OutOfService,
+    /// There is no Node of that UID.
+    Deleted,
+}
+
+/// What the driver found out about a holder before it asks for a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evidence {
+    /// The holder's pod.
+    pub pod: PodState,
+    /// The holder's node.
+    pub node: NodeState,
+    /// Whether Calico's block still records the address for the holder's container.
+    pub in_block: bool,
+}
+
+/// Who asks for the address.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// Owner of the asking pod.
+    pub owner: &'a Owner,
+    /// The asking container.
+    pub holder: &'a Holder,
+}
+
+/// What is to be done about one address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Write this claim by compare-and-swap, and the address is the asker's.
+    Take(Box<Claim>),
+    /// The asker's container holds it already: nothing to write.
+    Held,
+    /// Find out about the holder, then decide again with [`Evidence`].
+    Examine,
+    /// Find out whether the owner still exists, then decide again by [`take_over`].
+    ExamineOwner,
+    /// Write this claim (it starts the grace), then wait.
+    Contest(Box<Claim>),
+    /// Wait for the claim to change.
+    Wait(Obstacle),
+    /// Waiting cannot help as things stand.
+    Refuse(Obstacle),
+}
+
+/// Why an address is not free for the asker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It belongs to another owner that exists, or that still holds it.
+    OtherOwner,
+    /// The holder is on its way out.
+    Leaving(PodState, NodeState),
+    /// The holder's pod is gone but its Ready node has not released the address; until when it may.
+    Grace(Timestamp),
+    /// The holder runs and nobody is ending it.
+    InUse,
+    /// The holder's node must be fenced first (policy [`Fencing::NodeFenced`]).
+    NotFenced(NodeState),
+}
+
+// === impl Claim ===
+
+impl Claim {
+    /// A first claim.
+    pub fn new(address: IpAddr, asker: &Asker<'_>, now: Timestamp) -> Self {
+        Self {
+            address,
+            owner: asker.owner.clone(),
+            holder: Some(asker.holder.clone()),
+            created: now,
+            generation: 1,
+            contested: None,
+            unknown: Map::new(),
+        }
+    }
+
+    /// The same claim with another holder.
+    pub fn held_by(&self, asker: &Asker<'_>) -> Self {
+        Self {
+            owner: asker.owner.clone(),
+            holder: Some(asker.holder.clone()),
+            generation: self.generation + 1,
+            contested: None,
+            ..self.clone()
+        }
+    }
+
+    /// The same claim with nobody holding it.
+    pub fn released(&self) -> Self {
+        Self { holder: None, contested: None, ..self.clone() }
+    }
+
+    /// Whether `container_id` and `interface` are the holder's.
+    pub fn is_held_by(&self, container_id: &str, interface: &str) -> bool {
+        self.holder.as_ref().is_some_and(|h| h.container_id == container_id && h.interface == interface)
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pod {} on node {} since {}", self.pod, self.node, self.since.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    }
+}
+
+// === decisions ===
+
+/// What to do about `address` for `asker`, given the claim that stands and, once asked for, evidence
+/// about its holder.
+pub fn decide(address: IpAddr, claim: Option<&Claim>, asker: &Asker<'_>, evidence: Option<&Evidence>, policy: &Policy, now: Timestamp) -> Decision {
+    let Some(claim) = claim else {
+        return Decision::Take(Box::new(Claim::new(address, asker, now)));
+    };
+    let Some(holder) = &claim.holder else {
+        return if claim.owner == *asker.owner { Decision::Take(Box::new(claim.held_by(asker))) } else { Decision::ExamineOwner };
+    };
+    if claim.owner != *asker.owner {
+        return match evidence {
+            None => Decision::Examine,
+            Some(e) if lost_its_holder(holder, e, claim, policy, now) => Decision::ExamineOwner,
+            Some(_) => Decision::Refuse(Obstacle::OtherOwner),
+        };
+    }
+    if holder.pod_uid == asker.holder.pod_uid {
+        return if claim.is_held_by(&asker.holder.container_id, &asker.holder.interface) {
+            Decision::Held
+        } else {
+            // A new sandbox of the same pod: the old one is dead, or the runtime would not have made this.
+            Decision::Take(Box::new(claim.held_by(asker)))
+        };
+    }
+    match evidence {
+        None => Decision::Examine,
+        Some(evidence) => between_pods(claim, holder, asker, evidence, policy, now),
+    }
+}
+
+/// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone.
+pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_exists: bool, now: Timestamp) -> Decision {
+    if owner_exists {
+        return Decision::Refuse(Obstacle::OtherOwner);
+    }
+    Decision::Take(Box::new(Claim { created: now, ..claim.held_by(asker) }))
+}
+
+/// The holder is another pod of the same owner.
+fn between_pods(claim: &Claim, holder: &Holder, asker: &Asker<'_>, evidence: &Evidence, policy: &Policy, now: Timestamp) -> Decision {
+    match evidence.pod {
+        PodState::Alive => Decision::Wait(Obstacle::InUse),
+        PodState::Terminating if evidence.node == NodeState::Ready => {
+            Decision::Wait(Obstacle::Leaving(evidence.pod, evidence.node))
+        }
+        _ if lost_its_holder(holder, evidence, claim, policy, now) => Decision::Take(Box::new(claim.held_by(asker))),
+        PodState::Terminating => Decision::Wait(Obstacle::Leaving(evidence.pod, evidence.node)),
+        PodState::Finished | PodState::Gone => match (policy.fencing, claim.contested) {
+            (Fencing::NodeFenced, _) => Decision::Wait(Obstacle::NotFenced(evidence.node)),
+            (_, Some(since)) => Decision::Wait(Obstacle::Grace(end_of_grace(since, policy))),
+            (_, None) => Decision::Contest(Box::new(Claim { contested: Some(now), ..claim.clone() })),
+        },
+    }
+}
+
+/// Whether there is proof that the holder's container does not use the address any more.
+fn lost_its_holder(holder: &Holder, evidence: &Evidence, claim: &Claim, policy: &Policy, now: Timestamp) -> bool {
+    // Without the Node's UID on record a Node of that name may be another machine; its state then proves
+    // nothing good, and only a deleted Node or the taint counts.
+    let fenced = matches!(evidence.node, NodeState::Deleted | NodeState::OutOfService);
+    if fenced {
+        return true;
+    }
+    let pod_ended = matches!(evidence.pod, PodState::Gone | PodState::Finished);
+    if !pod_ended {
+        return false;
+    }
+    if !evidence.in_block && !in_flight(holder, now) {
+        // Its DEL got as far as the block, the first of DEL's writes.
+        return true;
+    }
+    match policy.fencing {
+        Fencing::NodeFenced => false,
+        Fencing::PodDeleted => {
+            evidence.node == NodeState::NotReady
+                || claim.contested.is_some_and(|since| now >= end_of_grace(since, policy))
+        }
+    }
+}
+
+/// An ADD takes the claim before the block: within its time limit a missing entry proves no DEL.
+fn in_flight(holder: &Holder, now: Timestamp) -> bool {
+    now.duration_since(holder.since) < LONGEST_ADD
+}
+
+/// No ADD of ours lives longer than this from taking the claim to its answer.
+pub const LONGEST_ADD: SignedDuration = SignedDuration::from_secs(15);
+
+fn end_of_grace(since: Timestamp, policy: &Policy) -> Timestamp {
+    since.saturating_add(policy.grace).unwrap_or(Timestamp::MAX)
+}

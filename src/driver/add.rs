@@ -1,0 +1,581 @@
+//! ADD: a container's addresses, all of them or none.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use calico::{Affinity, AllowedUse, AssignError, Entry, Family, Holder as Allocation, IPAMBlock, IPAMBlockSpec, IPAMHandle, PoolRef, Reservations, cidr_name, covering};
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt;
+use serde_json::Map;
+use tokio::time::Instant;
+
+use super::block::Claimed;
+use super::claims::{Applicant, Candidate, Held, Taken};
+use super::converge::{Known, Step};
+use super::handle::Counts;
+use super::place::{Room, Search};
+use super::release::{HeldBy, is_fixed};
+use super::reservation::is_reserved;
+use super::snapshot::{Snapshot, check_coverage, host};
+use super::{Attachment, CLAIM_KEY, Driver, Error, UnmetPool};
+use crate::claim::{Asker, Holder};
+use crate::cni::{CniError, code};
+use crate::netconf::Dialect;
+use crate::pod::{FixedRequest, Owner, PoolAnnotations};
+use crate::store::{Ledger, Objects, Swap};
+
+/// How often another block is looked for after one filled up under our hands.
+const PLACINGS: usize = 8;
+/// Time for taking back what a failed ADD left, after its own deadline.
+const UNDO_TIME: Duration = Duration::from_secs(4);
+
+/// An address that is on record for the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// The address.
+    pub address: IpAddr,
+    /// The block it lies in.
+    pub block: IpNetwork,
+    /// Whether it is a fixed one.
+    pub fixed: bool,
+    /// Prefix length that the pod's annotation gives, if any.
+    pub netmask: Option<u8>,
+    /// Gateway that the pod's annotation gives, if any.
+    pub gateway: Option<IpAddr>,
+}
+
+/// What a container is to get in one family.
+enum Want {
+    /// One of these, by claim.
+    Fixed(Vec<IpAddr>),
+    /// Exactly this, without a claim (calico-ipam's `IP=`).
+    Explicit(IpAddr),
+    /// Whatever the rules allow.
+    Random(Vec<PoolRef>),
+}
+
+/// What an ADD has done that must be taken back if it fails.
+#[derive(Default)]
+struct Done {
+    claims: Vec<Held>,
+    reserved: Vec<(IpAddr, IpNetwork)>,
+    handle: bool,
+}
+
+/// The second round of reads.
+struct Round {
+    node: Option<Node>,
+    own: Vec<IPAMBlock>,
+    candidates: Vec<Candidate>,
+}
+
+/// One address about to be written.
+struct Placement {
+    family: Family,
+    cidr: IpNetwork,
+    block: Known<IPAMBlock>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// This address; the claim's generation if it is a fixed one.
+    Exactly(IpAddr, Option<u64>),
+    /// Any permitted one; whether the block must be the node's own.
+    Any { own: bool },
+}
+
+/// What came of writing one placement.
+enum Written {
+    Address(IpAddr),
+    /// The block filled up meanwhile.
+    Full,
+}
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Gives the container its addresses, IPv4 first. Called again for the same container it gives the same ones.
+    ///
+    /// # Errors
+    /// Whatever failed; everything this call had written is taken back, as far as the stores can be reached.
+    pub async fn add(&self, attachment: &Attachment<'_>) -> Result<Vec<Assigned>, Error> {
+        let mut done = Done::default();
+        match self.try_add(attachment, &mut done).await {
+            Ok(assigned) => Ok(assigned),
+            Err(error) => {
+                self.undo(attachment, done).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_add(&self, attachment: &Attachment<'_>, done: &mut Done) -> Result<Vec<Assigned>, Error> {
+        let snapshot = self.snapshot(attachment).await?;
+        let request = match &snapshot.pod {
+            Some(pod) => FixedRequest::parse(pod.annotations(), &attachment.net.ipam)?,
+            None => None,
+        };
+        let owner = snapshot.pod.as_ref().filter(|_| request.is_some()).map(Owner::of).transpose()?;
+        let wants = wants(attachment, &snapshot, request.as_ref(), owner.as_ref())?;
+        for (family, _) in &wants {
+            if let Some(ranges) = attachment.net.ipam.ranges(*family) {
+                check_coverage(ranges, &snapshot.pools)?;
+            }
+        }
+        let round = self.second_round(attachment, &snapshot, &wants).await?;
+        if let Some(owner) = &owner {
+            self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
+            self.mirror_claims(attachment, &snapshot, done).await?;
+        }
+        let written = self.record(attachment, &snapshot, &round, &wants, done).await?;
+        self.confirm_claims(attachment, done).await?;
+        if (attachment.cancelled)() {
+            return Err(Error::Cancelled);
+        }
+        let detail = |(family, address, block): (Family, IpAddr, IpNetwork)| Assigned {
+            address,
+            block,
+            fixed: done.claims.iter().any(|h| h.address == address),
+            netmask: request.as_ref().and_then(|r| r.netmask(family)),
+            gateway: request.as_ref().and_then(|r| r.gateway(family)),
+        };
+        Ok(written.into_iter().map(detail).collect())
+    }
+
+    // === reads ===
+
+    /// Everything that depends on the first round, side by side.
+    async fn second_round(&self, attachment: &Attachment<'_>, snapshot: &Snapshot, wants: &[(Family, Want)]) -> Result<Round, Error> {
+        let random: Vec<Family> = wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
+        let fixed = wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }).flatten();
+        let fixed: Vec<(IpAddr, IpNetwork)> = fixed.map(|a| Ok((*a, workload_block(snapshot, *a)?))).collect::<Result<_, Error>>()?;
+        let selects_nodes = snapshot.pools.iter().any(|p| !p.spec.selects_every_node());
+        let node = async {
+            if fixed.is_empty() && !(selects_nodes && !random.is_empty()) {
+                return Ok(None);
+            }
+            let node = self.objects.get::<Node>(None, attachment.node).await?;
+            node.map(Some).ok_or_else(|| Error::NoNode(attachment.node.to_owned()))
+        };
+        let own = async { Ok(self.own_blocks(attachment, &snapshot.affinities, &random).await?) };
+        let candidates = futures::future::try_join_all(fixed.iter().map(|(address, cidr)| self.candidate(*address, *cidr)));
+        let (node, own, candidates) = tokio::try_join!(node, own, candidates)?;
+        Ok(Round { node, own, candidates })
+    }
+
+    async fn candidate(&self, address: IpAddr, cidr: IpNetwork) -> Result<Candidate, Error> {
+        let ledger = self.ledger.as_ref().ok_or_else(|| Error::NoLedger(address.to_string()))?;
+        let (claim, block) = tokio::try_join!(ledger.read(address), self.read_block(cidr))?;
+        Ok(Candidate { address, cidr, block, claim })
+    }
+
+    // === claims ===
+
+    async fn take_claims(
+        &self,
+        attachment: &Attachment<'_>,
+        snapshot: &Snapshot,
+        owner: &Owner,
+        round: &Round,
+        wants: &[(Family, Want)],
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        let (Some(pod), Some(ledger)) = (&snapshot.pod, &self.ledger) else { return Ok(()) };
+        let holder = Holder {
+            pod_uid: pod.uid().unwrap_or_default(),
+            pod: pod.name_any(),
+            container_id: attachment.container_id.to_owned(),
+            interface: attachment.interface.to_owned(),
+            node: attachment.node.to_owned(),
+            node_uid: round.node.as_ref().and_then(ResourceExt::uid),
+            since: self.now(),
+            unknown: Map::new(),
+        };
+        let applicant = Applicant { asker: Asker { owner, holder: &holder }, pod };
+        for list in wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }) {
+            let candidates = round.candidates.iter().filter(|c| list.contains(&c.address)).map(Candidate::clone).collect();
+            let held = self.acquire(attachment, ledger, &applicant, candidates).await?;
+            done.claims.push(held);
+        }
+        Ok(())
+    }
+
+    /// Every claimed address is mirrored as a reservation; read once, written only where it is missing.
+    async fn mirror_claims(&self, attachment: &Attachment<'_>, snapshot: &Snapshot, done: &mut Done) -> Result<(), Error> {
+        for held in &done.claims {
+            if is_reserved(&snapshot.reservations, &held.cidr, held.address) {
+                continue;
+            }
+            if matches!(held.taken, Some(Taken::New)) {
+                done.reserved.push((held.address, held.cidr));
+            }
+            self.reserve(held.address, &held.cidr, self.late(attachment)).await?;
+        }
+        Ok(())
+    }
+
+    /// The last look before the answer: a claim that was taken over while this ADD was paused must not be answered.
+    async fn confirm_claims(&self, attachment: &Attachment<'_>, done: &Done) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        for held in &done.claims {
+            let standing = ledger.read(held.address).await?;
+            if !standing.is_some_and(|c| c.value.is_held_by(attachment.container_id, attachment.interface)) {
+                return Err(Error::Superseded(held.address));
+            }
+        }
+        Ok(())
+    }
+
+    // === handle and blocks ===
+
+    /// Puts handle and block entries on record. Gives the addresses with their blocks, in order of the wants.
+    async fn record(
+        &self,
+        attachment: &Attachment<'_>,
+        snapshot: &Snapshot,
+        round: &Round,
+        wants: &[(Family, Want)],
+        done: &mut Done,
+    ) -> Result<Vec<(Family, IpAddr, IpNetwork)>, Error> {
+        let handle = attachment.handle();
+        let reservations = Reservations::new(&snapshot.reservations);
+        let mut full: Vec<IpNetwork> = Vec::new();
+        let mut own = round.own.clone();
+        for placing in 0..PLACINGS {
+            let placements = self.placements(attachment, snapshot, round, wants, done, &reservations, &own, &full).await?;
+            let counts = counts(&placements);
+            let deadline = self.late(attachment);
+            if placing > 0 {
+                self.set_handle(&handle, &counts, deadline).await?;
+            } else if let Some(found) = self.create_handle(&handle, &counts, deadline).await? {
+                if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
+                    return Ok(earlier);
+                }
+                self.set_handle(&handle, &counts, deadline).await?;
+            }
+            done.handle = true;
+            let writes = placements.into_iter().map(|p| self.write(attachment, snapshot, p, &reservations));
+            let written = futures::future::try_join_all(writes).await?;
+            let filled: Vec<IpNetwork> = written.iter().filter(|w| matches!(w.2, Written::Full)).map(|w| w.1).collect();
+            if filled.is_empty() {
+                let address = |(family, cidr, written)| match written {
+                    Written::Address(address) => Some((family, address, cidr)),
+                    Written::Full => None,
+                };
+                return Ok(written.into_iter().filter_map(address).collect());
+            }
+            full.extend(filled);
+            let random: Vec<Family> = wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
+            own = self.own_blocks(attachment, &self.affinities(attachment).await?, &random).await?;
+        }
+        Err(Error::Late("every block found had filled up before it could be written"))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn placements(
+        &self,
+        attachment: &Attachment<'_>,
+        snapshot: &Snapshot,
+        round: &Round,
+        wants: &[(Family, Want)],
+        done: &Done,
+        reservations: &Reservations,
+        own: &[IPAMBlock],
+        full: &[IpNetwork],
+    ) -> Result<Vec<Placement>, Error> {
+        let mut placements = Vec::new();
+        for (family, want) in wants {
+            let family = *family;
+            placements.push(match want {
+                Want::Fixed(_) => {
+                    let held = done.claims.iter().find(|h| Family::of(h.address) == family);
+                    let held = held.ok_or(Error::Late("a claim is missing"))?;
+                    let block = self.block_for(attachment, held.address, held.cidr, held.block.clone()).await?;
+                    let generation = Some(held.claim.value.generation);
+                    Placement { family, cidr: held.cidr, block, kind: Kind::Exactly(held.address, generation) }
+                }
+                Want::Explicit(address) => {
+                    let cidr = workload_block(snapshot, *address)?;
+                    let block = self.block_for(attachment, *address, cidr, self.read_block(cidr).await?).await?;
+                    Placement { family, cidr, block, kind: Kind::Exactly(*address, None) }
+                }
+                Want::Random(requested) => {
+                    let node = round.node.as_ref();
+                    let search = Search { attachment, snapshot, node, family, requested, reservations };
+                    let Room { block, own } = self.find_room(&search, own, full).await?;
+                    Placement { family, cidr: block.spec.cidr, block: Known::Present(block), kind: Kind::Any { own } }
+                }
+            });
+        }
+        Ok(placements)
+    }
+
+    /// The block for a given address: as read, or claimed if there is none. A lost race is no failure; whose
+    /// the block is, is decided where it is written.
+    async fn block_for(&self, attachment: &Attachment<'_>, _address: IpAddr, cidr: IpNetwork, read: Option<IPAMBlock>) -> Result<Known<IPAMBlock>, Error> {
+        if let Some(block) = read {
+            return Ok(Known::Present(block));
+        }
+        match self.claim_block(cidr, attachment.node, self.late(attachment)).await? {
+            Claimed::Ours(block) | Claimed::Theirs(block) => Ok(Known::Present(block)),
+        }
+    }
+
+    /// A handle was there before: if an earlier ADD of this container is fully on record, its answer is
+    /// repeated; otherwise what it left is taken away.
+    async fn resume(
+        &self,
+        attachment: &Attachment<'_>,
+        found: &IPAMHandle,
+        wants: &[(Family, Want)],
+        done: &Done,
+    ) -> Result<Option<Vec<(Family, IpAddr, IpNetwork)>>, Error> {
+        let handle = attachment.handle();
+        let blocks = self.blocks_of(found).await?;
+        let mut recorded = Vec::new();
+        for block in &blocks {
+            for (address, entry) in block.spec.entries() {
+                if let Entry::Used { attribute, .. } = entry && attribute.handle() == Some(handle.as_str()) {
+                    recorded.push((address, block.spec.cidr, is_fixed(attribute.secondary.as_ref())));
+                }
+            }
+        }
+        let answer: Vec<_> = wants
+            .iter()
+            .filter_map(|(family, want)| {
+                let suits = |(address, _, fixed): &&(IpAddr, IpNetwork, bool)| {
+                    Family::of(*address) == *family
+                        && match want {
+                            Want::Fixed(_) => *fixed && done.claims.iter().any(|h| h.address == *address),
+                            Want::Explicit(wanted) => wanted == address,
+                            Want::Random(_) => !*fixed,
+                        }
+                };
+                recorded.iter().find(suits).map(|(address, cidr, _)| (*family, *address, *cidr))
+            })
+            .collect();
+        if answer.len() == wants.len() && recorded.len() == wants.len() {
+            return Ok(Some(answer));
+        }
+        if !recorded.is_empty() {
+            let held = HeldBy { container_id: "", interface: Some("") };
+            self.release_handle(&handle, &held, self.late(attachment)).await?;
+        }
+        Ok(None)
+    }
+
+    /// Writes one entry into its block.
+    async fn write(
+        &self,
+        attachment: &Attachment<'_>,
+        snapshot: &Snapshot,
+        placement: Placement,
+        reservations: &Reservations,
+    ) -> Result<(Family, IpNetwork, Written), Error> {
+        let Placement { family, cidr, block, kind } = placement;
+        let handle = attachment.handle();
+        let allocation = self.allocation(attachment, &handle, &kind);
+        let ours = host(attachment.node);
+        let config = &snapshot.config;
+        let (cooldown, strict, now) = (config.cooldown_seconds(), config.strict_affinity.then_some(&ours), self.now());
+        let ranges = attachment.net.ipam.ranges(family);
+        let permits = |a: IpAddr| ranges.is_none_or(|r| r.permits_random(a)) && !reservations.covers(a);
+        let damaged = |reason| Error::Damaged { block: cidr, reason };
+        let pass = attachment.gate.pass().await;
+        let known = if pass.waited() { Known::Unread } else { block };
+        let mut displaced = None;
+        let settled = self
+            .converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), known, self.late(attachment), |current| {
+                let Some(mut block) = current else {
+                    return Ok(match &kind {
+                        // It was empty and was deleted: this address is the reason for it to exist again.
+                        Kind::Exactly(..) => Step::Create(fresh(cidr, &ours, now, &allocation, &kind)?, Written::Full),
+                        Kind::Any { .. } => Step::Done(Written::Full),
+                    });
+                };
+                if block.spec.is_deleted() {
+                    return Ok(Step::Finish(block));
+                }
+                block.spec.validate().map_err(damaged)?;
+                if let Some(address) = recorded_here(&block.spec, &handle, &kind) {
+                    return Ok(Step::Done(Written::Address(address)));
+                }
+                block.spec.collect(cooldown, now);
+                let address = match kind {
+                    Kind::Exactly(address, generation) => {
+                        displaced = give_way(&mut block.spec, address, generation, now);
+                        block.spec.assign(address, &allocation, strict).map_err(|e| refused(e, cidr))?;
+                        address
+                    }
+                    Kind::Any { own } => {
+                        let must_own = own.then_some(&ours).or(strict);
+                        match block.spec.assign_first(permits, &allocation, must_own) {
+                            Ok(Some(address)) => address,
+                            Ok(None) | Err(AssignError::ForeignBlock { .. }) => return Ok(Step::Done(Written::Full)),
+                            Err(error) => return Err(refused(error, cidr)),
+                        }
+                    }
+                };
+                block.spec.advance();
+                Ok(Step::Replace(block, Written::Address(address)))
+            })
+            .await?;
+        drop(pass);
+        if let Some(old) = displaced {
+            self.count_off(&old, &cidr, self.late(attachment)).await?;
+        }
+        Ok((family, cidr, settled.value))
+    }
+
+    fn allocation(&self, attachment: &Attachment<'_>, handle: &str, kind: &Kind) -> Allocation {
+        let now = self.now();
+        let mut allocation = match attachment.pod {
+            Some(pod) => Allocation::pod(handle, pod.namespace, pod.name, attachment.node, now),
+            None => Allocation::node(handle, attachment.node, now),
+        };
+        if let Kind::Exactly(_, Some(generation)) = kind {
+            allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
+        }
+        allocation
+    }
+
+    // === undo ===
+
+    /// Takes back what a failed ADD wrote. What cannot be reached now is left to DEL, which finds it by the handle.
+    async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
+        let deadline = Instant::now() + UNDO_TIME;
+        let held = HeldBy { container_id: attachment.container_id, interface: Some(attachment.interface) };
+        if done.handle && let Err(error) = self.release_handle(&attachment.handle(), &held, deadline).await {
+            tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
+        }
+        let Some(ledger) = &self.ledger else { return };
+        for claimed in done.claims {
+            let result = match claimed.taken {
+                None => Ok(()),
+                Some(Taken::Existing) => self.clear_holder(ledger, claimed.address, &held, deadline).await,
+                Some(Taken::New) => self.drop_claim(ledger, &claimed, attachment, deadline).await,
+            };
+            if let Err(error) = result {
+                tracing::warn!(address = %claimed.address, %error, "a claim could not be given back");
+            }
+        }
+        for (address, cidr) in done.reserved {
+            if let Ok(None) = ledger.read(address).await
+                && let Err(error) = self.unreserve(address, &cidr, deadline).await
+            {
+                tracing::warn!(%address, %error, "a reservation could not be taken back");
+            }
+        }
+    }
+
+    /// Deletes a claim that this ADD made, unless somebody else has it by now.
+    async fn drop_claim(&self, ledger: &L, claimed: &Held, attachment: &Attachment<'_>, _deadline: Instant) -> Result<(), Error> {
+        let Some(standing) = ledger.read(claimed.address).await? else { return Ok(()) };
+        let ours = standing.value.created == claimed.claim.value.created
+            && standing.value.owner == claimed.claim.value.owner
+            && standing.value.holder.as_ref().is_none_or(|h| h.container_id == attachment.container_id);
+        if ours && let Swap::Lost(_) = ledger.swap(claimed.address, Some(standing.revision), None).await? {
+            tracing::info!(address = %claimed.address, "the claim changed hands while it was given back");
+        }
+        Ok(())
+    }
+
+    /// The deadline for writes, which does not run while a holder is waited for.
+    fn late(&self, attachment: &Attachment<'_>) -> Instant {
+        attachment.deadline.max(Instant::now() + Duration::from_secs(5))
+    }
+}
+
+/// What the container is to get, family by family.
+fn wants(attachment: &Attachment<'_>, snapshot: &Snapshot, request: Option<&FixedRequest>, owner: Option<&Owner>) -> Result<Vec<(Family, Want)>, Error> {
+    let ipam = &attachment.net.ipam;
+    if !attachment.explicit.is_empty() {
+        return Ok(attachment.explicit.iter().map(|a| (Family::of(*a), Want::Explicit(*a))).collect());
+    }
+    let empty = Default::default();
+    let pod_annotations = snapshot.pod.as_ref().map_or(&empty, |p| p.annotations());
+    let namespace_annotations = snapshot.namespace.as_ref().map_or(&empty, |n| n.annotations());
+    let annotations = PoolAnnotations::parse(pod_annotations, namespace_annotations)?;
+    let mut wants = Vec::new();
+    for family in Family::BOTH {
+        let choices = match request {
+            Some(request) => request.choices(family, owner.and_then(|o| o.ordinal))?,
+            None => Vec::new(),
+        };
+        let asked = annotations.families.is_none_or(|f| if family == Family::V4 { f.v4 } else { f.v6 });
+        if !choices.is_empty() {
+            wants.push((family, Want::Fixed(choices)));
+        } else if ipam.assigns(family) && asked {
+            let (of_pod, of_config) = match family {
+                Family::V4 => (annotations.v4.clone(), &ipam.v4_pools),
+                Family::V6 => (annotations.v6.clone(), &ipam.v6_pools),
+            };
+            wants.push((family, Want::Random(if of_pod.is_empty() { of_config.clone() } else { of_pod })));
+        }
+    }
+    if wants.is_empty() {
+        return Err(CniError::new(
+            code::INVALID_CONFIG,
+            "the annotation cni.projectcalico.org/ipFamilies leaves no address family",
+            "it asks only for families that the CNI config has no subnet for",
+        )
+        .into());
+    }
+    Ok(wants)
+}
+
+/// The block of an address that is asked for by name: it must lie in an enabled pool for workloads.
+fn workload_block(snapshot: &Snapshot, address: IpAddr) -> Result<IpNetwork, Error> {
+    let pool = covering(&snapshot.pools, address).ok_or_else(|| UnmetPool::of_address(address, &snapshot.pools))?;
+    pool.spec.check_explicit(&pool.name_any(), address, AllowedUse::Workload)?;
+    Ok(pool.spec.block_of(address))
+}
+
+fn counts(placements: &[Placement]) -> Counts {
+    let mut counts = Counts::new();
+    for placement in placements {
+        *counts.entry(placement.cidr).or_default() += 1;
+    }
+    counts
+}
+
+/// The entry that an earlier attempt of this very write left.
+fn recorded_here(block: &IPAMBlockSpec, handle: &str, kind: &Kind) -> Option<IpAddr> {
+    let ours = |entry: &Entry<'_>| matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(handle));
+    match kind {
+        Kind::Exactly(address, _) => ours(&block.entry(*address)).then_some(*address),
+        Kind::Any { .. } => block.entries().find(|(_, entry)| ours(entry)).map(|(address, _)| address),
+    }
+}
+
+/// Makes room for the claim's holder: an entry of an earlier generation of the same claim is of a holder that
+/// was lawfully superseded, and a cooldown does not keep an address from its owner. Gives the old handle.
+fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>, now: jiff::Timestamp) -> Option<String> {
+    let generation = generation?;
+    let old = match block.entry(address) {
+        Entry::Cooling { .. } => None,
+        Entry::Used { attribute, .. } => {
+            let theirs: u64 = attribute.secondary(CLAIM_KEY)?.parse().ok()?;
+            if theirs >= generation {
+                return None;
+            }
+            attribute.handle().map(str::to_owned)
+        }
+        _ => return None,
+    };
+    block.vacate(address, now);
+    old
+}
+
+/// A block that is created with its first entry in it.
+fn fresh(cidr: IpNetwork, ours: &Affinity, now: jiff::Timestamp, allocation: &Allocation, kind: &Kind) -> Result<IPAMBlock, Error> {
+    let _ = (allocation, kind);
+    Ok(IPAMBlockSpec::new(cidr, ours, now).object())
+}
+
+fn refused(error: AssignError, block: IpNetwork) -> Error {
+    match error {
+        AssignError::Taken { address, by } => Error::Taken { address, by: by.map(Box::new) },
+        AssignError::Corrupt(reason) => Error::Damaged { block, reason },
+        other => Error::Assign(other),
+    }
+}

@@ -1,0 +1,129 @@
+//! Claiming blocks for this node, and taking empty ones back from others.
+
+use calico::{Affinity, AffinityState, BlockAffinity, IPAMBlock, IPAMBlockSpec, affinity_name, cidr_name};
+use ipnetwork::IpNetwork;
+use jiff::SignedDuration;
+use tokio::time::Instant;
+
+use super::converge::{Known, Step};
+use super::{Driver, Error};
+use crate::store::{Ledger, Objects};
+
+/// A block claimed more recently is left to its node even if it is empty: that node is about to use it.
+const YOUNG: SignedDuration = SignedDuration::from_secs(60);
+
+/// Whose block it turned out to be.
+pub(super) enum Claimed {
+    /// This node's, with a confirmed affinity.
+    Ours(IPAMBlock),
+    /// Another's, or nobody's.
+    Theirs(IPAMBlock),
+}
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Claims `cidr` in Calico's two phases: affinity pending, block, affinity confirmed. Whatever an earlier
+    /// attempt left half done is completed; a lost race takes the own pending affinity back.
+    pub(super) async fn claim_block(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<Claimed, Error> {
+        let affinity = self.pending_affinity(cidr, node, deadline).await?;
+        let now = self.now();
+        let ours = Affinity::Host(node.to_owned());
+        let settled = self
+            .converge::<IPAMBlock, (), Error>(&cidr_name(&cidr), Known::Absent, deadline, |current| {
+                Ok(match current {
+                    None => Step::Create(IPAMBlockSpec::new(cidr, &ours, now).object(), ()),
+                    Some(block) if block.spec.is_deleted() => Step::Finish(block),
+                    Some(_) => Step::Done(()),
+                })
+            })
+            .await?;
+        let block = settled.object.ok_or(Error::Late("a claimed block vanished"))?;
+        if block.spec.host() != Some(node) {
+            self.drop_affinity(affinity, deadline).await?;
+            return Ok(Claimed::Theirs(block));
+        }
+        self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
+        Ok(Claimed::Ours(block))
+    }
+
+    async fn pending_affinity(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<BlockAffinity, Error> {
+        let settled = self
+            .converge::<BlockAffinity, (), Error>(&affinity_name(node, &cidr), Known::Absent, deadline, |current| {
+                Ok(match current {
+                    None => Step::Create(BlockAffinity::pending(node, cidr), ()),
+                    Some(found) if found.is_deleted() => Step::Finish(found),
+                    Some(found) if found.spec.state == AffinityState::PendingDeletion.as_str() => {
+                        Step::Replace(found.with_state(AffinityState::Pending), ())
+                    }
+                    Some(_) => Step::Done(()),
+                })
+            })
+            .await?;
+        settled.object.ok_or(Error::Late("an affinity vanished"))
+    }
+
+    /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again.
+    async fn set_affinity(&self, affinity: BlockAffinity, state: AffinityState, deadline: Instant) -> Result<(), Error> {
+        let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
+        let (node, cidr) = (affinity.spec.node.clone(), affinity.spec.cidr);
+        let settled = self
+            .converge::<_, _, Error>(&name, Known::Present(affinity), deadline, |current| {
+                Ok(match current {
+                    None => Step::Create(BlockAffinity::pending(&node, cidr).with_state(state), ()),
+                    Some(found) if found.is_deleted() => Step::Finish(found),
+                    Some(found) if found.spec.state == state.as_str() => Step::Done(()),
+                    Some(found) => Step::Replace(found.with_state(state), ()),
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    async fn drop_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
+        let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
+        let settled = self
+            .converge::<_, _, Error>(&name, Known::Present(affinity), deadline, |current: Option<BlockAffinity>| {
+                Ok(match current {
+                    None => Step::Done(()),
+                    Some(found) => Step::Delete(found, ()),
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    /// Frees an empty block of another node, so that it can be claimed; false if it is in use, young, or has
+    /// changed since it was read.
+    pub(super) async fn reclaim_block(&self, block: &IPAMBlock, deadline: Instant) -> Result<bool, Error> {
+        let Some(owner) = block.spec.host().map(str::to_owned) else { return Ok(false) };
+        if !block.spec.is_empty() || !self.is_old(block) {
+            return Ok(false);
+        }
+        let cidr = block.spec.cidr;
+        let affinity = self.objects.get::<BlockAffinity>(None, &affinity_name(&owner, &cidr)).await?;
+        if let Some(affinity) = &affinity {
+            self.set_affinity(affinity.clone(), AffinityState::PendingDeletion, deadline).await?;
+        }
+        let seen = block.spec.sequence_number;
+        let settled = self
+            .converge::<_, _, Error>(&cidr_name(&cidr), Known::Present(block.clone()), deadline, |current| {
+                Ok(match current {
+                    Some(block) if block.spec.sequence_number == seen => Step::Delete(block, true),
+                    Some(_) => Step::Done(false),
+                    None => Step::Done(true),
+                })
+            })
+            .await?;
+        if let Some(affinity) = affinity {
+            if settled.value {
+                self.drop_affinity(affinity, deadline).await?;
+            } else {
+                self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
+            }
+        }
+        Ok(settled.value)
+    }
+
+    fn is_old(&self, block: &IPAMBlock) -> bool {
+        block.spec.claim_time().is_none_or(|claimed| self.now().duration_since(claimed) >= YOUNG)
+    }
+}

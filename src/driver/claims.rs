@@ -1,0 +1,400 @@
+//! Getting one of the wanted fixed addresses: the claim is taken, waited for, or refused with a reason.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use calico::{Entry, IPAMBlock};
+use ipnetwork::IpNetwork;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use tokio::time::{Instant, timeout};
+
+use super::converge::Backoff;
+use super::snapshot::{node_state, pod_state};
+use super::{Attachment, Driver, Error, handle_of};
+use crate::claim::{Asker, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, decide, take_over};
+use crate::pod::Owner;
+use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
+
+/// How long to wait for a holder that nobody is ending: a controller may be about to.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Longest wait on one watch before evidence is looked at again: a node's failure shows in no claim.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How often a wait looks whether the runtime has given up.
+const CANCEL_CHECK: Duration = Duration::from_millis(250);
+
+/// An address that an annotation asks for, as it was found.
+pub(super) struct Candidate {
+    pub address: IpAddr,
+    /// The block it lies in, whether or not that exists.
+    pub cidr: IpNetwork,
+    pub block: Option<IPAMBlock>,
+    pub claim: Option<Versioned<Claim>>,
+}
+
+/// An address whose claim now names the asking container as holder.
+pub(super) struct Held {
+    pub address: IpAddr,
+    pub cidr: IpNetwork,
+    pub block: Option<IPAMBlock>,
+    pub claim: Versioned<Claim>,
+    /// Whether this ADD wrote the claim, and so must take it back if it fails.
+    pub taken: Option<Taken>,
+}
+
+/// What stood before a claim was taken.
+pub(super) enum Taken {
+    /// There was no claim.
+    New,
+    /// There was one, which keeps its owner.
+    Existing,
+}
+
+/// Why no address could be had: for every candidate what stands in the way.
+#[derive(Debug, thiserror::Error)]
+pub struct Impasse {
+    /// Who asked.
+    pub asker: Owner,
+    /// Name of the asking pod.
+    pub pod: String,
+    /// How long was waited.
+    pub waited: Duration,
+    /// One for every candidate address.
+    pub blocked: Vec<Blocked>,
+}
+
+/// What stands in the way of one address.
+#[derive(Debug, Clone)]
+pub struct Blocked {
+    /// The claim as it stands.
+    pub claim: Claim,
+    /// Why it cannot be taken.
+    pub obstacle: Obstacle,
+    /// What was found out about its holder, if it was asked.
+    pub evidence: Option<Evidence>,
+    /// Whether holder and asker come from the same revision of a Deployment's template; `None` for other owners.
+    pub same_template: Option<bool>,
+}
+
+/// A candidate's outcome in one round.
+enum Outcome {
+    Held(Box<Held>),
+    Blocked(Box<Blocked>),
+}
+
+/// What was found out about a holder.
+struct Examined {
+    evidence: Evidence,
+    template_hash: Option<String>,
+}
+
+/// Label by which the Deployment controller tells its revisions apart.
+const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
+
+/// Who asks, and for the messages which template it was made from.
+pub(super) struct Applicant<'a> {
+    pub asker: Asker<'a>,
+    pub pod: &'a Pod,
+}
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Takes the first of `candidates` that can be had, waiting for one to become free where that can help.
+    pub(super) async fn acquire(
+        &self,
+        attachment: &Attachment<'_>,
+        ledger: &L,
+        applicant: &Applicant<'_>,
+        mut candidates: Vec<Candidate>,
+    ) -> Result<Held, Error> {
+        let started = Instant::now();
+        // What this very pod holds already comes before anything else on the list.
+        let uid = &applicant.asker.holder.pod_uid;
+        candidates.sort_by_key(|c| !c.claim.as_ref().is_some_and(|v| holder_uid(&v.value) == Some(uid)));
+        loop {
+            let mut blocked = Vec::new();
+            for candidate in &mut candidates {
+                match self.attempt(attachment, ledger, applicant, candidate).await? {
+                    Outcome::Held(held) => return Ok(*held),
+                    Outcome::Blocked(why) => blocked.push(*why),
+                }
+            }
+            let waited = started.elapsed();
+            let Some(wait) = longest_wait(&blocked, attachment, waited, self.now()) else {
+                let asker = applicant.asker;
+                return Err(Error::Impasse(Box::new(Impasse {
+                    asker: asker.owner.clone(),
+                    pod: asker.holder.pod.clone(),
+                    waited,
+                    blocked,
+                })));
+            };
+            self.await_change(attachment, ledger, &candidates, wait).await?;
+            for candidate in &mut candidates {
+                self.look_again(candidate).await?;
+            }
+        }
+    }
+
+    /// One candidate: decide, find out what the decision needs, write, until it is ours or blocked.
+    async fn attempt(
+        &self,
+        attachment: &Attachment<'_>,
+        ledger: &L,
+        applicant: &Applicant<'_>,
+        candidate: &mut Candidate,
+    ) -> Result<Outcome, Error> {
+        let asker = &applicant.asker;
+        let mut examined: Option<Examined> = None;
+        let mut backoff = Backoff::new(Instant::now() + attachment.net.ipam.wait + LOOK_AGAIN);
+        loop {
+            let standing = candidate.claim.as_ref();
+            let claim = standing.map(|v| &v.value);
+            let evidence = examined.as_ref().map(|e| &e.evidence);
+            let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, self.now());
+            if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
+                let exists = self.objects.owner_exists(&claim.owner).await?;
+                decision = take_over(claim, asker, exists, self.now());
+            }
+            let (claim, contested) = match decision {
+                Decision::Held => {
+                    let Some(claim) = candidate.claim.clone() else { continue };
+                    return Ok(Outcome::Held(Box::new(candidate.held(claim, None))));
+                }
+                Decision::Examine => {
+                    let Some(claim) = claim else { continue };
+                    examined = Some(self.examine(attachment, claim, candidate).await?);
+                    continue;
+                }
+                Decision::Wait(obstacle) | Decision::Refuse(obstacle) => {
+                    let Some(claim) = claim.cloned() else { continue };
+                    return Ok(Outcome::Blocked(Box::new(block(claim, obstacle, examined.as_ref(), applicant))));
+                }
+                Decision::ExamineOwner => continue,
+                Decision::Take(claim) => (claim, false),
+                Decision::Contest(claim) => (claim, true),
+            };
+            let expected = standing.map(|v| v.revision);
+            let revision = match ledger.swap(candidate.address, expected, Some(&claim)).await {
+                Ok(Swap::Done(revision)) => revision,
+                Ok(Swap::Lost(now)) => {
+                    (candidate.claim, examined) = (now, None);
+                    continue;
+                }
+                Err(error) => {
+                    // The outcome may be unknown: what stands there now decides.
+                    backoff.pause(error).await?;
+                    (candidate.claim, examined) = (ledger.read(candidate.address).await?, None);
+                    if let Some(ours) = candidate.claim.clone().filter(|v| v.value == *claim && !contested) {
+                        let taken = Some(if expected.is_none() { Taken::New } else { Taken::Existing });
+                        return Ok(Outcome::Held(Box::new(candidate.held(ours, taken))));
+                    }
+                    continue;
+                }
+            };
+            let taken = if expected.is_none() { Taken::New } else { Taken::Existing };
+            let written = Versioned { value: *claim, revision };
+            candidate.claim = Some(written.clone());
+            if !contested {
+                return Ok(Outcome::Held(Box::new(candidate.held(written, Some(taken)))));
+            }
+        }
+    }
+
+    /// Live reads about the holder; a failed read is an error, never "gone".
+    async fn examine(&self, attachment: &Attachment<'_>, claim: &Claim, candidate: &Candidate) -> Result<Examined, Error> {
+        let Some(holder) = &claim.holder else {
+            let evidence = Evidence { pod: PodState::Gone, node: NodeState::Deleted, in_block: false };
+            return Ok(Examined { evidence, template_hash: None });
+        };
+        let (pod, node) = tokio::try_join!(
+            self.objects.get::<Pod>(Some(&claim.owner.namespace), &holder.pod),
+            self.objects.get::<Node>(None, &holder.node),
+        )?;
+        let evidence = Evidence {
+            pod: pod_state(pod.as_ref(), &holder.pod_uid),
+            node: node_state(node.as_ref(), holder.node_uid.as_deref()),
+            in_block: is_recorded(candidate, &attachment.net.network, holder),
+        };
+        Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash) })
+    }
+
+    /// Waits until a candidate's claim changes, the time is up, or the runtime gives up.
+    async fn await_change(&self, attachment: &Attachment<'_>, ledger: &L, candidates: &[Candidate], wait: Duration) -> Result<(), Error> {
+        let watches = candidates.iter().filter_map(|c| {
+            let revision = c.claim.as_ref()?.revision;
+            Some(Box::pin(ledger.changed(c.address, revision)))
+        });
+        let mut changed = futures::future::select_all(watches);
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            if (attachment.cancelled)() {
+                return Err(Error::Cancelled);
+            }
+            let slice = CANCEL_CHECK.min(until - Instant::now());
+            match timeout(slice, &mut changed).await {
+                // A watch that fails is no news: the claims are read again either way, and if the ledger is
+                // down that read says so.
+                Ok(_) => break,
+                Err(_) => continue,
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_again(&self, candidate: &mut Candidate) -> Result<(), StoreError> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let name = calico::cidr_name(&candidate.cidr);
+        let (claim, block) =
+            tokio::try_join!(ledger.read(candidate.address), self.objects.get::<IPAMBlock>(None, &name))?;
+        (candidate.claim, candidate.block) = (claim, block);
+        Ok(())
+    }
+}
+
+// === impl Candidate ===
+
+impl Candidate {
+    fn held(&self, claim: Versioned<Claim>, taken: Option<Taken>) -> Held {
+        Held { address: self.address, cidr: self.cidr, block: self.block.clone(), claim, taken }
+    }
+}
+
+fn holder_uid(claim: &Claim) -> Option<&String> {
+    claim.holder.as_ref().map(|h| &h.pod_uid)
+}
+
+fn template_hash(pod: &Pod) -> Option<String> {
+    pod.metadata.labels.as_ref()?.get(TEMPLATE_HASH_LABEL).cloned()
+}
+
+/// Whether the block records the address for the holder's container.
+fn is_recorded(candidate: &Candidate, network: &str, holder: &Holder) -> bool {
+    let handle = handle_of(network, &holder.container_id);
+    let Some(block) = candidate.block.as_ref().filter(|b| !b.spec.is_deleted()) else { return false };
+    matches!(block.spec.entry(candidate.address), Entry::Used { attribute, .. } if attribute.handle() == Some(&handle))
+}
+
+fn block(claim: Claim, obstacle: Obstacle, examined: Option<&Examined>, applicant: &Applicant<'_>) -> Blocked {
+    let same_template = match (examined.and_then(|e| e.template_hash.as_ref()), template_hash(applicant.pod)) {
+        (Some(holder), Some(asker)) if claim.owner.kind == "Deployment" => Some(*holder == asker),
+        _ => None,
+    };
+    Blocked { claim, obstacle, evidence: examined.map(|e| e.evidence), same_template }
+}
+
+/// How long to wait before looking again; `None` once waiting cannot help or the time is used up.
+fn longest_wait(blocked: &[Blocked], attachment: &Attachment<'_>, waited: Duration, now: Timestamp) -> Option<Duration> {
+    let budget = attachment.net.ipam.wait;
+    let worth = |b: &Blocked| match b.obstacle {
+        Obstacle::OtherOwner => Duration::ZERO,
+        Obstacle::InUse => budget.min(SETTLE).saturating_sub(waited),
+        Obstacle::Leaving(..) | Obstacle::NotFenced(_) => budget.saturating_sub(waited),
+        Obstacle::Grace(end) => {
+            let left = Duration::try_from(end.duration_since(now)).unwrap_or_default() + Duration::from_millis(50);
+            budget.saturating_sub(waited).min(left)
+        }
+    };
+    blocked.iter().map(worth).max().filter(|w| !w.is_zero()).map(|w| w.min(LOOK_AGAIN))
+}
+
+// === impl Impasse ===
+
+impl fmt::Display for Impasse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, b) in self.blocked.iter().enumerate() {
+            let lead = if i == 0 { "" } else { "; " };
+            write!(f, "{lead}{}", b.reason())?;
+        }
+        Ok(())
+    }
+}
+
+impl Impasse {
+    /// What the user can do, one sentence for each kind of obstacle.
+    pub fn remedies(&self) -> String {
+        let mut remedies: Vec<String> = Vec::new();
+        for blocked in &self.blocked {
+            let remedy = blocked.remedy();
+            if !remedies.contains(&remedy) {
+                remedies.push(remedy);
+            }
+        }
+        if self.waited >= Duration::from_secs(1) {
+            remedies.push(format!("Waited {} s for it.", self.waited.as_secs()));
+        }
+        remedies.join(" ")
+    }
+
+    /// Whether it is a question of time; otherwise somebody has to do something.
+    pub fn may_pass(&self) -> bool {
+        self.blocked.iter().any(|b| b.obstacle != Obstacle::OtherOwner)
+    }
+}
+
+impl Blocked {
+    fn reason(&self) -> String {
+        let address = self.claim.address;
+        let holder = self.claim.holder.as_ref().map_or_else(|| "nobody".to_owned(), Holder::to_string);
+        match self.obstacle {
+            Obstacle::OtherOwner => {
+                format!("fixed address {address} belongs to {}, held by {holder}", self.claim.owner)
+            }
+            Obstacle::Leaving(pod, node) => format!(
+                "fixed address {address} is still held by {holder}, which is {} (node {})",
+                pod_word(pod),
+                node_word(node)
+            ),
+            Obstacle::Grace(until) => format!(
+                "fixed address {address} is still held by {holder}, whose pod object is gone while its node is Ready; \
+                 the node has until {} to release it",
+                until.strftime("%H:%M:%SZ")
+            ),
+            Obstacle::InUse => format!("fixed address {address} is held by {holder}, which is running"),
+            Obstacle::NotFenced(node) => {
+                format!("fixed address {address} is still held by {holder}, and its node ({}) is not fenced", node_word(node))
+            }
+        }
+    }
+
+    fn remedy(&self) -> String {
+        match (self.obstacle, self.same_template) {
+            (Obstacle::OtherOwner, _) => format!(
+                "Choose another address, or delete {}; `kube-ipam release` frees a claim that is not wanted any more.",
+                self.claim.owner
+            ),
+            (Obstacle::InUse, Some(false)) => "This is a rolling update that waits for itself: the new pod needs the address of \
+                 the old one, which is kept until the new one is ready. Set the Deployment's strategy to Recreate, or \
+                 rollingUpdate.maxSurge to 0."
+                .into(),
+            (Obstacle::InUse, Some(true)) => "The Deployment has more replicas than addresses: scale it down, or list more \
+                 addresses in kube-ipam.ip."
+                .into(),
+            (Obstacle::InUse, None) => "Delete the pod that holds it, or list more addresses in kube-ipam.ip.".into(),
+            (Obstacle::Leaving(_, NodeState::Ready) | Obstacle::Grace(_), _) => {
+                "The address passes on as soon as the old pod is down; this is tried again by itself.".into()
+            }
+            (Obstacle::Leaving(..) | Obstacle::NotFenced(_), _) => "If the node is down for good, delete the Node or taint it \
+                 node.kubernetes.io/out-of-service; if only the pod is, delete the pod by force."
+                .into(),
+        }
+    }
+}
+
+fn pod_word(state: PodState) -> &'static str {
+    match state {
+        PodState::Alive => "running",
+        PodState::Terminating => "terminating",
+        PodState::Finished => "finished but not cleaned up",
+        PodState::Gone => "gone",
+    }
+}
+
+fn node_word(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Ready => "Ready",
+        NodeState::NotReady => "not Ready",
+        NodeState::OutOfService => "out of service",
+        NodeState::Deleted => "deleted",
+    }
+}

@@ -1,0 +1,111 @@
+//! Everything that can keep the driver from doing what it was asked, with the facts that a person needs.
+
+use std::net::IpAddr;
+
+use calico::{AllocationAttribute, Corrupt, PoolError};
+use ipnetwork::IpNetwork;
+
+use super::claims::Impasse;
+use super::place::Exhaustion;
+use super::snapshot::UnmetPool;
+use crate::cni::CniError;
+use crate::store::StoreError;
+
+/// Why an ADD, DEL, CHECK, GC or STATUS did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A store failed or refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The config or an annotation is wrong.
+    #[error("{}", .0.msg)]
+    Cni(#[from] CniError),
+    /// The runtime names a pod that the API server does not have.
+    #[error("pod {namespace}/{name} does not exist")]
+    NoPod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A pod of that name exists, but it is another one.
+    #[error("pod {namespace}/{name} was replaced: the runtime asks for UID {asked}, the API server has {found}")]
+    OtherPod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// UID in CNI_ARGS.
+        asked: String,
+        /// UID of the pod of that name.
+        found: String,
+    },
+    /// This node has no Node object.
+    #[error("node {0} does not exist in the cluster")]
+    NoNode(String),
+    /// Calico's datastore is locked for a migration.
+    #[error("Calico's datastore is not ready (ClusterInformation default has datastoreReady false)")]
+    Locked,
+    /// No pool covers a configured subnet or an address.
+    #[error(transparent)]
+    UnmetPool(#[from] UnmetPool),
+    /// Calico's pools do not allow the assignment.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A fixed address is wanted, and there is no ledger.
+    #[error("pod asks for the fixed address {0}, but no ledger of claims is configured")]
+    NoLedger(String),
+    /// None of the wanted fixed addresses can be had.
+    #[error(transparent)]
+    Impasse(Box<Impasse>),
+    /// The block says that somebody else uses the address.
+    #[error("{address} is in use by {}", user(.by.as_deref()))]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it, as the block tells.
+        by: Option<Box<AllocationAttribute>>,
+    },
+    /// strictAffinity forbids to borrow from another node's block.
+    #[error("{address} lies in block {block} of {owner}, and strictAffinity forbids other nodes to use it")]
+    ForeignBlock {
+        /// The address.
+        address: IpAddr,
+        /// Its block.
+        block: IpNetwork,
+        /// Whose block it is: "host:n1".
+        owner: String,
+    },
+    /// No address is left.
+    #[error(transparent)]
+    Exhausted(Box<Exhaustion>),
+    /// Another writer left a block that contradicts itself.
+    #[error("block {block} is damaged: {reason}")]
+    Damaged {
+        /// The block.
+        block: IpNetwork,
+        /// What is wrong with it.
+        reason: Corrupt,
+    },
+    /// Another pod took the claim over while this ADD was under way.
+    #[error("the claim on {0} passed to another pod while this address was being set up")]
+    Superseded(IpAddr),
+    /// DEL came for this container while ADD was under way.
+    #[error("the runtime deleted this container while its address was being set up")]
+    Cancelled,
+    /// There was no time left.
+    #[error("no time left: {0}")]
+    Late(&'static str),
+}
+
+/// "pod default/web on node n1 (handle k8s-pod-network.a1)", from a block's attribute.
+fn user(attribute: Option<&AllocationAttribute>) -> String {
+    let Some(attribute) = attribute else { return "an allocation without attributes".into() };
+    let field = |key: &str| attribute.secondary.as_ref().and_then(|s| s.get(key)).map(String::as_str);
+    let handle = attribute.handle_id.as_deref().unwrap_or("none");
+    match (field("namespace"), field("pod"), field("node")) {
+        (Some(namespace), Some(pod), Some(node)) => format!("pod {namespace}/{pod} on node {node} (handle {handle})"),
+        (_, _, Some(node)) => format!("{} of node {node} (handle {handle})", field("type").unwrap_or("an allocation")),
+        _ => format!("handle {handle}"),
+    }
+}

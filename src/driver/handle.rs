@@ -1,0 +1,84 @@
+//! A container's handle: which of its addresses lie in which block. Keeps I4.
+
+use std::collections::BTreeMap;
+
+use calico::{IPAMBlock, IPAMHandle, IPAMHandleSpec, cidr_name, handle_name};
+use ipnetwork::IpNetwork;
+use tokio::time::Instant;
+
+use super::converge::{Known, Step};
+use super::{Driver, Error};
+use crate::store::{Ledger, Objects};
+
+/// How many addresses a container is about to have in each block.
+pub(super) type Counts = BTreeMap<IpNetwork, i64>;
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Puts a new container's handle on record; the handle found instead, if there is one already: an earlier
+    /// ADD of the same container, or our own write whose answer was lost.
+    pub(super) async fn create_handle(&self, handle: &str, counts: &Counts, deadline: Instant) -> Result<Option<IPAMHandle>, Error> {
+        let settled = self
+            .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Absent, deadline, |current| {
+                Ok(match current {
+                    None => Step::Create(handle_object(handle, counts), None),
+                    Some(found) if found.spec.is_deleted() => Step::Finish(found),
+                    Some(found) => Step::Done(Some(found)),
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    /// Makes the handle say exactly `counts`.
+    pub(super) async fn set_handle(&self, handle: &str, counts: &Counts, deadline: Instant) -> Result<(), Error> {
+        let wanted = handle_object(handle, counts).spec.block;
+        let settled = self
+            .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Unread, deadline, |current| {
+                Ok(match current {
+                    None => Step::Create(handle_object(handle, counts), ()),
+                    Some(found) if found.spec.is_deleted() => Step::Finish(found),
+                    Some(found) if found.spec.block == wanted => Step::Done(()),
+                    Some(mut found) => {
+                        found.spec.block = wanted.clone();
+                        Step::Replace(found, ())
+                    }
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    /// Counts one address in `block` off another container's handle, which lost it to this one; the handle
+    /// goes when nothing is left on it.
+    pub(super) async fn count_off(&self, handle: &str, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
+        let settled = self
+            .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Unread, deadline, |current| {
+                let Some(mut found) = current else { return Ok(Step::Done(())) };
+                if found.spec.decrement(block, 1).is_err() {
+                    // It says nothing of this block (any more): its own DEL was here first.
+                    return Ok(Step::Done(()));
+                }
+                Ok(if found.spec.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    /// The blocks that a handle names, as they are now; those that do not exist are left out.
+    pub(super) async fn blocks_of(&self, handle: &IPAMHandle) -> Result<Vec<IPAMBlock>, Error> {
+        let reads = handle.spec.cidrs().into_iter().map(|cidr| {
+            let name = cidr_name(&cidr);
+            async move { self.objects.get::<IPAMBlock>(None, &name).await }
+        });
+        let blocks = futures::future::try_join_all(reads).await?;
+        Ok(blocks.into_iter().flatten().filter(|b| !b.spec.is_deleted()).collect())
+    }
+}
+
+fn handle_object(handle: &str, counts: &Counts) -> IPAMHandle {
+    let mut spec = IPAMHandleSpec::new(handle);
+    for (block, count) in counts {
+        spec.increment(block, *count);
+    }
+    spec.object()
+}

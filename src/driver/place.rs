@@ -1,0 +1,260 @@
+//! Finding a block with room for a random address, by Calico's rules: an own block, a new one, an empty one
+//! taken back, another node's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use calico::{AllowedUse, BlockAffinity, Family, IPAMBlock, IPPool, PoolRef, PoolRequest, Reservations, cidr_name, eligible};
+use futures::future::try_join_all;
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+
+use super::block::Claimed;
+use super::snapshot::{Snapshot, contains, labels};
+use super::{Attachment, Driver, Error};
+use crate::range::RangeSet;
+use crate::store::{Ledger, Objects, StoreError};
+
+/// How many blocks of a pool are looked at one by one, before all of them are listed.
+const PROBES: usize = 32;
+/// How many of those at a time.
+const PROBES_AT_ONCE: usize = 8;
+
+/// A search for room in one family.
+pub(super) struct Search<'a> {
+    pub attachment: &'a Attachment<'a>,
+    pub snapshot: &'a Snapshot,
+    pub node: Option<&'a Node>,
+    pub family: Family,
+    /// Pools that the pod, its namespace or the config ask for; empty: any.
+    pub requested: &'a [PoolRef],
+    pub reservations: &'a Reservations,
+}
+
+/// Where an address may be taken.
+pub(super) struct Room {
+    pub block: IPAMBlock,
+    /// Whether the block must be this node's at the time of the write.
+    pub own: bool,
+}
+
+/// Nothing is left: what was looked at.
+#[derive(Debug, thiserror::Error)]
+pub struct Exhaustion {
+    /// Family of the address that was wanted.
+    pub family: Family,
+    /// The configured ranges, or the pools where none are configured.
+    pub range: String,
+    /// Addresses that could be given out at all.
+    pub size: u128,
+    /// Of those, in use.
+    pub used: u128,
+    /// Of those, free but reserved (by fixed addresses or other IPReservations).
+    pub reserved: u128,
+    /// Free ones in blocks that the rules keep from this node.
+    pub out_of_reach: u128,
+    /// Which rule kept the node from them, or from claiming another block.
+    pub because: Option<String>,
+}
+
+/// The blocks of a search that exist already.
+#[derive(Default)]
+struct Seen {
+    blocks: Vec<IPAMBlock>,
+}
+
+impl fmt::Display for Exhaustion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, range, size, used, reserved, out_of_reach, because } = self;
+        write!(f, "no {family} address is left in {range}: {size} in all, {used} in use, {reserved} reserved")?;
+        if *out_of_reach > 0 {
+            write!(f, ", {out_of_reach} free in blocks of other nodes")?;
+        }
+        because.as_ref().map_or(Ok(()), |reason| write!(f, " ({reason})"))
+    }
+}
+
+// === impl Search ===
+
+impl Search<'_> {
+    fn ranges(&self) -> Option<&RangeSet> {
+        self.attachment.net.ipam.ranges(self.family)
+    }
+
+    /// Whether automatic assignment may give this address.
+    pub(super) fn permits(&self, address: IpAddr) -> bool {
+        self.ranges().is_none_or(|r| r.permits_random(address)) && !self.reservations.covers(address)
+    }
+
+    fn in_range(&self, cidr: &IpNetwork) -> bool {
+        self.ranges().is_none_or(|r| r.intersects(cidr)) && !self.reservations.covers_all(cidr)
+    }
+
+    /// The pools that this pod may take an address from.
+    fn pools(&self) -> Result<Vec<&IPPool>, Error> {
+        let node_labels = labels(self.node);
+        let namespace_labels = labels(self.snapshot.namespace.as_ref());
+        let request = PoolRequest {
+            family: self.family,
+            requested: self.requested,
+            use_: AllowedUse::Workload,
+            node_labels: &node_labels,
+            namespace_labels: &namespace_labels,
+            automatic: true,
+        };
+        Ok(eligible(&self.snapshot.pools, &request)?)
+    }
+}
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// The node's own blocks of the families wanted, read side by side; those that turn out to be another's
+    /// or missing are left to the claim that follows.
+    pub(super) async fn own_blocks(&self, attachment: &Attachment<'_>, affinities: &[BlockAffinity], families: &[Family]) -> Result<Vec<IPAMBlock>, StoreError> {
+        let wanted = |a: &&BlockAffinity| {
+            let family = Family::of(a.spec.cidr.ip());
+            let in_range = attachment.net.ipam.ranges(family).is_none_or(|r| r.intersects(&a.spec.cidr));
+            a.is_confirmed() && !a.is_deleted() && a.spec.node == attachment.node && families.contains(&family) && in_range
+        };
+        let reads = affinities.iter().filter(wanted).map(|a| self.read_block(a.spec.cidr));
+        let blocks = try_join_all(reads).await?;
+        Ok(blocks.into_iter().flatten().filter(|b| b.spec.host() == Some(attachment.node)).collect())
+    }
+
+    pub(super) async fn read_block(&self, cidr: IpNetwork) -> Result<Option<IPAMBlock>, StoreError> {
+        let block = self.objects.get::<IPAMBlock>(None, &cidr_name(&cidr)).await?;
+        Ok(block.filter(|b| !b.spec.is_deleted()))
+    }
+
+    /// A block with room. `own` are the node's blocks as just read; blocks in `full` were tried in vain.
+    pub(super) async fn find_room(&self, search: &Search<'_>, own: &[IPAMBlock], full: &[IpNetwork]) -> Result<Room, Error> {
+        let pools = search.pools()?;
+        let in_pools = |b: &&IPAMBlock| pools.iter().any(|p| contains(&p.spec.cidr, &b.spec.cidr));
+        let own: Vec<&IPAMBlock> = own.iter().filter(|b| Family::of(b.spec.cidr.ip()) == search.family).filter(in_pools).collect();
+        if let Some(block) = own.iter().find(|b| !full.contains(&b.spec.cidr) && self.free(search, b) > 0) {
+            return Ok(Room { block: (*block).clone(), own: true });
+        }
+        let config = &search.snapshot.config;
+        let at_limit = own.len() >= config.max_blocks();
+        let may_claim = config.auto_allocate_blocks && !at_limit;
+        let mut seen = Seen::default();
+        for pool in &pools {
+            if let Some(block) = self.claim_new(search, pool, may_claim, &mut seen).await? {
+                return Ok(Room { block, own: true });
+            }
+        }
+        if may_claim && let Some(block) = self.take_back(search, &seen).await? {
+            return Ok(Room { block, own: true });
+        }
+        let because = if at_limit {
+            Some(format!("this node has {} blocks, and maxBlocksPerHost is {}", own.len(), config.max_blocks()))
+        } else if config.strict_affinity {
+            Some("strictAffinity forbids to borrow from other nodes' blocks".to_owned())
+        } else {
+            let free = seen.blocks.iter().find(|b| !full.contains(&b.spec.cidr) && self.free(search, b) > 0);
+            if let Some(block) = free {
+                return Ok(Room { block: block.clone(), own: false });
+            }
+            (!config.auto_allocate_blocks).then(|| "autoAllocateBlocks is false: no new block may be claimed".to_owned())
+        };
+        Err(Error::Exhausted(Box::new(self.exhaustion(search, &pools, &seen, because))))
+    }
+
+    fn free(&self, search: &Search<'_>, block: &IPAMBlock) -> usize {
+        let mut spec = block.spec.clone();
+        if spec.validate().is_err() {
+            return 0;
+        }
+        spec.collect(search.snapshot.config.cooldown_seconds(), self.now());
+        spec.free(|a| search.permits(a))
+    }
+
+    /// Claims a block of `pool` that nobody has. Every block met on the way is remembered in `seen`.
+    async fn claim_new(&self, search: &Search<'_>, pool: &IPPool, may_claim: bool, seen: &mut Seen) -> Result<Option<IPAMBlock>, Error> {
+        let attachment = search.attachment;
+        let start = starting_point(attachment.node, pool.spec.block_count());
+        let candidates = || pool.spec.blocks(start).filter(|cidr| search.in_range(cidr));
+        let probes: Vec<IpNetwork> = candidates().take(PROBES).collect();
+        for chunk in probes.chunks(PROBES_AT_ONCE) {
+            let found = try_join_all(chunk.iter().map(|cidr| self.read_block(*cidr))).await?;
+            for (cidr, block) in chunk.iter().zip(found) {
+                if let Some(claimed) = self.claim_unless(search, *cidr, block, may_claim, seen).await? {
+                    return Ok(Some(claimed));
+                }
+            }
+        }
+        if candidates().nth(PROBES).is_none() {
+            return Ok(None);
+        }
+        let mut listed = self.objects.list::<IPAMBlock>("").await?;
+        listed.retain(|b| !b.spec.is_deleted() && contains(&pool.spec.cidr, &b.spec.cidr) && search.in_range(&b.spec.cidr));
+        let mut known: BTreeMap<IpNetwork, IPAMBlock> = listed.into_iter().map(|b| (b.spec.cidr, b)).collect();
+        seen.blocks.iter().for_each(|b| drop(known.remove(&b.spec.cidr)));
+        // Ends at the first block that does not exist, so a pool of 2^70 blocks is no longer walk than it has blocks in use.
+        for cidr in candidates().skip(PROBES).take_while(|_| may_claim) {
+            if let Some(claimed) = self.claim_unless(search, cidr, known.remove(&cidr), may_claim, seen).await? {
+                return Ok(Some(claimed));
+            }
+        }
+        seen.blocks.extend(known.into_values());
+        Ok(None)
+    }
+
+    async fn claim_unless(&self, search: &Search<'_>, cidr: IpNetwork, block: Option<IPAMBlock>, may_claim: bool, seen: &mut Seen) -> Result<Option<IPAMBlock>, Error> {
+        let attachment = search.attachment;
+        let found = match block {
+            // Ours, but missing among the own blocks: its affinity was never confirmed.
+            Some(block) if may_claim && block.spec.host() == Some(attachment.node) && self.free(search, &block) > 0 => None,
+            Some(block) => Some(block),
+            None if !may_claim => return Ok(None),
+            None => None,
+        };
+        match found {
+            Some(block) => seen.blocks.push(block),
+            None => match self.claim_block(cidr, attachment.node, attachment.deadline).await? {
+                Claimed::Ours(block) if self.free(search, &block) > 0 => return Ok(Some(block)),
+                Claimed::Ours(block) | Claimed::Theirs(block) => seen.blocks.push(block),
+            },
+        }
+        Ok(None)
+    }
+
+    /// Takes back an empty block that another node claimed a while ago.
+    async fn take_back(&self, search: &Search<'_>, seen: &Seen) -> Result<Option<IPAMBlock>, Error> {
+        let attachment = search.attachment;
+        for block in seen.blocks.iter().filter(|b| b.spec.host() != Some(attachment.node)) {
+            if self.free(search, block) == 0 || !self.reclaim_block(block, attachment.deadline).await? {
+                continue;
+            }
+            if let Claimed::Ours(block) = self.claim_block(block.spec.cidr, attachment.node, attachment.deadline).await? {
+                return Ok(Some(block));
+            }
+        }
+        Ok(None)
+    }
+
+    fn exhaustion(&self, search: &Search<'_>, pools: &[&IPPool], seen: &Seen, because: Option<String>) -> Exhaustion {
+        let in_range = |a: IpAddr| search.ranges().is_none_or(|r| r.permits_random(a));
+        let (mut used, mut reserved, mut out_of_reach) = (0, 0, 0);
+        for block in &seen.blocks {
+            for (address, entry) in block.spec.entries().filter(|(a, _)| in_range(*a)) {
+                match entry {
+                    calico::Entry::Free if search.reservations.covers(address) => reserved += 1,
+                    calico::Entry::Free => out_of_reach += 1,
+                    _ => used += 1,
+                }
+            }
+        }
+        let names: Vec<String> = pools.iter().map(|p| format!("{} {}", p.name_any(), p.spec.cidr)).collect();
+        let range = search.ranges().map_or_else(|| format!("IPPools {}", names.join(", ")), |r| format!("range {r}"));
+        let size = search.ranges().map_or_else(|| pools.iter().map(|p| calico::address_count(&p.spec.cidr)).sum(), RangeSet::size);
+        Exhaustion { family: search.family, range, size, used, reserved, out_of_reach, because }
+    }
+}
+
+/// Where a node begins to look in a pool, so that nodes spread out instead of racing for the same block.
+fn starting_point(node: &str, blocks: u128) -> u128 {
+    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    u128::from(hash) % blocks.max(1)
+}

@@ -1,0 +1,171 @@
+//! The first round of reads, side by side, and what can be told from it.
+
+use std::collections::BTreeMap;
+
+use calico::{
+    Affinity, BlockAffinity, ClusterInformation, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation, hostname_hash,
+};
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::ResourceExt;
+
+use super::{Attachment, Driver, Error};
+use crate::claim::{NodeState, PodState};
+use crate::range::RangeSet;
+use crate::store::{Failure, Ledger, Object, Objects, StoreError};
+
+/// Label selector key of a node's block affinities.
+const HOSTNAME_HASH_LABEL: &str = "projectcalico.org/hostname-hash";
+
+/// What one ADD knows about the cluster. Reads alone never authorise a write.
+pub(super) struct Snapshot {
+    pub pod: Option<Pod>,
+    pub namespace: Option<Namespace>,
+    pub pools: Vec<IPPool>,
+    pub config: IPAMConfigSpec,
+    pub reservations: Vec<IPReservation>,
+    pub affinities: Vec<BlockAffinity>,
+}
+
+/// A configured subnet that Calico has no pool for.
+#[derive(Debug, thiserror::Error)]
+#[error("subnet {subnet} of the CNI config is not covered by any Calico IPPool (pools: {pools})")]
+pub struct UnmetPool {
+    /// The subnet.
+    pub subnet: IpNetwork,
+    /// Names and CIDRs of the pools that exist, or "none".
+    pub pools: String,
+}
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Reads everything that does not depend on an earlier answer.
+    pub(super) async fn snapshot(&self, attachment: &Attachment<'_>) -> Result<Snapshot, Error> {
+        let mine = format!("{HOSTNAME_HASH_LABEL}={}", hostname_hash(attachment.node));
+        let pod = attachment.pod;
+        let (pod, namespace, pools, config, reservations, affinities, ready) = tokio::try_join!(
+            async {
+                match pod {
+                    Some(p) => self.objects.get::<Pod>(Some(p.namespace), p.name).await,
+                    None => Ok(None),
+                }
+            },
+            async {
+                match pod {
+                    Some(p) => self.objects.get::<Namespace>(None, p.namespace).await,
+                    None => Ok(None),
+                }
+            },
+            self.objects.list::<IPPool>(""),
+            self.objects.get::<IPAMConfig>(None, "default"),
+            self.optional::<IPReservation>(),
+            self.objects.list::<BlockAffinity>(&mine),
+            self.datastore_ready(attachment),
+        )?;
+        if !ready {
+            return Err(Error::Locked);
+        }
+        check_pod(attachment, pod.as_ref())?;
+        let config = config.map_or_else(IPAMConfigSpec::default, |c| c.spec);
+        Ok(Snapshot { pod, namespace, pools, config, reservations, affinities })
+    }
+
+    /// Calico's lock for datastore migrations. Under Calico's own main plugin, which has read the same
+    /// object a moment ago, it is not read again.
+    async fn datastore_ready(&self, attachment: &Attachment<'_>) -> Result<bool, StoreError> {
+        if attachment.net.main_plugin == "calico" {
+            return Ok(true);
+        }
+        let info = self.objects.get::<ClusterInformation>(None, "default").await?;
+        Ok(info.is_none_or(|i| i.spec.datastore_ready.unwrap_or(true)))
+    }
+
+    /// A list of a kind that old versions of Calico do not have.
+    pub(super) async fn optional<K: Object>(&self) -> Result<Vec<K>, StoreError> {
+        match self.objects.list::<K>("").await {
+            Err(StoreError { failure: Failure::NoKind, .. }) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+}
+
+/// The pod must exist and be the one that the runtime means.
+fn check_pod(attachment: &Attachment<'_>, found: Option<&Pod>) -> Result<(), Error> {
+    let Some(asked) = attachment.pod else { return Ok(()) };
+    let (namespace, name) = (asked.namespace.to_owned(), asked.name.to_owned());
+    let Some(found) = found else { return Err(Error::NoPod { namespace, name }) };
+    match (asked.uid, found.uid()) {
+        // A static pod's runtime UID is the hash of its manifest; its mirror object has another.
+        (Some(uid), Some(has)) if uid != has && found.annotations().get(MIRROR_ANNOTATION).map(String::as_str) != Some(uid) => {
+            Err(Error::OtherPod { namespace, name, asked: uid.to_owned(), found: has })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bears a static pod's own UID on its mirror object.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// Every subnet must lie in one pool, or be made up of pools.
+pub(super) fn check_coverage(ranges: &RangeSet, pools: &[IPPool]) -> Result<(), UnmetPool> {
+    let cidrs: Vec<IpNetwork> = pools.iter().map(|p| p.spec.cidr).collect();
+    for subnet in ranges.subnets() {
+        let network = subnet.network;
+        let inside_one = cidrs.iter().any(|c| contains(c, &network));
+        // Calico's pools do not overlap, so their sizes add up.
+        let of_pools: f64 = cidrs.iter().filter(|c| contains(&network, c)).map(|c| 2f64.powi(-i32::from(c.prefix()))).sum();
+        if !inside_one && of_pools < 2f64.powi(-i32::from(network.prefix())) {
+            return Err(UnmetPool { subnet: network, pools: name_pools(pools) });
+        }
+    }
+    Ok(())
+}
+
+fn name_pools(pools: &[IPPool]) -> String {
+    let names: Vec<String> = pools.iter().map(|p| format!("{} {}", p.name_any(), p.spec.cidr)).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// Whether `outer` contains all of `inner`.
+pub(super) fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
+    outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
+}
+
+/// An object's labels; empty if there is no object.
+pub(super) fn labels<K: ResourceExt>(object: Option<&K>) -> BTreeMap<String, String> {
+    object.map(|o| o.labels().clone()).unwrap_or_default()
+}
+
+/// The affinity under which this node claims blocks.
+pub(super) fn host(node: &str) -> Affinity {
+    Affinity::Host(node.to_owned())
+}
+
+// === evidence ===
+
+/// A holder's pod, compared by UID.
+pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
+    let Some(pod) = pod.filter(|p| p.metadata.uid.as_deref() == Some(uid)) else { return PodState::Gone };
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        PodState::Finished
+    } else if pod.metadata.deletion_timestamp.is_some() {
+        PodState::Terminating
+    } else {
+        PodState::Alive
+    }
+}
+
+/// A holder's node, compared by UID where one was recorded.
+pub(crate) fn node_state(node: Option<&Node>, uid: Option<&str>) -> NodeState {
+    let same = |n: &&Node| uid.is_none_or(|uid| n.metadata.uid.as_deref() == Some(uid));
+    let Some(node) = node.filter(same) else { return NodeState::Deleted };
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
+    if taints.iter().any(|t| t.key == "node.kubernetes.io/out-of-service") {
+        return NodeState::OutOfService;
+    }
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    match conditions.iter().find(|c| c.type_ == "Ready") {
+        Some(ready) if ready.status == "True" => NodeState::Ready,
+        _ => NodeState::NotReady,
+    }
+}

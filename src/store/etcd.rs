@@ -1,0 +1,160 @@
+//! The ledger in etcd: one key a claim, one transaction a change.
+//!
+//! Key `<prefix>/<network>/claims/<address>`, value the claim as JSON. The compare of every transaction is on
+//! the key's `mod_revision`, so a stale read can cost a retry but never an address. Nothing is repeated here:
+//! a transaction without an answer is reported as unknown and the caller reads back.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KvClient, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions};
+
+use super::{Failure, Ledger, StoreError, Swap, Versioned};
+use crate::claim::Claim;
+use crate::netconf::EtcdConfig;
+
+/// Longest wait for one answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Claims of one network in etcd.
+#[derive(Clone)]
+pub struct EtcdLedger {
+    client: Client,
+    prefix: String,
+}
+
+// === impl EtcdLedger ===
+
+impl EtcdLedger {
+    /// A ledger for `network`; connections are made with the first call.
+    ///
+    /// # Errors
+    /// [`Failure::Denied`] naming the certificate, key or CA file that cannot be used;
+    /// [`Failure::Refused`] for an endpoint that is no URL.
+    pub async fn open(config: &EtcdConfig, network: &str) -> Result<Self, StoreError> {
+        let fail = |failure| StoreError::new("connect", format!("etcd {}", config.endpoints.join(",")), failure);
+        let mut options = ConnectOptions::new().with_connect_timeout(CALL_TIMEOUT).with_timeout(CALL_TIMEOUT).with_require_leader(true);
+        if config.endpoints.iter().any(|e| e.starts_with("https://")) {
+            options = options.with_tls(tls(config).map_err(fail)?);
+        }
+        let client = Client::connect(&config.endpoints, Some(options)).await.map_err(|e| fail(sort(&e)))?;
+        Ok(Self { client, prefix: format!("{}/{network}/claims/", config.prefix.trim_end_matches('/')) })
+    }
+
+    fn kv(&self) -> KvClient {
+        self.client.kv_client()
+    }
+
+    fn key(&self, address: IpAddr) -> String {
+        format!("{}{address}", self.prefix)
+    }
+}
+
+impl Ledger for EtcdLedger {
+    async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
+        let what = format!("claim {address}");
+        let mut kv = self.kv();
+        let answer = bounded("range", &what, kv.get(self.key(address), None)).await?;
+        answer.kvs().first().map(|pair| decode(&what, pair)).transpose()
+    }
+
+    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
+        let mut kv = self.kv();
+        let answer = bounded("range", "claims", kv.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+        let mut claims = answer.kvs().iter().map(|pair| decode(pair.key_str().unwrap_or("claim"), pair)).collect::<Result<Vec<_>, _>>()?;
+        claims.sort_by_key(|c| c.value.address);
+        Ok(claims)
+    }
+
+    async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
+        let (what, key) = (format!("claim {address}"), self.key(address));
+        let write = match claim {
+            Some(claim) => {
+                let value = serde_json::to_vec(claim).map_err(|e| StoreError::new("txn", what.as_str(), Failure::Refused(e.to_string())))?;
+                TxnOp::put(key.as_str(), value, None)
+            }
+            None => TxnOp::delete(key.as_str(), None),
+        };
+        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, expected.unwrap_or(0));
+        let txn = Txn::new().when([unchanged]).and_then([write]).or_else([TxnOp::get(key.as_str(), None)]);
+        let mut kv = self.kv();
+        let answer = bounded("txn", &what, kv.txn(txn)).await?;
+        if answer.succeeded() {
+            let revision = answer.header().map_or(0, |h| h.revision());
+            return Ok(Swap::Done(if claim.is_some() { revision } else { 0 }));
+        }
+        let standing = match answer.op_responses().into_iter().next() {
+            Some(TxnOpResponse::Get(read)) => read.kvs().first().map(|pair| decode(&what, pair)).transpose()?,
+            _ => None,
+        };
+        Ok(Swap::Lost(standing))
+    }
+
+    async fn changed(&self, address: IpAddr, revision: i64) -> Result<(), StoreError> {
+        let what = format!("claim {address}");
+        let fail = |e: &Error| StoreError::new("watch", what.as_str(), sort(e));
+        let options = WatchOptions::new().with_start_revision(revision + 1);
+        let mut stream = self.client.watch_client().watch(self.key(address), Some(options)).await.map_err(|e| fail(&e))?;
+        loop {
+            match stream.message().await.map_err(|e| fail(&e))? {
+                Some(message) if message.events().is_empty() && !message.canceled() => {}
+                // An event; or a watch that was cancelled or cut, after which only a read can tell.
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+async fn bounded<T>(verb: &'static str, what: &str, call: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(e)) => Err(StoreError::new(verb, what, sort(&e))),
+        Err(_) => Err(StoreError::new(verb, what, Failure::Unknown(format!("no answer from etcd within {CALL_TIMEOUT:?}")))),
+    }
+}
+
+fn decode(what: &str, pair: &etcd_client::KeyValue) -> Result<Versioned<Claim>, StoreError> {
+    let value = serde_json::from_slice(pair.value()).map_err(|e| StoreError::new("range", what, Failure::Corrupt(e.to_string())))?;
+    Ok(Versioned { value, revision: pair.mod_revision() })
+}
+
+fn sort(error: &Error) -> Failure {
+    use tonic_code::*;
+    match error {
+        Error::GRpcStatus(status) => match status.code() as i32 {
+            UNAUTHENTICATED | PERMISSION_DENIED => Failure::Denied(status.message().to_owned()),
+            INVALID_ARGUMENT | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => Failure::Refused(status.message().to_owned()),
+            RESOURCE_EXHAUSTED => Failure::Refused(format!("etcd is out of space or overloaded: {}", status.message())),
+            _ => Failure::Unknown(super::kube::chain(status)),
+        },
+        Error::InvalidArgs(_) | Error::InvalidUri(_) => Failure::Refused(super::kube::chain(error)),
+        other => Failure::Unknown(super::kube::chain(other)),
+    }
+}
+
+/// gRPC's status numbers, which crate etcd-client does not re-export.
+mod tonic_code {
+    pub const INVALID_ARGUMENT: i32 = 3;
+    pub const PERMISSION_DENIED: i32 = 7;
+    pub const RESOURCE_EXHAUSTED: i32 = 8;
+    pub const FAILED_PRECONDITION: i32 = 9;
+    pub const OUT_OF_RANGE: i32 = 11;
+    pub const UNIMPLEMENTED: i32 = 12;
+    pub const UNAUTHENTICATED: i32 = 16;
+}
+
+fn tls(config: &EtcdConfig) -> Result<TlsOptions, Failure> {
+    let mut options = TlsOptions::new();
+    if let Some(ca) = &config.ca_file {
+        options = options.ca_certificate(Certificate::from_pem(pem("etcdTrustedCAFile", ca)?));
+    }
+    if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
+        options = options.identity(Identity::from_pem(pem("etcdCertFile", cert)?, pem("etcdKeyFile", key)?));
+    }
+    Ok(options)
+}
+
+fn pem(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|e| Failure::Denied(format!("etcdConfig.{field} {}: {e}", path.display())))
+}

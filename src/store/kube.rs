@@ -1,0 +1,255 @@
+//! The Kubernetes API server as a store of objects.
+//!
+//! Requests are built by crate kube and sent one by one: no retries below us (a repeated write could hide
+//! that the first one took effect), `Retry-After` is read from the answer, and every failure is sorted into
+//! "nothing happened" or "nobody knows".
+
+use std::path::Path;
+use std::time::Duration;
+
+use ::kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use ::kube::client::Body;
+use ::kube::config::{KubeConfigOptions, Kubeconfig};
+use ::kube::core::{ObjectList, Request};
+use ::kube::discovery::{ApiCapabilities, Scope};
+use ::kube::{Client, Config};
+use http_body_util::{BodyExt, Limited};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Failure, Object, Objects, StoreError, describe};
+use crate::pod::Owner;
+
+/// Longest wait for one answer. Two of these fit into the ten seconds in which an ADD must fail
+/// when the API server is down.
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// Largest answer read, in bytes: ten thousand blocks of 256 addresses fit.
+const ANSWER_LIMIT: usize = 256 << 20;
+/// Wait after a 429 that names none.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Objects on an API server.
+#[derive(Clone)]
+pub struct KubeStore {
+    client: Client,
+}
+
+/// Why no client could be made of a kubeconfig.
+#[derive(Debug, thiserror::Error)]
+#[error("kubeConfig {path:?}: {reason}")]
+pub struct KubeconfigError {
+    /// The file.
+    pub path: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// The part of a `Status` answer that matters here.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Status {
+    message: String,
+    reason: String,
+}
+
+// === impl KubeStore ===
+
+impl KubeStore {
+    /// A store over a client that the caller made; its library must not retry by itself.
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// A store by a kubeconfig file; nothing is sent yet.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no kubeconfig, or names certificates that cannot be used.
+    pub async fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Self, KubeconfigError> {
+        let fail = |reason: String| KubeconfigError { path: path.display().to_string(), reason };
+        let kubeconfig = Kubeconfig::read_from(path).map_err(|e| fail(chain(&e)))?;
+        let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|e| fail(chain(&e)))?;
+        Self::from_config(config).map_err(|e| fail(chain(&e)))
+    }
+
+    /// A store by kube's own configuration, with everything switched off that would repeat a request.
+    ///
+    /// # Errors
+    /// The certificates or the address in it cannot be used.
+    pub fn from_config(mut config: Config) -> Result<Self, ::kube::Error> {
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(3));
+        config.read_timeout = Some(CALL_TIMEOUT);
+        config.write_timeout = Some(CALL_TIMEOUT);
+        Ok(Self { client: Client::try_from(config)? })
+    }
+
+    /// The client, for reads that are not IPAM (Events, watches).
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    async fn call<T: DeserializeOwned>(&self, verb: &'static str, object: String, request: Result<http::Request<Vec<u8>>, ::kube::core::request::Error>) -> Result<T, StoreError> {
+        let request = match request {
+            Ok(request) => request.map(Body::from),
+            Err(e) => return Err(StoreError::new(verb, object, Failure::Refused(chain(&e)))),
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, self.exchange(request)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(failure)) => Err(StoreError::new(verb, object, failure)),
+            Err(_) => Err(StoreError::new(verb, object, Failure::Unknown(format!("no answer from the API server within {CALL_TIMEOUT:?}")))),
+        }
+    }
+
+    async fn exchange<T: DeserializeOwned>(&self, request: http::Request<Body>) -> Result<T, Failure> {
+        let creates = request.method() == http::Method::POST;
+        let answer = self.client.send(request).await.map_err(|e| unsent(&e))?;
+        let status = answer.status();
+        let retry_after = retry_after(answer.headers());
+        let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
+        let body = body.map_err(|e| Failure::Unknown(format!("the answer broke off: {e}")))?.to_bytes();
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|e| Failure::Corrupt(e.to_string()));
+        }
+        let told: Status = serde_json::from_slice(&body).unwrap_or_default();
+        let message = if told.message.is_empty() { format!("HTTP {status}") } else { told.message };
+        Err(match status.as_u16() {
+            409 if creates && told.reason == "AlreadyExists" => Failure::Exists,
+            409 => Failure::Conflict,
+            404 if told.reason == "NotFound" => Failure::Absent,
+            404 => Failure::NoKind,
+            429 => Failure::Busy(retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
+            401 | 403 => Failure::Denied(message),
+            code if code < 500 => Failure::Refused(message),
+            _ => Failure::Unknown(format!("HTTP {status}: {message}")),
+        })
+    }
+}
+
+impl Objects for KubeStore {
+    async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<Option<K>, StoreError> {
+        let request = Request::new(K::url_path(&(), namespace)).get(name, &Default::default());
+        match self.call("get", describe::<K>(name), request).await {
+            Ok(object) => Ok(Some(object)),
+            Err(StoreError { failure: Failure::Absent, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
+        let params = if selector.is_empty() { ListParams::default() } else { ListParams::default().labels(selector) };
+        let request = Request::new(K::url_path(&(), None)).list(&params);
+        let list: ObjectList<K> = self.call("list", K::plural(&()).into_owned(), request).await?;
+        Ok(list.items)
+    }
+
+    async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
+        let what = describe::<K>(name_of(object));
+        let data = encode("create", &what, object)?;
+        self.call("create", what, Request::new(K::url_path(&(), None)).create(&PostParams::default(), data)).await
+    }
+
+    async fn replace<K: Object>(&self, object: &K) -> Result<K, StoreError> {
+        let name = name_of(object);
+        let what = describe::<K>(name);
+        if object.meta().resource_version.is_none() {
+            return Err(StoreError::new("update", what, Failure::Refused("a write without resourceVersion would overwrite blindly".into())));
+        }
+        let data = encode("update", &what, object)?;
+        self.call("update", what, Request::new(K::url_path(&(), None)).replace(name, &PostParams::default(), data)).await
+    }
+
+    async fn delete<K: Object>(&self, object: &K) -> Result<(), StoreError> {
+        let name = name_of(object);
+        let meta = object.meta();
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() }),
+            ..DeleteParams::default()
+        };
+        let request = Request::new(K::url_path(&(), None)).delete(name, &params);
+        self.call::<serde_json::Value>("delete", describe::<K>(name), request).await.map(drop)
+    }
+
+    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+        let what = owner.to_string();
+        let Some(path) = self.owner_path(owner, &what).await? else {
+            // The kind itself is gone: no object of it can exist.
+            return Ok(false);
+        };
+        match self.call::<serde_json::Value>("get", what, Request::new(path).get(&owner.name, &Default::default())).await {
+            Ok(_) => Ok(true),
+            Err(StoreError { failure: Failure::Absent, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl KubeStore {
+    /// The collection an owner's object lives in; `None` if the cluster serves no such kind.
+    async fn owner_path(&self, owner: &Owner, what: &str) -> Result<Option<String>, StoreError> {
+        let known = match (owner.group.as_str(), owner.kind.as_str()) {
+            ("", "Pod") => Some("/api/v1/namespaces/{}/pods"),
+            ("", "ReplicationController") => Some("/api/v1/namespaces/{}/replicationcontrollers"),
+            ("apps", "Deployment") => Some("/apis/apps/v1/namespaces/{}/deployments"),
+            ("apps", "ReplicaSet") => Some("/apis/apps/v1/namespaces/{}/replicasets"),
+            ("apps", "StatefulSet") => Some("/apis/apps/v1/namespaces/{}/statefulsets"),
+            ("apps", "DaemonSet") => Some("/apis/apps/v1/namespaces/{}/daemonsets"),
+            ("batch", "Job") => Some("/apis/batch/v1/namespaces/{}/jobs"),
+            ("batch", "CronJob") => Some("/apis/batch/v1/namespaces/{}/cronjobs"),
+            _ => None,
+        };
+        if let Some(path) = known {
+            return Ok(Some(path.replace("{}", &owner.namespace)));
+        }
+        let discovered = tokio::time::timeout(CALL_TIMEOUT, ::kube::discovery::group(&self.client, &owner.group)).await;
+        let group = match discovered {
+            Ok(Ok(group)) => group,
+            Ok(Err(::kube::Error::Discovery(::kube::error::DiscoveryError::MissingApiGroup(_)))) => return Ok(None),
+            Ok(Err(e)) => return Err(StoreError::new("discover", what, Failure::Unknown(chain(&e)))),
+            Err(_) => return Err(StoreError::new("discover", what, Failure::Unknown("no answer from the API server".into()))),
+        };
+        let found = group.recommended_kind(&owner.kind);
+        Ok(found.map(|(resource, ApiCapabilities { scope, .. })| match scope {
+            Scope::Namespaced => format!("/apis/{}/namespaces/{}/{}", resource.api_version, owner.namespace, resource.plural),
+            Scope::Cluster => format!("/apis/{}/{}", resource.api_version, resource.plural),
+        }))
+    }
+}
+
+fn name_of<K: Object>(object: &K) -> &str {
+    object.meta().name.as_deref().unwrap_or_default()
+}
+
+fn encode<K: Object>(verb: &'static str, what: &str, object: &K) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(object).map_err(|e| StoreError::new(verb, what, Failure::Refused(e.to_string())))
+}
+
+/// `Retry-After` in seconds; the HTTP-date form is not used by API servers.
+fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// A request that got no answer may have been carried out all the same. Credentials that could not even be
+/// loaded are the exception: nothing was sent.
+fn unsent(error: &::kube::Error) -> Failure {
+    match error {
+        ::kube::Error::Auth(e) => Failure::Denied(chain(e)),
+        other => Failure::Unknown(chain(other)),
+    }
+}
+
+/// An error with its causes, outermost first: a TLS or DNS failure hides two levels down.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let line = inner.to_string();
+        if !text.contains(&line) {
+            text.push_str(": ");
+            text.push_str(&line);
+        }
+        cause = inner.source();
+    }
+    text
+}

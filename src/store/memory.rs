@@ -1,0 +1,211 @@
+//! Both stores in memory, for tests and simulations: the same contract, none of the waiting.
+//!
+//! Objects are kept as JSON with a `resourceVersion` that counts writes, so a typed round trip through this
+//! store shows what a real one would keep.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned, describe};
+use crate::claim::Claim;
+use crate::pod::Owner;
+
+/// Kubernetes objects in memory. Clones share the content.
+#[derive(Clone, Default)]
+pub struct MemoryObjects {
+    state: Arc<Mutex<ObjectState>>,
+}
+
+#[derive(Default)]
+struct ObjectState {
+    revision: u64,
+    uids: u64,
+    /// (plural, namespace, name) to object.
+    objects: BTreeMap<(String, String, String), Value>,
+}
+
+/// A ledger in memory. Clones share the content.
+#[derive(Clone)]
+pub struct MemoryLedger {
+    state: Arc<Mutex<BTreeMap<IpAddr, Versioned<Claim>>>>,
+    /// Latest revision; its receivers wake whoever waits in [`Ledger::changed`].
+    revision: Arc<watch::Sender<i64>>,
+}
+
+// === impl MemoryObjects ===
+
+impl MemoryObjects {
+    fn state(&self) -> MutexGuard<'_, ObjectState> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Puts an object there as if somebody else had written it: no precondition, any namespace.
+    pub fn put<K: Object>(&self, object: &K) {
+        let mut value = serde_json::to_value(object).unwrap_or_default();
+        let meta = object.meta();
+        let key = key::<K>(meta.namespace.as_deref(), meta.name.as_deref().unwrap_or_default());
+        let mut state = self.state();
+        let uid = meta.uid.clone().unwrap_or_else(|| state.next_uid());
+        let revision = state.next_revision();
+        value["metadata"]["uid"] = json!(uid);
+        value["metadata"]["resourceVersion"] = json!(revision);
+        state.objects.insert(key, value);
+    }
+
+    /// Takes an object away as if somebody else had deleted it.
+    pub fn remove<K: Object>(&self, namespace: Option<&str>, name: &str) -> bool {
+        self.state().objects.remove(&key::<K>(namespace, name)).is_some()
+    }
+
+    /// Everything stored, as JSON, in order of kind, namespace and name.
+    pub fn dump(&self) -> Vec<Value> {
+        self.state().objects.values().cloned().collect()
+    }
+}
+
+impl ObjectState {
+    fn next_revision(&mut self) -> String {
+        self.revision += 1;
+        self.revision.to_string()
+    }
+
+    fn next_uid(&mut self) -> String {
+        self.uids += 1;
+        format!("00000000-0000-4000-8000-{:012}", self.uids)
+    }
+}
+
+fn key<K: Object>(namespace: Option<&str>, name: &str) -> (String, String, String) {
+    (K::plural(&()).into_owned(), namespace.unwrap_or_default().to_owned(), name.to_owned())
+}
+
+fn decode<K: Object>(verb: &'static str, name: &str, value: &Value) -> Result<K, StoreError> {
+    serde_json::from_value(value.clone()).map_err(|e| StoreError::new(verb, describe::<K>(name), Failure::Corrupt(e.to_string())))
+}
+
+impl Objects for MemoryObjects {
+    async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<Option<K>, StoreError> {
+        self.state().objects.get(&key::<K>(namespace, name)).map(|v| decode("get", name, v)).transpose()
+    }
+
+    async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
+        let wanted: Vec<(&str, &str)> = selector.split(',').filter_map(|term| term.split_once('=')).collect();
+        let plural = K::plural(&()).into_owned();
+        let state = self.state();
+        let of_kind = state.objects.iter().filter(|((kind, _, _), _)| *kind == plural);
+        let matching = of_kind.filter(|(_, v)| wanted.iter().all(|(k, w)| v["metadata"]["labels"][*k] == json!(w)));
+        matching.map(|((_, _, name), v)| decode("list", name, v)).collect()
+    }
+
+    async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
+        let name = object.meta().name.clone().unwrap_or_default();
+        if self.state().objects.contains_key(&key::<K>(None, &name)) {
+            return Err(StoreError::new("create", describe::<K>(&name), Failure::Exists));
+        }
+        self.put(object);
+        self.stored("create", &name)
+    }
+
+    async fn replace<K: Object>(&self, object: &K) -> Result<K, StoreError> {
+        let name = object.meta().name.clone().unwrap_or_default();
+        self.check::<K>("update", &name, object)?;
+        self.put(object);
+        self.stored("update", &name)
+    }
+
+    async fn delete<K: Object>(&self, object: &K) -> Result<(), StoreError> {
+        let name = object.meta().name.clone().unwrap_or_default();
+        self.check::<K>("delete", &name, object)?;
+        self.remove::<K>(None, &name);
+        Ok(())
+    }
+
+    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+        let state = self.state();
+        Ok(state.objects.iter().any(|((_, namespace, name), v)| {
+            *namespace == owner.namespace && *name == owner.name && v["kind"] == json!(owner.kind)
+        }))
+    }
+}
+
+impl MemoryObjects {
+    fn stored<K: Object>(&self, verb: &'static str, name: &str) -> Result<K, StoreError> {
+        match self.state().objects.get(&key::<K>(None, name)) {
+            Some(value) => decode(verb, name, value),
+            None => Err(StoreError::new(verb, describe::<K>(name), Failure::Absent)),
+        }
+    }
+
+    /// UID and `resourceVersion`, where given, must be the stored ones.
+    fn check<K: Object>(&self, verb: &'static str, name: &str, object: &K) -> Result<(), StoreError> {
+        let fail = |failure| StoreError::new(verb, describe::<K>(name), failure);
+        let state = self.state();
+        let stored = state.objects.get(&key::<K>(None, name)).ok_or_else(|| fail(Failure::Absent))?;
+        let meta = object.meta();
+        let Some(version) = &meta.resource_version else {
+            return Err(fail(Failure::Refused("a write without resourceVersion would overwrite blindly".into())));
+        };
+        let same_uid = meta.uid.as_ref().is_none_or(|uid| stored["metadata"]["uid"] == json!(uid));
+        if !same_uid || stored["metadata"]["resourceVersion"] != json!(version) {
+            return Err(fail(Failure::Conflict));
+        }
+        Ok(())
+    }
+}
+
+// === impl MemoryLedger ===
+
+impl Default for MemoryLedger {
+    fn default() -> Self {
+        Self { state: Arc::default(), revision: Arc::new(watch::Sender::new(0)) }
+    }
+}
+
+impl MemoryLedger {
+    fn state(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Versioned<Claim>>> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Ledger for MemoryLedger {
+    async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
+        Ok(self.state().get(&address).cloned())
+    }
+
+    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
+        Ok(self.state().values().cloned().collect())
+    }
+
+    async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
+        let mut state = self.state();
+        let standing = state.get(&address).cloned();
+        if standing.as_ref().map(|s| s.revision) != expected {
+            return Ok(Swap::Lost(standing));
+        }
+        let revision = *self.revision.borrow() + 1;
+        match claim {
+            Some(claim) => {
+                state.insert(address, Versioned { value: claim.clone(), revision });
+            }
+            None => {
+                state.remove(&address);
+            }
+        }
+        self.revision.send_replace(revision);
+        Ok(Swap::Done(if claim.is_some() { revision } else { 0 }))
+    }
+
+    async fn changed(&self, address: IpAddr, revision: i64) -> Result<(), StoreError> {
+        let mut latest = self.revision.subscribe();
+        loop {
+            let moved = self.state().get(&address).is_none_or(|c| c.revision > revision);
+            if moved || latest.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Where records live: Kubernetes objects and the ledger of claims.
+//!
+//! Both are traits, so that the driver is the same over a live cluster, over memory in tests, and over a
+//! store that injects faults. What every implementation must keep: a write is decided by its precondition
+//! alone (never by an earlier read), and an error says whether the write is known not to have happened.
+
+pub mod conformance;
+pub mod etcd;
+pub mod kube;
+pub mod memory;
+
+use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ::kube::Resource;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::claim::Claim;
+use crate::pod::Owner;
+
+/// A Kubernetes object that the store can carry: typed, self-describing, cloneable.
+pub trait Object: Resource<DynamicType = ()> + Clone + fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static {}
+impl<K> Object for K where K: Resource<DynamicType = ()> + Clone + fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static {}
+
+/// Kubernetes objects with compare-and-swap on `metadata.resourceVersion`.
+pub trait Objects: Send + Sync {
+    /// The object, or `None` if there is none of that name. `namespace` is `None` for cluster-scoped kinds.
+    fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> impl Future<Output = Result<Option<K>, StoreError>> + Send;
+
+    /// All objects of a kind, over all namespaces, whose labels match `selector` (empty: all).
+    /// A kind that the cluster does not serve gives [`Failure::NoKind`], never an empty list.
+    fn list<K: Object>(&self, selector: &str) -> impl Future<Output = Result<Vec<K>, StoreError>> + Send;
+
+    /// Creates a cluster-scoped object and returns it as stored; [`Failure::Exists`] if the name is taken.
+    fn create<K: Object>(&self, object: &K) -> impl Future<Output = Result<K, StoreError>> + Send;
+
+    /// Replaces a cluster-scoped object and returns it as stored. Its `resourceVersion` is the precondition:
+    /// [`Failure::Conflict`] if it is not the stored one, [`Failure::Absent`] if the object is gone.
+    fn replace<K: Object>(&self, object: &K) -> impl Future<Output = Result<K, StoreError>> + Send;
+
+    /// Deletes exactly this version of a cluster-scoped object (UID and `resourceVersion` are preconditions).
+    fn delete<K: Object>(&self, object: &K) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Whether the controller object behind an owner still exists, by a live read of its kind.
+    fn owner_exists(&self, owner: &Owner) -> impl Future<Output = Result<bool, StoreError>> + Send;
+}
+
+/// A value and the revision that a later write compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The value as stored.
+    pub value: T,
+    /// Revision at which the value was last written; in etcd the key's `mod_revision`.
+    pub revision: i64,
+}
+
+/// Outcome of a compare-and-swap that reached the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Swap {
+    /// Written; the revision it got (0 after a deletion).
+    Done(i64),
+    /// Somebody else wrote in between: what stands there now.
+    Lost(Option<Versioned<Claim>>),
+}
+
+/// The ledger: who owns each fixed address, and which pod holds it now.
+pub trait Ledger: Send + Sync {
+    /// The claim on an address, read with the ledger's full consistency.
+    fn read(&self, address: IpAddr) -> impl Future<Output = Result<Option<Versioned<Claim>>, StoreError>> + Send;
+
+    /// All claims of the network, in order of address. An error is never an empty list.
+    fn all(&self) -> impl Future<Output = Result<Vec<Versioned<Claim>>, StoreError>> + Send;
+
+    /// Writes `claim` (or deletes it: `None`) if the stored revision is still `expected` (`None`: no claim there).
+    /// One transaction. With [`Failure::Unknown`] the caller must read back before it concludes anything.
+    fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> impl Future<Output = Result<Swap, StoreError>> + Send;
+
+    /// Returns when the claim on `address` was written or deleted after `revision`; may return early for
+    /// no reason (a cut watch, a compacted revision): the caller reads again.
+    fn changed(&self, address: IpAddr, revision: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// A store's refusal or failure, with the call that met it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{verb} {object}: {failure}")]
+pub struct StoreError {
+    /// The verb as the store knows it: get, list, create, update, delete, txn, range, watch, connect.
+    pub verb: &'static str,
+    /// What it was about: "ipamblocks 10-244-0-192-26", "claim 10.244.0.216".
+    pub object: String,
+    /// What came back.
+    pub failure: Failure,
+}
+
+/// Why a call to a store did not do its work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The name is taken (create).
+    #[error("it exists already")]
+    Exists,
+    /// The precondition does not hold any more; nothing was written.
+    #[error("it was changed by somebody else in between")]
+    Conflict,
+    /// There is no such object; nothing was written.
+    #[error("it does not exist")]
+    Absent,
+    /// The cluster does not serve the kind at all (its CRD is not installed).
+    #[error("the API server does not know this kind; is Calico (its CRDs) installed?")]
+    NoKind,
+    /// The server is overloaded and refused before doing anything; wait at least this long.
+    #[error("the server asks to wait {0:?} (429 Too Many Requests)")]
+    Busy(Duration),
+    /// The credential was not accepted, or does not allow this.
+    #[error("not allowed: {0}")]
+    Denied(String),
+    /// The server understood and refused; nothing was written.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// No answer, or one that leaves open whether the call took effect.
+    #[error("no clear answer: {0}")]
+    Unknown(String),
+    /// The stored value cannot be understood.
+    #[error("its stored value cannot be read: {0}")]
+    Corrupt(String),
+}
+
+// === impl StoreError ===
+
+impl StoreError {
+    /// An error of `verb` on `object`.
+    pub fn new(verb: &'static str, object: impl Into<String>, failure: Failure) -> Self {
+        Self { verb, object: object.into(), failure }
+    }
+
+    /// Whether the same call may succeed later without anybody changing anything by hand.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.failure, Failure::Conflict | Failure::Busy(_) | Failure::Unknown(_))
+    }
+}
+
+/// "ipamblocks 10-244-0-192-26": how an object is named in errors.
+pub(crate) fn describe<K: Object>(name: &str) -> String {
+    format!("{} {name}", K::plural(&()))
+}
