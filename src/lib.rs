@@ -1,7 +1,20 @@
-//! kube-ipam.
+//! kube-ipam: fixed and random pod addresses for Calico clusters.
+//!
+//! # Layout, arrows point down only
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`plugin`] | the CNI executable: environment and stdin in, JSON out |
+//! | [`driver`] | runs a decision: reads, asks, writes, retries |
+//! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
+//! | [`cni`], [`netconf`], [`pod`], [`range`], [`claim`] | pure: text to types, choices, claim decisions |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod claim;
 pub mod cni;
+pub mod driver;
 pub mod netconf;
+pub mod plugin;
 pub mod pod;
 pub mod range;
+pub mod store;

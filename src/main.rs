@@ -1,3 +1,15 @@
-//! The kube-ipam binary.
+//! The kube-ipam binary: a CNI plugin when a runtime calls it, a command line when a person does.
 
-fn main() {}
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Fails only if another provider was chosen before, and nothing runs before main.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let called_as = std::env::args_os().next();
+    let called_as = called_as.as_deref().map(Path::new).and_then(Path::file_name).and_then(|n| n.to_str());
+    if std::env::var_os("CNI_COMMAND").is_some() {
+        return kube_ipam::plugin::run(called_as.unwrap_or("kube-ipam"));
+    }
+    ExitCode::FAILURE
+}

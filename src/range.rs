@@ -8,41 +8,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-/// Address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4, 32 bits
-    V4,
-    /// IPv6, 128 bits
-    V6,
-}
-
-impl Family {
-    /// Both, in the order answers list them.
-    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
-
-    /// The family of an address.
-    pub fn of(ip: IpAddr) -> Family {
-        if ip.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
-    /// Length of an address: 32 or 128 bits.
-    pub fn bits(self) -> u8 {
-        match self {
-            Family::V4 => 32,
-            Family::V6 => 128,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        })
-    }
-}
+pub use calico::Family;
 
 /// One subnet and what may be given from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

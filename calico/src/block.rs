@@ -19,6 +19,7 @@ use crate::wire::{Unknown, null_as_default};
 
 mod assign;
 mod release;
+mod vacate;
 mod validate;
 
 pub use assign::AssignError;

@@ -22,16 +22,16 @@ impl Holder {
         node: &str,
         now: Timestamp,
     ) -> Self {
-        let secondary = [
-            ("namespace", namespace.to_owned()),
-            ("node", node.to_owned()),
-            ("pod", pod.to_owned()),
-            ("timestamp", timestamp(now)),
-        ];
-        Self {
-            handle: handle.into(),
-            secondary: secondary.map(|(key, value)| (key.to_owned(), value)).into(),
-        }
+        let mut holder = Self::node(handle, node, now);
+        holder.secondary.insert("namespace".to_owned(), namespace.to_owned());
+        holder.secondary.insert("pod".to_owned(), pod.to_owned());
+        holder
+    }
+
+    /// A container on a node that belongs to no pod.
+    pub fn node(handle: impl Into<String>, node: &str, now: Timestamp) -> Self {
+        let secondary = [("node", node.to_owned()), ("timestamp", timestamp(now))];
+        Self { handle: handle.into(), secondary: secondary.map(|(key, value)| (key.to_owned(), value)).into() }
     }
 }
 

@@ -47,6 +47,7 @@ pub use config::{IPAMConfig, IPAMConfigSpec};
 pub use crd::crds;
 pub use handle::{HandleError, IPAMHandle, IPAMHandleSpec};
 pub use holder::Holder;
+pub use net::count as address_count;
 pub use names::{affinity_name, cidr_name, handle_name, hostname_hash};
 pub use pool::{
     AllowedUse, Family, IPPool, IPPoolSpec, PoolError, PoolRef, PoolRequest, covering, eligible,

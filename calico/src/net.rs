@@ -27,7 +27,7 @@ pub(crate) fn width(network: &IpNetwork) -> u8 {
 }
 
 /// Number of addresses in the network; `::/0` counts as `u128::MAX`.
-pub(crate) fn count(network: &IpNetwork) -> u128 {
+pub fn count(network: &IpNetwork) -> u128 {
     let host_bits = u32::from(width(network).saturating_sub(network.prefix()));
     1u128.checked_shl(host_bits).unwrap_or(u128::MAX)
 }

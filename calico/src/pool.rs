@@ -12,6 +12,7 @@ use crate::net;
 use crate::wire::Unknown;
 
 mod choice;
+mod within;
 
 pub use choice::{PoolError, PoolRef, PoolRequest, Rejected, Unfit, eligible};
 
@@ -114,6 +115,17 @@ pub enum AllowedUse {
 }
 
 impl Family {
+    /// Both, in the order in which answers list them.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Length of an address: 32 or 128 bits.
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() {

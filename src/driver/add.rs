@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{Affinity, AllowedUse, AssignError, Entry, Family, Holder as Allocation, IPAMBlock, IPAMBlockSpec, IPAMHandle, PoolRef, Reservations, cidr_name, covering};
+use calico::{AllowedUse, AssignError, Entry, Family, Holder as Allocation, IPAMBlock, IPAMBlockSpec, IPAMHandle, PoolRef, Reservations, cidr_name, covering};
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use serde_json::Map;
 use tokio::time::Instant;
@@ -21,7 +21,6 @@ use super::snapshot::{Snapshot, check_coverage, host};
 use super::{Attachment, CLAIM_KEY, Driver, Error, UnmetPool};
 use crate::claim::{Asker, Holder};
 use crate::cni::{CniError, code};
-use crate::netconf::Dialect;
 use crate::pod::{FixedRequest, Owner, PoolAnnotations};
 use crate::store::{Ledger, Objects, Swap};
 
@@ -254,7 +253,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             }
             done.handle = true;
             let writes = placements.into_iter().map(|p| self.write(attachment, snapshot, p, &reservations));
-            let written = futures::future::try_join_all(writes).await?;
+            // All of them to their end, even if one fails: a write that is dropped on its way may still land.
+            let written = futures::future::join_all(writes).await.into_iter().collect::<Result<Vec<_>, _>>()?;
             let filled: Vec<IpNetwork> = written.iter().filter(|w| matches!(w.2, Written::Full)).map(|w| w.1).collect();
             if filled.is_empty() {
                 let address = |(family, cidr, written)| match written {
@@ -289,13 +289,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Want::Fixed(_) => {
                     let held = done.claims.iter().find(|h| Family::of(h.address) == family);
                     let held = held.ok_or(Error::Late("a claim is missing"))?;
-                    let block = self.block_for(attachment, held.address, held.cidr, held.block.clone()).await?;
+                    let read = if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
+                    let block = self.block_for(attachment, held.cidr, read).await?;
                     let generation = Some(held.claim.value.generation);
                     Placement { family, cidr: held.cidr, block, kind: Kind::Exactly(held.address, generation) }
                 }
                 Want::Explicit(address) => {
                     let cidr = workload_block(snapshot, *address)?;
-                    let block = self.block_for(attachment, *address, cidr, self.read_block(cidr).await?).await?;
+                    let block = self.block_for(attachment, cidr, self.read_block(cidr).await?).await?;
                     Placement { family, cidr, block, kind: Kind::Exactly(*address, None) }
                 }
                 Want::Random(requested) => {
@@ -311,7 +312,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// The block for a given address: as read, or claimed if there is none. A lost race is no failure; whose
     /// the block is, is decided where it is written.
-    async fn block_for(&self, attachment: &Attachment<'_>, _address: IpAddr, cidr: IpNetwork, read: Option<IPAMBlock>) -> Result<Known<IPAMBlock>, Error> {
+    async fn block_for(&self, attachment: &Attachment<'_>, cidr: IpNetwork, read: Option<IPAMBlock>) -> Result<Known<IPAMBlock>, Error> {
         if let Some(block) = read {
             return Ok(Known::Present(block));
         }
@@ -385,13 +386,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut displaced = None;
         let settled = self
             .converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), known, self.late(attachment), |current| {
-                let Some(mut block) = current else {
-                    return Ok(match &kind {
-                        // It was empty and was deleted: this address is the reason for it to exist again.
-                        Kind::Exactly(..) => Step::Create(fresh(cidr, &ours, now, &allocation, &kind)?, Written::Full),
-                        Kind::Any { .. } => Step::Done(Written::Full),
-                    });
-                };
+                // A block that vanished was empty; it is claimed anew in the next round.
+                let Some(mut block) = current else { return Ok(Step::Done(Written::Full)) };
                 if block.spec.is_deleted() {
                     return Ok(Step::Finish(block));
                 }
@@ -402,7 +398,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 block.spec.collect(cooldown, now);
                 let address = match kind {
                     Kind::Exactly(address, generation) => {
-                        displaced = give_way(&mut block.spec, address, generation, now);
+                        displaced = give_way(&mut block.spec, address, generation);
                         block.spec.assign(address, &allocation, strict).map_err(|e| refused(e, cidr))?;
                         address
                     }
@@ -526,7 +522,7 @@ fn wants(attachment: &Attachment<'_>, snapshot: &Snapshot, request: Option<&Fixe
 /// The block of an address that is asked for by name: it must lie in an enabled pool for workloads.
 fn workload_block(snapshot: &Snapshot, address: IpAddr) -> Result<IpNetwork, Error> {
     let pool = covering(&snapshot.pools, address).ok_or_else(|| UnmetPool::of_address(address, &snapshot.pools))?;
-    pool.spec.check_explicit(&pool.name_any(), address, AllowedUse::Workload)?;
+    pool.spec.check_explicit(&pool.name_any(), AllowedUse::Workload)?;
     Ok(pool.spec.block_of(address))
 }
 
@@ -549,7 +545,7 @@ fn recorded_here(block: &IPAMBlockSpec, handle: &str, kind: &Kind) -> Option<IpA
 
 /// Makes room for the claim's holder: an entry of an earlier generation of the same claim is of a holder that
 /// was lawfully superseded, and a cooldown does not keep an address from its owner. Gives the old handle.
-fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>, now: jiff::Timestamp) -> Option<String> {
+fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>) -> Option<String> {
     let generation = generation?;
     let old = match block.entry(address) {
         Entry::Cooling { .. } => None,
@@ -562,14 +558,8 @@ fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>,
         }
         _ => return None,
     };
-    block.vacate(address, now);
+    block.vacate(address);
     old
-}
-
-/// A block that is created with its first entry in it.
-fn fresh(cidr: IpNetwork, ours: &Affinity, now: jiff::Timestamp, allocation: &Allocation, kind: &Kind) -> Result<IPAMBlock, Error> {
-    let _ = (allocation, kind);
-    Ok(IPAMBlockSpec::new(cidr, ours, now).object())
 }
 
 fn refused(error: AssignError, block: IpNetwork) -> Error {

@@ -1,11 +1,12 @@
 //! Claiming blocks for this node, and taking empty ones back from others.
 
-use calico::{Affinity, AffinityState, BlockAffinity, IPAMBlock, IPAMBlockSpec, affinity_name, cidr_name};
+use calico::{AffinityState, BlockAffinity, IPAMBlock, IPAMBlockSpec, affinity_name, cidr_name};
 use ipnetwork::IpNetwork;
 use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use super::converge::{Known, Step};
+use super::snapshot::host;
 use super::{Driver, Error};
 use crate::store::{Ledger, Objects};
 
@@ -26,7 +27,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn claim_block(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<Claimed, Error> {
         let affinity = self.pending_affinity(cidr, node, deadline).await?;
         let now = self.now();
-        let ours = Affinity::Host(node.to_owned());
+        let ours = host(node);
         let settled = self
             .converge::<IPAMBlock, (), Error>(&cidr_name(&cidr), Known::Absent, deadline, |current| {
                 Ok(match current {
@@ -49,7 +50,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let settled = self
             .converge::<BlockAffinity, (), Error>(&affinity_name(node, &cidr), Known::Absent, deadline, |current| {
                 Ok(match current {
-                    None => Step::Create(BlockAffinity::pending(node, cidr), ()),
+                    None => Step::Create(BlockAffinity::pending(&host(node), &cidr), ()),
                     Some(found) if found.is_deleted() => Step::Finish(found),
                     Some(found) if found.spec.state == AffinityState::PendingDeletion.as_str() => {
                         Step::Replace(found.with_state(AffinityState::Pending), ())
@@ -68,7 +69,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let settled = self
             .converge::<_, _, Error>(&name, Known::Present(affinity), deadline, |current| {
                 Ok(match current {
-                    None => Step::Create(BlockAffinity::pending(&node, cidr).with_state(state), ()),
+                    None => Step::Create(BlockAffinity::pending(&host(&node), &cidr).with_state(state), ()),
                     Some(found) if found.is_deleted() => Step::Finish(found),
                     Some(found) if found.spec.state == state.as_str() => Step::Done(()),
                     Some(found) => Step::Replace(found.with_state(state), ()),
@@ -124,6 +125,6 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     fn is_old(&self, block: &IPAMBlock) -> bool {
-        block.spec.claim_time().is_none_or(|claimed| self.now().duration_since(claimed) >= YOUNG)
+        block.spec.claimed_at().is_none_or(|claimed| self.now().duration_since(claimed) >= YOUNG)
     }
 }

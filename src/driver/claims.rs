@@ -25,6 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const CANCEL_CHECK: Duration = Duration::from_millis(250);
 
 /// An address that an annotation asks for, as it was found.
+#[derive(Clone)]
 pub(super) struct Candidate {
     pub address: IpAddr,
     /// The block it lies in, whether or not that exists.

@@ -66,16 +66,9 @@ pub enum Error {
         /// Who has it, as the block tells.
         by: Option<Box<AllocationAttribute>>,
     },
-    /// strictAffinity forbids to borrow from another node's block.
-    #[error("{address} lies in block {block} of {owner}, and strictAffinity forbids other nodes to use it")]
-    ForeignBlock {
-        /// The address.
-        address: IpAddr,
-        /// Its block.
-        block: IpNetwork,
-        /// Whose block it is: "host:n1".
-        owner: String,
-    },
+    /// The block's rules do not allow the assignment: it cools down, or strictAffinity keeps it to its node.
+    #[error(transparent)]
+    Assign(calico::AssignError),
     /// No address is left.
     #[error(transparent)]
     Exhausted(Box<Exhaustion>),

@@ -66,7 +66,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// The blocks that a handle names, as they are now; those that do not exist are left out.
     pub(super) async fn blocks_of(&self, handle: &IPAMHandle) -> Result<Vec<IPAMBlock>, Error> {
-        let reads = handle.spec.cidrs().into_iter().map(|cidr| {
+        let reads = handle.spec.blocks().map(|cidr| {
             let name = cidr_name(&cidr);
             async move { self.objects.get::<IPAMBlock>(None, &name).await }
         });

@@ -11,6 +11,7 @@ mod check;
 mod claims;
 mod converge;
 mod error;
+mod gate;
 mod gc;
 mod handle;
 mod place;
@@ -29,6 +30,7 @@ pub use self::add::Assigned;
 pub use self::check::Unrecorded;
 pub use self::claims::{Blocked, Impasse};
 pub use self::error::Error;
+pub use self::gate::{Gate, Open, Pass};
 pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
@@ -66,6 +68,8 @@ pub struct Attachment<'a> {
     pub explicit: &'a [IpAddr],
     /// Whether the runtime has given this container up in the meantime (a DEL arrived).
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
+    /// Orders this node's writers of blocks, so that they need not retry against each other.
+    pub gate: &'a dyn Gate,
     /// When an answer must have been given, waiting for a holder not counted.
     pub deadline: Instant,
     /// When a held fixed address may pass on without a DEL.

@@ -92,6 +92,18 @@ impl Search<'_> {
         self.ranges().is_none_or(|r| r.intersects(cidr)) && !self.reservations.covers_all(cidr)
     }
 
+    /// The blocks of a pool that the range touches, from a point that depends on the node: nodes spread out
+    /// instead of racing for the same block.
+    fn blocks_of<'p>(&'p self, pool: &'p IPPool) -> impl Iterator<Item = IpNetwork> + 'p {
+        let start = pool.spec.start_for(self.attachment.node);
+        let spans: Vec<(IpAddr, IpAddr)> = match self.ranges() {
+            Some(ranges) => ranges.subnets().iter().map(|s| (s.start, s.end)).collect(),
+            None => vec![(pool.spec.cidr.network(), pool.spec.cidr.broadcast())],
+        };
+        let blocks = spans.into_iter().flat_map(move |(first, last)| pool.spec.blocks_within(first, last, start));
+        blocks.filter(|cidr| self.in_range(cidr))
+    }
+
     /// The pools that this pod may take an address from.
     fn pools(&self) -> Result<Vec<&IPPool>, Error> {
         let node_labels = labels(self.node);
@@ -172,9 +184,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Claims a block of `pool` that nobody has. Every block met on the way is remembered in `seen`.
     async fn claim_new(&self, search: &Search<'_>, pool: &IPPool, may_claim: bool, seen: &mut Seen) -> Result<Option<IPAMBlock>, Error> {
-        let attachment = search.attachment;
-        let start = starting_point(attachment.node, pool.spec.block_count());
-        let candidates = || pool.spec.blocks(start).filter(|cidr| search.in_range(cidr));
+        let candidates = || search.blocks_of(pool);
         let probes: Vec<IpNetwork> = candidates().take(PROBES).collect();
         for chunk in probes.chunks(PROBES_AT_ONCE) {
             let found = try_join_all(chunk.iter().map(|cidr| self.read_block(*cidr))).await?;
@@ -251,10 +261,4 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let size = search.ranges().map_or_else(|| pools.iter().map(|p| calico::address_count(&p.spec.cidr)).sum(), RangeSet::size);
         Exhaustion { family: search.family, range, size, used, reserved, out_of_reach, because }
     }
-}
-
-/// Where a node begins to look in a pool, so that nodes spread out instead of racing for the same block.
-fn starting_point(node: &str, blocks: u128) -> u128 {
-    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    u128::from(hash) % blocks.max(1)
 }

@@ -50,7 +50,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(handle)).await? else { return Ok(Vec::new()) };
         let config = self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
         let mut freed = Vec::new();
-        for cidr in found.spec.cidrs() {
+        for cidr in found.spec.blocks() {
             freed.extend(self.release_in_block(handle, cidr, config.cooldown_seconds(), deadline).await?);
         }
         self.clear_claims(&freed, held, deadline).await?;

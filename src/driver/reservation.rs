@@ -21,7 +21,7 @@ pub(crate) fn reservation_name(block: &IpNetwork) -> String {
 /// Whether the reservation for `block` covers `address` already.
 pub(super) fn is_reserved(reservations: &[IPReservation], block: &IpNetwork, address: IpAddr) -> bool {
     let name = reservation_name(block);
-    let entry = host_cidr(address);
+    let entry = host_cidr(address).to_string();
     reservations.iter().any(|r| r.name_any() == name && r.spec.reserved_cidrs.contains(&entry))
 }
 
@@ -29,17 +29,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Adds `address` to the reservation of its block.
     pub(super) async fn reserve(&self, address: IpAddr, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
         let name = reservation_name(block);
-        let entry = host_cidr(address);
+        let entry = host_cidr(address).to_string();
         let settled = self
             .converge::<IPReservation, _, Error>(&name, Known::Unread, deadline, |current| {
                 Ok(match current {
                     None => Step::Create(
-                        IPReservation::new(&name, IPReservationSpec { reserved_cidrs: vec![entry], ..Default::default() }),
+                        IPReservation::new(&name, IPReservationSpec { reserved_cidrs: vec![entry.clone()], ..Default::default() }),
                         (),
                     ),
                     Some(found) if found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),
                     Some(mut found) => {
-                        found.spec.reserved_cidrs.push(entry);
+                        found.spec.reserved_cidrs.push(entry.clone());
                         found.spec.reserved_cidrs.sort();
                         Step::Replace(found, ())
                     }
@@ -51,7 +51,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Takes `address` out of the reservation of its block; an empty reservation is deleted.
     pub(crate) async fn unreserve(&self, address: IpAddr, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
-        let entry = host_cidr(address);
+        let entry = host_cidr(address).to_string();
         let settled = self
             .converge::<IPReservation, _, Error>(&reservation_name(block), Known::Unread, deadline, |current| {
                 Ok(match current {

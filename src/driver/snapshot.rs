@@ -1,10 +1,10 @@
 //! The first round of reads, side by side, and what can be told from it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use calico::{
-    Affinity, BlockAffinity, ClusterInformation, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation, hostname_hash,
-};
+use calico::block_affinity::label_selector;
+use calico::{Affinity, BlockAffinity, ClusterInformation, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
@@ -13,9 +13,6 @@ use super::{Attachment, Driver, Error};
 use crate::claim::{NodeState, PodState};
 use crate::range::RangeSet;
 use crate::store::{Failure, Ledger, Object, Objects, StoreError};
-
-/// Label selector key of a node's block affinities.
-const HOSTNAME_HASH_LABEL: &str = "projectcalico.org/hostname-hash";
 
 /// What one ADD knows about the cluster. Reads alone never authorise a write.
 pub(super) struct Snapshot {
@@ -27,20 +24,26 @@ pub(super) struct Snapshot {
     pub affinities: Vec<BlockAffinity>,
 }
 
-/// A configured subnet that Calico has no pool for.
+/// Something configured or asked for that Calico has no pool for.
 #[derive(Debug, thiserror::Error)]
-#[error("subnet {subnet} of the CNI config is not covered by any Calico IPPool (pools: {pools})")]
+#[error("{what} is not covered by any Calico IPPool (IPPools: {pools})")]
 pub struct UnmetPool {
-    /// The subnet.
-    pub subnet: IpNetwork,
+    /// "subnet 10.244.0.0/16 of the CNI config", or "address 10.244.0.216".
+    pub what: String,
     /// Names and CIDRs of the pools that exist, or "none".
     pub pools: String,
+}
+
+impl UnmetPool {
+    pub(super) fn of_address(address: IpAddr, pools: &[IPPool]) -> Self {
+        Self { what: format!("address {address}"), pools: name_pools(pools) }
+    }
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Reads everything that does not depend on an earlier answer.
     pub(super) async fn snapshot(&self, attachment: &Attachment<'_>) -> Result<Snapshot, Error> {
-        let mine = format!("{HOSTNAME_HASH_LABEL}={}", hostname_hash(attachment.node));
+        let mine = label_selector(&host(attachment.node));
         let pod = attachment.pod;
         let (pod, namespace, pools, config, reservations, affinities, ready) = tokio::try_join!(
             async {
@@ -76,7 +79,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(true);
         }
         let info = self.objects.get::<ClusterInformation>(None, "default").await?;
-        Ok(info.is_none_or(|i| i.spec.datastore_ready.unwrap_or(true)))
+        Ok(info.is_none_or(|i| i.spec.is_ready()))
+    }
+
+    /// This node's affinities, as they are now.
+    pub(super) async fn affinities(&self, attachment: &Attachment<'_>) -> Result<Vec<BlockAffinity>, StoreError> {
+        self.objects.list::<BlockAffinity>(&label_selector(&host(attachment.node))).await
     }
 
     /// A list of a kind that old versions of Calico do not have.
@@ -114,7 +122,7 @@ pub(super) fn check_coverage(ranges: &RangeSet, pools: &[IPPool]) -> Result<(), 
         // Calico's pools do not overlap, so their sizes add up.
         let of_pools: f64 = cidrs.iter().filter(|c| contains(&network, c)).map(|c| 2f64.powi(-i32::from(c.prefix()))).sum();
         if !inside_one && of_pools < 2f64.powi(-i32::from(network.prefix())) {
-            return Err(UnmetPool { subnet: network, pools: name_pools(pools) });
+            return Err(UnmetPool { what: format!("subnet {network} of the CNI config"), pools: name_pools(pools) });
         }
     }
     Ok(())

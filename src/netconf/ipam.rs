@@ -1,10 +1,8 @@
 //! The `ipam` section.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
 
 use super::EtcdConfig;
 use crate::cni::Route;
@@ -49,23 +47,7 @@ pub enum Dialect {
     },
 }
 
-/// A Calico IP pool, as configuration and annotations name it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum PoolRef {
-    /// By the name of the IPPool object.
-    Name(String),
-    /// By CIDR, without host bits.
-    Cidr(IpNetwork),
-}
-
-impl fmt::Display for PoolRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PoolRef::Name(name) => f.write_str(name),
-            PoolRef::Cidr(cidr) => write!(f, "{cidr}"),
-        }
-    }
-}
+pub use calico::PoolRef;
 
 impl Ipam {
     /// The subnets of a family.

@@ -1,0 +1,125 @@
+//! What the driver found, in CNI's words: results by dialect, errors with code, message and remedy.
+
+use std::fs;
+
+use ipnetwork::IpNetwork;
+
+use crate::cni::{Answer, AnswerIp, CniError, Dns, Route, code};
+use crate::driver::{Assigned, Error};
+use crate::netconf::{Dialect, NetConf};
+use crate::range::Family;
+use crate::store::{Failure, StoreError};
+
+/// The result of an ADD.
+pub(super) fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
+    let answer = match net.ipam.dialect {
+        Dialect::KubeIpam => Answer {
+            ips: assigned.iter().map(|a| by_subnet(net, a)).collect::<Result<_, _>>()?,
+            routes: net.ipam.routes.clone(),
+            dns: dns(net),
+        },
+        Dialect::CalicoIpam { .. } => {
+            let ips: Vec<AnswerIp> = assigned.iter().map(by_block).collect();
+            let routes = ips.iter().map(|ip| Route { dst: ip.address, gw: None }).collect();
+            Answer { ips, routes, dns: Dns::default() }
+        }
+    };
+    Ok(answer)
+}
+
+/// With the subnet's mask and gateway, as the main plugins `ptp` and `bridge` need them.
+fn by_subnet(net: &NetConf, assigned: &Assigned) -> Result<AnswerIp, CniError> {
+    let family = Family::of(assigned.address);
+    let subnet = net.ipam.ranges(family).and_then(|r| r.subnet_of(assigned.address));
+    let prefix = assigned.netmask.or(subnet.map(|s| s.network.prefix())).unwrap_or_else(|| family.bits());
+    let address = IpNetwork::new(assigned.address, prefix)
+        .map_err(|e| CniError::new(code::INTERNAL, "the answer cannot be written", e.to_string()))?;
+    Ok(AnswerIp { address, gateway: assigned.gateway.or(subnet.and_then(|s| s.gateway)) })
+}
+
+/// As calico-ipam answers: the block's mask for an automatic address, the address alone for an explicit one.
+fn by_block(assigned: &Assigned) -> AnswerIp {
+    let prefix = assigned.netmask.unwrap_or(assigned.block.prefix());
+    let address = IpNetwork::new(assigned.address, prefix).unwrap_or(IpNetwork::from(assigned.address));
+    AnswerIp { address, gateway: None }
+}
+
+/// The file may be missing on a node without DNS of its own; that is no reason to keep a pod from starting.
+fn dns(net: &NetConf) -> Dns {
+    let Some(path) = &net.ipam.resolv_conf else { return Dns::default() };
+    match fs::read_to_string(path) {
+        Ok(text) => Dns::from_resolv_conf(&text),
+        Err(error) => {
+            tracing::warn!(file = %path.display(), %error, "resolvConf could not be read; the answer has no dns");
+            Dns::default()
+        }
+    }
+}
+
+/// An error of ADD, DEL, CHECK or GC.
+pub(super) fn error(error: &Error) -> CniError {
+    let (code, remedy) = match error {
+        Error::Cni(cni) => return cni.clone(),
+        Error::Store(store) => return of_store(store),
+        Error::Impasse(impasse) => {
+            (if impasse.may_pass() { code::TRY_AGAIN } else { code::ADDRESS_HELD }, impasse.remedies())
+        }
+        Error::NoPod { .. } | Error::OtherPod { .. } => {
+            (code::TRY_AGAIN, "The pod was deleted or replaced meanwhile; the runtime will clean up.".into())
+        }
+        Error::NoNode(_) => (
+            code::INVALID_CONFIG,
+            "The node name comes from nodename, nodename_file, hostname or the host's name, in this order, and must be \
+             the name of a Node object."
+                .into(),
+        ),
+        Error::Locked => (code::TRY_AGAIN, "A migration of Calico's datastore is under way; finish or abort it.".into()),
+        Error::UnmetPool(_) => (
+            code::NO_POOL,
+            "Set CALICO_IPV4POOL_CIDR (or the IPPool's cidr) and the config's subnet to the same value.".into(),
+        ),
+        Error::Pool(_) => (code::NO_POOL, "Change the pool, or the annotation or config that chose it.".into()),
+        Error::NoLedger(_) => (
+            code::NO_LEDGER,
+            "Fixed addresses need ipam.etcdConfig with etcdURL in the CNI config; claims are kept there.".into(),
+        ),
+        Error::Taken { .. } => (
+            code::ADDRESS_HELD,
+            "kube-ipam did not give it to that user by a claim. Delete the pod that uses it, or free it with \
+             `kube-ipam release` once nothing uses it."
+                .into(),
+        ),
+        Error::Assign(_) => (
+            code::ADDRESS_HELD,
+            "Run the pod on the node that owns the block, or set strictAffinity to false in Calico's IPAMConfig.".into(),
+        ),
+        Error::Exhausted(_) => (
+            code::EXHAUSTED,
+            "Delete pods, or widen rangeStart-rangeEnd in the CNI config (and the IPPool, if it is too small).".into(),
+        ),
+        Error::Damaged { .. } => (code::INTERNAL, "Run `kube-ipam check`; calicoctl ipam check --fix may mend it.".into()),
+        Error::Superseded(_) | Error::Cancelled | Error::Late(_) => {
+            (code::TRY_AGAIN, "Nothing was kept; this is tried again by itself.".into())
+        }
+    };
+    CniError::new(code, error.to_string(), remedy)
+}
+
+fn of_store(store: &StoreError) -> CniError {
+    let (code, remedy) = match &store.failure {
+        Failure::Denied(_) => (
+            code::FORBIDDEN,
+            "Check the credentials in kubeConfig and etcdConfig, and that the ClusterRole of kube-ipam is bound to them.",
+        ),
+        Failure::NoKind => (code::NO_POOL, "Install Calico's CRDs first."),
+        Failure::Refused(_) | Failure::Corrupt(_) => (code::INTERNAL, "Run `kube-ipam check`."),
+        _ => (code::TRY_AGAIN, "Nothing was answered; the runtime tries again by itself."),
+    };
+    CniError::new(code, store.to_string(), remedy)
+}
+
+/// An error of STATUS: the same facts under the code that says "not now".
+pub(super) fn unavailable(failure: &Error) -> CniError {
+    let found = error(failure);
+    CniError { code: code::NOT_AVAILABLE, ..found }
+}

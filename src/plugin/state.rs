@@ -1,0 +1,144 @@
+//! What the processes of one node tell each other: a turnstile for block writes, one turn per container, and
+//! a mark that a container was deleted while its ADD was still running.
+//!
+//! All of it lies on tmpfs and may be lost at any time; without it everything still is correct, only slower,
+//! except that an ADD which outlives its own DEL is then found by GC alone. No symlink is followed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use futures::future::{BoxFuture, FutureExt as _};
+
+use crate::driver::{Gate, Pass};
+use crate::netconf::NetConf;
+
+/// Longest wait for another writer of this node; then the write's precondition decides alone.
+const GATE_WAIT: Duration = Duration::from_secs(3);
+/// Longest wait of a DEL for the ADD of the same container, which sees the mark at its next step.
+const DEL_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait of an ADD for another call on the same container.
+const ADD_WAIT: Duration = Duration::from_secs(30);
+/// How often a lock is tried.
+const TRY_EVERY: Duration = Duration::from_millis(2);
+/// Marks and locks older than this are swept: no ADD lives that long.
+const SWEEP_AGE: Duration = Duration::from_secs(3600);
+
+/// The state directory; `None` if it cannot be used.
+pub(super) struct State {
+    directory: Option<PathBuf>,
+}
+
+/// One container's files.
+pub(super) struct Container {
+    lock: Option<PathBuf>,
+    mark: Option<PathBuf>,
+}
+
+/// A lock file that is held, or `None` where there was no way to hold it.
+pub(super) struct Turn {
+    _file: Option<File>,
+}
+
+// === impl State ===
+
+impl State {
+    /// Opens the directory, making it if need be: 0700, owned by this user, no symlink.
+    pub(super) fn open(net: &NetConf) -> Self {
+        let path = net.ipam.state_dir.clone();
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        let usable = fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir() && is_own(&m));
+        if !usable {
+            tracing::debug!(directory = %path.display(), "no state directory; going on without");
+        }
+        Self { directory: usable.then_some(path) }
+    }
+
+    pub(super) fn container(&self, network: &str, container_id: &str) -> Container {
+        let file = |suffix: &str| self.directory.as_ref().map(|d| d.join(format!("{network}.{container_id}.{suffix}")));
+        Container { lock: file("lock"), mark: file("deleted") }
+    }
+
+    fn sweep(directory: &Path) {
+        let Ok(entries) = fs::read_dir(directory) else { return };
+        let old = |m: fs::Metadata| m.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|a| a > SWEEP_AGE));
+        for entry in entries.flatten().filter(|e| e.metadata().is_ok_and(old)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn is_own(metadata: &fs::Metadata) -> bool {
+    metadata.mode() & 0o022 == 0 && fs::metadata("/proc/self").is_ok_and(|own| own.uid() == metadata.uid())
+}
+
+impl Gate for State {
+    fn pass(&self) -> BoxFuture<'_, Pass> {
+        async move {
+            let Some(path) = self.directory.as_ref().map(|d| d.join("blocks.lock")) else { return Pass::new(false, None) };
+            let (waited, file) = lock(&path, GATE_WAIT).await;
+            Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
+        }
+        .boxed()
+    }
+}
+
+// === impl Container ===
+
+impl Container {
+    /// An ADD begins: a mark of an earlier life of this container id means nothing any more.
+    pub(super) async fn begin_add(&self) -> Turn {
+        let turn = self.turn(ADD_WAIT).await;
+        if let Some(mark) = &self.mark {
+            let _ = fs::remove_file(mark);
+        }
+        turn
+    }
+
+    /// A DEL begins: the mark comes first, so that an ADD still running undoes itself; then its end is awaited.
+    pub(super) async fn begin_del(&self) -> Turn {
+        if let Some(mark) = &self.mark {
+            let _ = open(mark);
+            if let Some(directory) = mark.parent() {
+                State::sweep(directory);
+            }
+        }
+        let turn = self.turn(DEL_WAIT).await;
+        if let Some(lock) = &self.lock {
+            let _ = fs::remove_file(lock);
+        }
+        turn
+    }
+
+    /// Whether a DEL has come since the ADD began.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.mark.as_ref().is_some_and(|m| m.exists())
+    }
+
+    async fn turn(&self, wait: Duration) -> Turn {
+        match &self.lock {
+            Some(path) => Turn { _file: lock(path, wait).await.1 },
+            None => Turn { _file: None },
+        }
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
+/// Locks a file; whether somebody else had it first, and the file unless the wait was too long.
+async fn lock(path: &Path, wait: Duration) -> (bool, Option<File>) {
+    let Ok(file) = open(path) else { return (false, None) };
+    let until = tokio::time::Instant::now() + wait;
+    let mut waited = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return (waited, Some(file)),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < until => waited = true,
+            Err(_) => return (true, None),
+        }
+        tokio::time::sleep(TRY_EVERY).await;
+    }
+}
