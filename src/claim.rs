@@ -210,12 +210,23 @@ impl fmt::Display for Holder {
 
 /// What to do about `address` for `asker`, given the claim that stands and, once asked for, evidence
 /// about its holder.
-pub fn decide(address: IpAddr, claim: Option<&Claim>, asker: &Asker<'_>, evidence: Option<&Evidence>, policy: &Policy, now: Timestamp) -> Decision {
+pub fn decide(
+    address: IpAddr,
+    claim: Option<&Claim>,
+    asker: &Asker<'_>,
+    evidence: Option<&Evidence>,
+    policy: &Policy,
+    now: Timestamp,
+) -> Decision {
     let Some(claim) = claim else {
         return Decision::Take(Box::new(Claim::new(address, asker, now)));
     };
     let Some(holder) = &claim.holder else {
-        return if claim.owner == *asker.owner { Decision::Take(Box::new(claim.held_by(asker))) } else { Decision::ExamineOwner };
+        return if claim.owner == *asker.owner {
+            Decision::Take(Box::new(claim.held_by(asker)))
+        } else {
+            Decision::ExamineOwner
+        };
     };
     if claim.owner != *asker.owner {
         return match evidence {
@@ -247,7 +258,14 @@ pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_exists: bool, now: Time
 }
 
 /// The holder is another pod of the same owner.
-fn between_pods(claim: &Claim, holder: &Holder, asker: &Asker<'_>, evidence: &Evidence, policy: &Policy, now: Timestamp) -> Decision {
+fn between_pods(
+    claim: &Claim,
+    holder: &Holder,
+    asker: &Asker<'_>,
+    evidence: &Evidence,
+    policy: &Policy,
+    now: Timestamp,
+) -> Decision {
     match evidence.pod {
         PodState::Alive => Decision::Wait(Obstacle::InUse),
         PodState::Terminating if evidence.node == NodeState::Ready => {

@@ -46,9 +46,7 @@ impl Affinity {
         match kind {
             None | Some("" | "host") => Ok(Self::Host(name.to_owned())),
             Some("virtual") => Ok(Self::Virtual(name.to_owned())),
-            Some(other) => Err(AffinityError {
-                text: format!("{other}:{name}"),
-            }),
+            Some(other) => Err(AffinityError { text: format!("{other}:{name}") }),
         }
     }
 }
@@ -66,9 +64,7 @@ impl FromStr for Affinity {
         match text.split_once(':') {
             Some(("host", name)) => Ok(Self::Host(name.to_owned())),
             Some(("virtual", name)) => Ok(Self::Virtual(name.to_owned())),
-            _ => Err(AffinityError {
-                text: text.to_owned(),
-            }),
+            _ => Err(AffinityError { text: text.to_owned() }),
         }
     }
 }
@@ -87,22 +83,14 @@ mod tests {
     #[test]
     fn anything_else_is_refused_by_name() {
         for text in ["", "n1", "Host:n1", "rack:7"] {
-            assert!(
-                text.parse::<Affinity>()
-                    .unwrap_err()
-                    .to_string()
-                    .contains(&format!("{text:?}"))
-            );
+            assert!(text.parse::<Affinity>().unwrap_err().to_string().contains(&format!("{text:?}")));
         }
     }
 
     #[test]
     fn a_missing_type_means_a_host() {
         assert_eq!(Affinity::from_parts(None, "n1"), Ok(Affinity::host("n1")));
-        assert_eq!(
-            Affinity::from_parts(Some(""), "n1"),
-            Ok(Affinity::host("n1"))
-        );
+        assert_eq!(Affinity::from_parts(Some(""), "n1"), Ok(Affinity::host("n1")));
         assert!(Affinity::from_parts(Some("rack"), "7").is_err());
     }
 }

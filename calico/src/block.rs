@@ -151,9 +151,7 @@ impl AllocationAttribute {
 
 /// A time as Calico stores it: whole seconds, UTC.
 pub(crate) fn wire_time(now: Timestamp) -> String {
-    Timestamp::from_second(now.as_second())
-        .unwrap_or(now)
-        .to_string()
+    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
 
 // === impl IPAMBlockSpec ===
@@ -234,10 +232,7 @@ impl IPAMBlockSpec {
     /// Whether no address is in use or cooling. Addresses that Calico keeps from Windows pods do not count.
     pub fn is_empty(&self) -> bool {
         self.allocations.iter().flatten().all(|&index| {
-            let handle = self
-                .attributes
-                .get(index)
-                .and_then(AllocationAttribute::handle);
+            let handle = self.attributes.get(index).and_then(AllocationAttribute::handle);
             handle.is_some_and(|handle| handle.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
         })
     }
@@ -252,11 +247,7 @@ impl IPAMBlockSpec {
 
     /// Every address that is in use or cooling, in order, with what the block says of it.
     pub fn entries(&self) -> impl Iterator<Item = (IpAddr, Entry<'_>)> {
-        let taken = self
-            .allocations
-            .iter()
-            .enumerate()
-            .filter(|(_, index)| index.is_some());
+        let taken = self.allocations.iter().enumerate().filter(|(_, index)| index.is_some());
         taken.map(|(ordinal, _)| (self.address(ordinal), self.entry_at(ordinal)))
     }
 
@@ -268,21 +259,13 @@ impl IPAMBlockSpec {
         };
         match self.attributes.get(index) {
             None => Entry::Unreadable,
-            Some(AllocationAttribute {
-                released_at: Some(released_at),
-                ..
-            }) => Entry::Cooling { released_at },
-            Some(attribute) => Entry::Used {
-                attribute,
-                sequence: self.sequence_of(ordinal),
-            },
+            Some(AllocationAttribute { released_at: Some(released_at), .. }) => Entry::Cooling { released_at },
+            Some(attribute) => Entry::Used { attribute, sequence: self.sequence_of(ordinal) },
         }
     }
 
     fn sequence_of(&self, ordinal: usize) -> Option<i64> {
-        self.sequence_number_for_allocation
-            .get(&ordinal.to_string())
-            .copied()
+        self.sequence_number_for_allocation.get(&ordinal.to_string()).copied()
     }
 
     /// Counts the sequence number up: once for every write of a block that was read.

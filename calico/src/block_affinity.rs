@@ -77,10 +77,7 @@ impl BlockAffinitySpec {
 
     /// Whether a deletion has begun: to readers the claim is gone. Accepts the spellings Go's readers accept.
     pub fn is_deleted(&self) -> bool {
-        matches!(
-            self.deleted.as_str(),
-            "1" | "t" | "T" | "true" | "TRUE" | "True"
-        )
+        matches!(self.deleted.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")
     }
 }
 
@@ -101,8 +98,7 @@ impl BlockAffinity {
         let metadata = serde_json::json!({ "labels": labels }).to_string();
         let mut object = Self::new(&names::affinity_name(owner.name(), &cidr), spec);
         object.metadata.labels = Some(labels);
-        object.metadata.annotations =
-            Some([(names::METADATA_ANNOTATION.to_owned(), metadata)].into());
+        object.metadata.annotations = Some([(names::METADATA_ANNOTATION.to_owned(), metadata)].into());
         object
     }
 
@@ -134,10 +130,7 @@ pub fn labels(owner: &Affinity, cidr: &IpNetwork) -> BTreeMap<String, String> {
     let version = if cidr.is_ipv4() { "4" } else { "6" };
     let labels = [
         (names::AFFINITY_TYPE_LABEL, owner.kind().to_owned()),
-        (
-            names::HOSTNAME_HASH_LABEL,
-            names::hostname_hash(owner.name()),
-        ),
+        (names::HOSTNAME_HASH_LABEL, names::hostname_hash(owner.name())),
         (names::IP_VERSION_LABEL, version.to_owned()),
     ];
     labels.map(|(key, value)| (key.to_owned(), value)).into()
@@ -147,12 +140,7 @@ pub fn labels(owner: &Affinity, cidr: &IpNetwork) -> BTreeMap<String, String> {
 /// that knew no labels; Calico's own reader misses them too.
 pub fn label_selector(owner: &Affinity) -> String {
     let hash = names::hostname_hash(owner.name());
-    format!(
-        "{}={hash},{}={}",
-        names::HOSTNAME_HASH_LABEL,
-        names::AFFINITY_TYPE_LABEL,
-        owner.kind()
-    )
+    format!("{}={hash},{}={}", names::HOSTNAME_HASH_LABEL, names::AFFINITY_TYPE_LABEL, owner.kind())
 }
 
 impl JsonSchema for BlockAffinitySpec {

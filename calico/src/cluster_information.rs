@@ -25,11 +25,7 @@ pub struct ClusterInformationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calico_version: Option<String>,
     /// Random id of the cluster.
-    #[serde(
-        default,
-        rename = "clusterGUID",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "clusterGUID", skip_serializing_if = "Option::is_none")]
     pub cluster_guid: Option<String>,
     /// Free text, such as `k8s,bgp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -34,11 +34,7 @@ pub struct IPAMConfigSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip_cooldown_seconds: Option<i64>,
     /// `Enabled` or `Disabled`: whether KubeVirt machines keep their addresses.
-    #[serde(
-        default,
-        rename = "kubeVirtVMAddressPersistence",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "kubeVirtVMAddressPersistence", skip_serializing_if = "Option::is_none")]
     pub kube_virt_vm_address_persistence: Option<String>,
     /// Fields this version does not know.
     #[serde(flatten)]

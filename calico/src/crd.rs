@@ -6,9 +6,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
 
-use crate::{
-    BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation,
-};
+use crate::{BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
 
 /// All kinds of this crate, for a cluster that does not have Calico's own definitions.
 pub fn crds() -> Vec<CustomResourceDefinition> {

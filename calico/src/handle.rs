@@ -67,10 +67,7 @@ pub enum HandleError {
 impl IPAMHandleSpec {
     /// A handle without addresses.
     pub fn new(id: impl Into<String>) -> Self {
-        Self {
-            handle_id: id.into(),
-            ..Self::default()
-        }
+        Self { handle_id: id.into(), ..Self::default() }
     }
 
     /// The handle as an object to be created, named after its id.
@@ -94,19 +91,11 @@ impl IPAMHandleSpec {
         let cidr = net::masked(cidr);
         let key = cidr.to_string();
         let Some(&found) = self.block.get(&key) else {
-            return Err(HandleError::NotLinked {
-                handle: self.handle_id.clone(),
-                cidr,
-            });
+            return Err(HandleError::NotLinked { handle: self.handle_id.clone(), cidr });
         };
         let remaining = found.saturating_sub(n);
         if remaining < 0 {
-            return Err(HandleError::TooFew {
-                handle: self.handle_id.clone(),
-                cidr,
-                found,
-                wanted: n,
-            });
+            return Err(HandleError::TooFew { handle: self.handle_id.clone(), cidr, found, wanted: n });
         }
         if remaining == 0 {
             self.block.remove(&key);
@@ -118,10 +107,7 @@ impl IPAMHandleSpec {
 
     /// How many addresses the handle has in the block.
     pub fn count(&self, cidr: &IpNetwork) -> i64 {
-        self.block
-            .get(&net::masked(cidr).to_string())
-            .copied()
-            .unwrap_or(0)
+        self.block.get(&net::masked(cidr).to_string()).copied().unwrap_or(0)
     }
 
     /// The blocks in which the handle has addresses. Entries that are no CIDR are left out.
@@ -166,20 +152,10 @@ mod tests {
     fn a_refused_decrement_changes_nothing() {
         let cidr: IpNetwork = "10.0.0.0/26".parse().unwrap();
         let mut handle = IPAMHandleSpec::new("net.c1");
-        assert!(matches!(
-            handle.decrement(&cidr, 1),
-            Err(HandleError::NotLinked { .. })
-        ));
+        assert!(matches!(handle.decrement(&cidr, 1), Err(HandleError::NotLinked { .. })));
         handle.increment(&cidr, 2);
         let before = handle.clone();
-        assert!(matches!(
-            handle.decrement(&cidr, 3),
-            Err(HandleError::TooFew {
-                found: 2,
-                wanted: 3,
-                ..
-            })
-        ));
+        assert!(matches!(handle.decrement(&cidr, 3), Err(HandleError::TooFew { found: 2, wanted: 3, .. })));
         assert_eq!(handle, before);
         assert_eq!(handle.decrement(&cidr, 2), Ok(0));
         assert!(handle.is_empty());

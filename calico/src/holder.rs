@@ -15,13 +15,7 @@ pub struct Holder {
 
 impl Holder {
     /// A pod on a node, described with the four keys that Calico's own plugin writes.
-    pub fn pod(
-        handle: impl Into<String>,
-        namespace: &str,
-        pod: &str,
-        node: &str,
-        now: Timestamp,
-    ) -> Self {
+    pub fn pod(handle: impl Into<String>, namespace: &str, pod: &str, node: &str, now: Timestamp) -> Self {
         let mut holder = Self::node(handle, node, now);
         holder.secondary.insert("namespace".to_owned(), namespace.to_owned());
         holder.secondary.insert("pod".to_owned(), pod.to_owned());
@@ -48,10 +42,7 @@ mod tests {
     #[test]
     fn the_time_reads_like_calicos() {
         let at = |text: &str| timestamp(text.parse().unwrap());
-        assert_eq!(
-            at("2026-11-23T22:40:56.686044050Z"),
-            "2026-11-23 22:40:56.68604405 +0000 UTC"
-        );
+        assert_eq!(at("2026-11-23T22:40:56.686044050Z"), "2026-11-23 22:40:56.68604405 +0000 UTC");
         assert_eq!(at("2026-11-23T22:41:00Z"), "2026-11-23 22:41:00 +0000 UTC");
     }
 }

@@ -85,11 +85,7 @@ impl fmt::Display for Violation {
 impl Violation {
     /// A breach found on an object.
     pub fn new(invariant: Invariant, kind: &str, name: &str, detail: impl Into<String>) -> Self {
-        Self {
-            invariant,
-            object: format!("{kind}/{name}"),
-            detail: detail.into(),
-        }
+        Self { invariant, object: format!("{kind}/{name}"), detail: detail.into() }
     }
 }
 
@@ -98,10 +94,7 @@ pub fn all(snapshot: &Snapshot<'_>) -> Vec<Violation> {
     let mut violations = one_holder_per_address(snapshot.blocks);
     violations.extend(handles_count_allocations(snapshot.blocks, snapshot.handles));
     violations.extend(blocks_have_their_shape(snapshot.blocks));
-    violations.extend(affinities_match_blocks(
-        snapshot.blocks,
-        snapshot.affinities,
-    ));
+    violations.extend(affinities_match_blocks(snapshot.blocks, snapshot.affinities));
     violations.sort();
     violations.dedup();
     violations
@@ -110,11 +103,7 @@ pub fn all(snapshot: &Snapshot<'_>) -> Vec<Violation> {
 /// The violations that are in both snapshots' results: what was no step of a writer at work.
 pub fn persisting(earlier: &[Violation], later: &[Violation]) -> Vec<Violation> {
     let earlier: BTreeSet<_> = earlier.iter().collect();
-    later
-        .iter()
-        .filter(|violation| earlier.contains(violation))
-        .cloned()
-        .collect()
+    later.iter().filter(|violation| earlier.contains(violation)).cloned().collect()
 }
 
 /// I1: an address is in one block only, and a block is one object under the name all writers look for.
@@ -132,28 +121,15 @@ pub fn one_holder_per_address(blocks: &[IPAMBlock]) -> Vec<Violation> {
         let cidr = &block.spec.cidr;
         around.retain(|outer| net::covers(&outer.spec.cidr, cidr));
         if let Some(outer) = around.last() {
-            let detail = format!(
-                "lies in {} of {}: their addresses could be given twice",
-                outer.spec.cidr,
-                block_name(outer)
-            );
-            violations.push(Violation::new(
-                Invariant::I1,
-                "IPAMBlock",
-                &block.name_any(),
-                detail,
-            ));
+            let detail =
+                format!("lies in {} of {}: their addresses could be given twice", outer.spec.cidr, block_name(outer));
+            violations.push(Violation::new(Invariant::I1, "IPAMBlock", &block.name_any(), detail));
         }
         around.push(block);
         let right = names::cidr_name(cidr);
         if block.name_any() != right {
             let detail = format!("is the block {cidr}, which every writer looks for as {right}");
-            violations.push(Violation::new(
-                Invariant::I1,
-                "IPAMBlock",
-                &block.name_any(),
-                detail,
-            ));
+            violations.push(Violation::new(Invariant::I1, "IPAMBlock", &block.name_any(), detail));
         }
     }
     violations
@@ -169,19 +145,11 @@ pub fn handles_count_allocations(blocks: &[IPAMBlock], handles: &[IPAMHandle]) -
         let name = handle.name_any();
         let right = names::handle_name(names::clean_handle(&handle.spec.handle_id));
         if name != right && name != names::handle_name(&handle.spec.handle_id) {
-            let detail = format!(
-                "is the handle {}, which every writer looks for as {right}",
-                handle.spec.handle_id
-            );
+            let detail = format!("is the handle {}, which every writer looks for as {right}", handle.spec.handle_id);
             violations.push(Violation::new(Invariant::I4, "IPAMHandle", &name, detail));
         }
         if handle.spec.is_empty() {
-            violations.push(Violation::new(
-                Invariant::I4,
-                "IPAMHandle",
-                &name,
-                "has no address: it should not exist",
-            ));
+            violations.push(Violation::new(Invariant::I4, "IPAMHandle", &name, "has no address: it should not exist"));
         }
         let counts = counted.entry(right).or_default();
         for (cidr, count) in &handle.spec.block {
@@ -200,13 +168,9 @@ pub fn handles_count_allocations(blocks: &[IPAMBlock], handles: &[IPAMHandle]) -
         let none = BTreeMap::new();
         let borne = borne.get(handle).unwrap_or(&none);
         for cidr in counts.keys().chain(borne.keys()).collect::<BTreeSet<_>>() {
-            let (counts, bears) = (
-                counts.get(cidr).copied().unwrap_or(0),
-                borne.get(cidr).copied().unwrap_or(0),
-            );
+            let (counts, bears) = (counts.get(cidr).copied().unwrap_or(0), borne.get(cidr).copied().unwrap_or(0));
             if counts != bears {
-                let detail =
-                    format!("counts {counts} in block {cidr}, where {bears} allocations bear it");
+                let detail = format!("counts {counts} in block {cidr}, where {bears} allocations bear it");
                 violations.push(Violation::new(Invariant::I4, "IPAMHandle", handle, detail));
             }
         }
@@ -219,25 +183,16 @@ pub fn blocks_have_their_shape(blocks: &[IPAMBlock]) -> Vec<Violation> {
     present_blocks(blocks)
         .filter_map(|block| {
             let corrupt = block.spec.validate().err()?;
-            Some(Violation::new(
-                Invariant::I5,
-                "IPAMBlock",
-                &block.name_any(),
-                corrupt.to_string(),
-            ))
+            Some(Violation::new(Invariant::I5, "IPAMBlock", &block.name_any(), corrupt.to_string()))
         })
         .collect()
 }
 
 /// I6: every confirmed affinity has its block, the block says the same owner, and every block that says an
 /// owner has that owner's affinity, confirmed or not.
-pub fn affinities_match_blocks(
-    blocks: &[IPAMBlock],
-    affinities: &[BlockAffinity],
-) -> Vec<Violation> {
-    let by_cidr: BTreeMap<IpNetwork, &IPAMBlock> = present_blocks(blocks)
-        .map(|block| (net::masked(&block.spec.cidr), block))
-        .collect();
+pub fn affinities_match_blocks(blocks: &[IPAMBlock], affinities: &[BlockAffinity]) -> Vec<Violation> {
+    let by_cidr: BTreeMap<IpNetwork, &IPAMBlock> =
+        present_blocks(blocks).map(|block| (net::masked(&block.spec.cidr), block)).collect();
     let mut claims = BTreeSet::new();
     let mut violations = Vec::new();
     let mut report = |name: &str, detail: String| {
@@ -254,13 +209,7 @@ pub fn affinities_match_blocks(
         };
         let right = names::affinity_name(&spec.node, &spec.cidr);
         if name != right {
-            report(
-                &name,
-                format!(
-                    "is the claim of {owner} to {}, which every writer looks for as {right}",
-                    spec.cidr
-                ),
-            );
+            report(&name, format!("is the claim of {owner} to {}, which every writer looks for as {right}", spec.cidr));
         }
         let cidr = net::masked(&spec.cidr);
         claims.insert((cidr, owner.to_string()));
@@ -268,16 +217,10 @@ pub fn affinities_match_blocks(
             continue;
         }
         match by_cidr.get(&cidr) {
-            None => report(
-                &name,
-                format!("is confirmed, but block {cidr} does not exist"),
-            ),
+            None => report(&name, format!("is confirmed, but block {cidr} does not exist")),
             Some(block) if !block.spec.belongs_to(&owner) => {
                 let other = block.spec.affinity.as_deref().unwrap_or("nobody");
-                report(
-                    &name,
-                    format!("is confirmed for {owner}, but block {cidr} belongs to {other}"),
-                );
+                report(&name, format!("is confirmed for {owner}, but block {cidr} belongs to {other}"));
             }
             Some(_) => {}
         }
@@ -287,12 +230,7 @@ pub fn affinities_match_blocks(
             && !claims.contains(&(cidr, owner.clone()))
         {
             let detail = format!("belongs to {owner}, which has no BlockAffinity for it");
-            violations.push(Violation::new(
-                Invariant::I6,
-                "IPAMBlock",
-                &block.name_any(),
-                detail,
-            ));
+            violations.push(Violation::new(Invariant::I6, "IPAMBlock", &block.name_any(), detail));
         }
     }
     violations
@@ -319,11 +257,7 @@ fn borne_counts(blocks: &[IPAMBlock]) -> BTreeMap<String, BTreeMap<String, i64>>
                 continue;
             };
             if !handle.is_empty() && !handle.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE) {
-                *borne
-                    .entry(names::handle_name(handle))
-                    .or_default()
-                    .entry(cidr.clone())
-                    .or_default() += 1;
+                *borne.entry(names::handle_name(handle)).or_default().entry(cidr.clone()).or_default() += 1;
             }
         }
     }
@@ -332,6 +266,5 @@ fn borne_counts(blocks: &[IPAMBlock]) -> BTreeMap<String, BTreeMap<String, i64>>
 
 /// A handle's key for a block, as this crate would write it.
 fn canonical(cidr: &str) -> String {
-    cidr.parse::<IpNetwork>()
-        .map_or_else(|_| cidr.to_owned(), |cidr| net::masked(&cidr).to_string())
+    cidr.parse::<IpNetwork>().map_or_else(|_| cidr.to_owned(), |cidr| net::masked(&cidr).to_string())
 }

@@ -38,8 +38,7 @@ mod wire;
 
 pub use affinity::Affinity;
 pub use block::{
-    AllocationAttribute, AssignError, Corrupt, Entry, Expect, IPAMBlock, IPAMBlockSpec,
-    ReleaseError, Released,
+    AllocationAttribute, AssignError, Corrupt, Entry, Expect, IPAMBlock, IPAMBlockSpec, ReleaseError, Released,
 };
 pub use block_affinity::{AffinityState, BlockAffinity, BlockAffinitySpec};
 pub use cluster_information::{ClusterInformation, ClusterInformationSpec};
@@ -47,10 +46,8 @@ pub use config::{IPAMConfig, IPAMConfigSpec};
 pub use crd::crds;
 pub use handle::{HandleError, IPAMHandle, IPAMHandleSpec};
 pub use holder::Holder;
-pub use net::count as address_count;
 pub use names::{affinity_name, cidr_name, handle_name, hostname_hash};
-pub use pool::{
-    AllowedUse, Family, IPPool, IPPoolSpec, PoolError, PoolRef, PoolRequest, covering, eligible,
-};
+pub use net::count as address_count;
+pub use pool::{AllowedUse, Family, IPPool, IPPoolSpec, PoolError, PoolRef, PoolRequest, covering, eligible};
 pub use reservation::{IPReservation, IPReservationSpec, Reservations};
 pub use selector::{Selector, SelectorError};

@@ -37,9 +37,7 @@ pub fn affinity_name(host: &str, cidr: &IpNetwork) -> String {
     if name.len() < LONGEST_NAME {
         return name;
     }
-    let mut cut = (LONGEST_NAME - 1)
-        .saturating_sub(cidr.len() + TAIL + 2)
-        .min(host.len());
+    let mut cut = (LONGEST_NAME - 1).saturating_sub(cidr.len() + TAIL + 2).min(host.len());
     while !host.is_char_boundary(cut) {
         cut -= 1;
     }
@@ -83,10 +81,7 @@ mod tests {
     fn an_affinity_name_is_cut_at_253_characters_and_not_before() {
         let block = cidr("10.244.180.192/26");
         let longest = "n".repeat(252 - "-10-244-180-192-26".len());
-        assert_eq!(
-            affinity_name(&longest, &block),
-            format!("{longest}-10-244-180-192-26")
-        );
+        assert_eq!(affinity_name(&longest, &block), format!("{longest}-10-244-180-192-26"));
         let cut = affinity_name(&format!("{longest}n"), &block);
         assert_eq!(cut.len(), 252);
         assert_ne!(cut, affinity_name(&format!("{longest}m"), &block));
@@ -102,10 +97,7 @@ mod tests {
 
     #[test]
     fn a_handle_with_a_carriage_return_means_the_part_before_it() {
-        assert_eq!(
-            clean_handle("k8s-pod-network.a1\r\neth0"),
-            "k8s-pod-network.a1"
-        );
+        assert_eq!(clean_handle("k8s-pod-network.a1\r\neth0"), "k8s-pod-network.a1");
         assert_eq!(clean_handle("k8s-pod-network.a1"), "k8s-pod-network.a1");
     }
 }

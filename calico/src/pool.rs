@@ -59,11 +59,7 @@ pub struct IPPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat_outgoing: Option<bool>,
     /// Whether the pool's routes are kept from BGP peers.
-    #[serde(
-        default,
-        rename = "disableBGPExport",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, rename = "disableBGPExport", skip_serializing_if = "Option::is_none")]
     pub disable_bgp_export: Option<bool>,
     /// Fields this version does not know.
     #[serde(flatten)]
@@ -128,11 +124,7 @@ impl Family {
 
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() {
-            Self::V4
-        } else {
-            Self::V6
-        }
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
     /// The family of a network.
@@ -176,11 +168,7 @@ impl IPPoolSpec {
 
     /// The block that holds the address, or would hold it if the address were in the pool.
     pub fn block_of(&self, address: IpAddr) -> IpNetwork {
-        let size = if address.is_ipv4() {
-            self.block_size().min(32)
-        } else {
-            self.block_size()
-        };
+        let size = if address.is_ipv4() { self.block_size().min(32) } else { self.block_size() };
         IpNetwork::new(address, size).map_or(IpNetwork::from(address), |block| net::masked(&block))
     }
 
@@ -194,23 +182,18 @@ impl IPPoolSpec {
     /// before it.
     pub fn blocks(&self, start: u128) -> impl Iterator<Item = IpNetwork> + use<> {
         let (count, size, base) = (self.block_count(), self.block_size(), self.cidr.network());
-        let addresses = 1u128
-            .checked_shl(u32::from(net::width(&self.cidr) - size))
-            .unwrap_or(0);
+        let addresses = 1u128.checked_shl(u32::from(net::width(&self.cidr) - size)).unwrap_or(0);
         let start = start % count;
-        (start..count).chain(0..start).filter_map(move |index| {
-            IpNetwork::new(net::above(base, index.wrapping_mul(addresses)), size).ok()
-        })
+        (start..count)
+            .chain(0..start)
+            .filter_map(move |index| IpNetwork::new(net::above(base, index.wrapping_mul(addresses)), size).ok())
     }
 
     /// Where a node begins to look for a block: the same place each time, and apart from other nodes. Not
     /// the place Calico's own plugin begins at; any place will do.
     pub fn start_for(&self, host: &str) -> u128 {
         let hash = Sha256::digest(host);
-        let number = hash
-            .iter()
-            .take(16)
-            .fold(0u128, |number, byte| number << 8 | u128::from(*byte));
+        let number = hash.iter().take(16).fold(0u128, |number, byte| number << 8 | u128::from(*byte));
         number % self.block_count()
     }
 
@@ -229,17 +212,12 @@ impl IPPoolSpec {
 
     /// Whether requests that do not name the pool may use it.
     pub fn is_automatic(&self) -> bool {
-        self.assignment_mode
-            .as_deref()
-            .is_none_or(|mode| mode == "Automatic")
+        self.assignment_mode.as_deref().is_none_or(|mode| mode == "Automatic")
     }
 }
 
 /// The pool that holds the address; the first, if there are several.
-pub fn covering<'p>(
-    pools: impl IntoIterator<Item = &'p IPPool>,
-    address: IpAddr,
-) -> Option<&'p IPPool> {
+pub fn covering<'p>(pools: impl IntoIterator<Item = &'p IPPool>, address: IpAddr) -> Option<&'p IPPool> {
     pools.into_iter().find(|pool| pool.spec.contains(address))
 }
 
@@ -303,36 +281,15 @@ mod tests {
     use super::*;
 
     fn spec(cidr: &str, block_size: Option<i64>) -> IPPoolSpec {
-        serde_json::from_value(serde_json::json!({ "cidr": cidr, "blockSize": block_size }))
-            .unwrap()
+        serde_json::from_value(serde_json::json!({ "cidr": cidr, "blockSize": block_size })).unwrap()
     }
 
     #[test]
     fn every_block_of_a_pool_comes_once_from_any_start() {
         let pool = spec("10.244.0.0/24", None);
-        let text = |start| {
-            pool.blocks(start)
-                .map(|block| block.to_string())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            text(0),
-            [
-                "10.244.0.0/26",
-                "10.244.0.64/26",
-                "10.244.0.128/26",
-                "10.244.0.192/26"
-            ]
-        );
-        assert_eq!(
-            text(7),
-            [
-                "10.244.0.192/26",
-                "10.244.0.0/26",
-                "10.244.0.64/26",
-                "10.244.0.128/26"
-            ]
-        );
+        let text = |start| pool.blocks(start).map(|block| block.to_string()).collect::<Vec<_>>();
+        assert_eq!(text(0), ["10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26", "10.244.0.192/26"]);
+        assert_eq!(text(7), ["10.244.0.192/26", "10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26"]);
         let start = pool.start_for("n1");
         assert!(start < 4 && start == pool.start_for("n1"));
     }
@@ -342,40 +299,19 @@ mod tests {
         let whole = spec("::/0", Some(128));
         assert_eq!(whole.block_count(), u128::MAX);
         assert_eq!(whole.blocks(u128::MAX - 1).take(3).count(), 3);
-        assert_eq!(
-            spec("::/0", Some(1))
-                .blocks(1)
-                .map(|b| b.to_string())
-                .collect::<Vec<_>>(),
-            ["8000::/1", "::/1"]
-        );
+        assert_eq!(spec("::/0", Some(1)).blocks(1).map(|b| b.to_string()).collect::<Vec<_>>(), ["8000::/1", "::/1"]);
         assert_eq!(spec("0.0.0.0/0", Some(-5)).blocks(9).count(), 1);
         assert_eq!(spec("10.0.0.0/24", Some(999)).block_size(), 32);
         assert_eq!(spec("10.0.0.0/24", Some(8)).block_size(), 24);
         assert_eq!(spec("fd00::/48", Some(0)).block_size(), 122);
-        assert_eq!(
-            spec("fd00::/48", None)
-                .block_of("10.0.0.1".parse().unwrap())
-                .to_string(),
-            "10.0.0.1/32"
-        );
+        assert_eq!(spec("fd00::/48", None).block_of("10.0.0.1".parse().unwrap()).to_string(), "10.0.0.1/32");
     }
 
     #[test]
     fn an_address_belongs_to_the_block_around_it() {
-        let block = |cidr: &str, size, address: &str| {
-            spec(cidr, size)
-                .block_of(address.parse().unwrap())
-                .to_string()
-        };
-        assert_eq!(
-            block("10.244.0.0/16", Some(26), "10.244.0.216"),
-            "10.244.0.192/26"
-        );
-        assert_eq!(
-            block("fd00:10:244::/48", None, "fd00:10:244::1:ff"),
-            "fd00:10:244::1:c0/122"
-        );
+        let block = |cidr: &str, size, address: &str| spec(cidr, size).block_of(address.parse().unwrap()).to_string();
+        assert_eq!(block("10.244.0.0/16", Some(26), "10.244.0.216"), "10.244.0.192/26");
+        assert_eq!(block("fd00:10:244::/48", None, "fd00:10:244::1:ff"), "fd00:10:244::1:c0/122");
     }
 
     #[test]

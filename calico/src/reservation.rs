@@ -48,13 +48,7 @@ impl Reservations {
         let mut reservations = Self::default();
         for object in objects {
             let name = object.metadata.name.clone().unwrap_or_default();
-            for text in object
-                .spec
-                .reserved_cidrs
-                .iter()
-                .map(|text| text.trim())
-                .filter(|text| !text.is_empty())
-            {
+            for text in object.spec.reserved_cidrs.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
                 match text.parse::<IpNetwork>() {
                     Ok(network) => reservations.networks.push((network, name.clone())),
                     Err(_) => reservations.malformed.push((name.clone(), text.to_owned())),
@@ -76,10 +70,7 @@ impl Reservations {
 
     /// Names of all objects that reserve the address.
     pub fn holders(&self, address: IpAddr) -> impl Iterator<Item = &str> {
-        let covering = self
-            .networks
-            .iter()
-            .filter(move |(network, _)| net::offset(network, address).is_some());
+        let covering = self.networks.iter().filter(move |(network, _)| net::offset(network, address).is_some());
         covering.map(|(_, name)| name.as_str())
     }
 
@@ -107,9 +98,7 @@ impl Reservations {
 
     /// Whether some address of the network is reserved.
     pub fn touches(&self, cidr: &IpNetwork) -> bool {
-        self.networks
-            .iter()
-            .any(|(network, _)| net::overlap(network, cidr))
+        self.networks.iter().any(|(network, _)| net::overlap(network, cidr))
     }
 
     /// Entries that are no network, as (object name, text).
@@ -142,13 +131,7 @@ mod tests {
             .iter()
             .map(|(name, cidrs)| {
                 let reserved_cidrs = cidrs.iter().map(|cidr| (*cidr).to_owned()).collect();
-                IPReservation::new(
-                    name,
-                    IPReservationSpec {
-                        reserved_cidrs,
-                        ..Default::default()
-                    },
-                )
+                IPReservation::new(name, IPReservationSpec { reserved_cidrs, ..Default::default() })
             })
             .collect();
         Reservations::new(&objects)
@@ -160,10 +143,7 @@ mod tests {
 
     #[test]
     fn an_address_is_reserved_by_the_object_that_lists_it() {
-        let all = reservations(&[
-            ("a", &["10.0.0.0/30"]),
-            ("b", &["10.0.0.2/31", " 10.0.0.9 ", ""]),
-        ]);
+        let all = reservations(&[("a", &["10.0.0.0/30"]), ("b", &["10.0.0.2/31", " 10.0.0.9 ", ""])]);
         let at = |text: &str| all.holders(text.parse().unwrap()).collect::<Vec<_>>();
         assert_eq!(at("10.0.0.1"), ["a"]);
         assert_eq!(at("10.0.0.3"), ["a", "b"]);
@@ -175,10 +155,7 @@ mod tests {
 
     #[test]
     fn several_reservations_may_cover_a_network_together() {
-        let halves = reservations(&[
-            ("a", &["10.0.0.32/27", "10.0.0.40/29"]),
-            ("b", &["10.0.0.0/27"]),
-        ]);
+        let halves = reservations(&[("a", &["10.0.0.32/27", "10.0.0.40/29"]), ("b", &["10.0.0.0/27"])]);
         assert!(halves.covers_all(&cidr("10.0.0.0/26")));
         assert!(!halves.covers_all(&cidr("10.0.0.0/25")));
         let gap = reservations(&[("a", &["10.0.0.33/32", "10.0.0.34/31", "10.0.0.0/27"])]);
@@ -193,10 +170,7 @@ mod tests {
     #[test]
     fn an_entry_that_is_no_network_is_named_and_otherwise_ignored() {
         let all = reservations(&[("a", &["10.0.0.0/33", "10.0.0.1"])]);
-        assert_eq!(
-            all.malformed(),
-            [("a".to_owned(), "10.0.0.0/33".to_owned())]
-        );
+        assert_eq!(all.malformed(), [("a".to_owned(), "10.0.0.0/33".to_owned())]);
         assert!(all.covers("10.0.0.1".parse().unwrap()));
     }
 }

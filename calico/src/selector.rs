@@ -87,10 +87,7 @@ impl FromStr for Selector {
     /// Reads a selector; a blank one matches everything.
     fn from_str(text: &str) -> Result<Self, SelectorError> {
         let root = parse::selector(&token::tokens(text)?)?;
-        Ok(Self {
-            root,
-            text: text.to_owned(),
-        })
+        Ok(Self { root, text: text.to_owned() })
     }
 }
 

@@ -1,21 +1,24 @@
 //! The resolver's settings, as CNI answers carry them.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+
+use super::CniError;
+use super::object::Object;
 
 /// `dns` of an answer. Empty lists are left out of the JSON.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Dns {
     /// Addresses of name servers, in order of preference; an IPv6 address may carry a zone (`fe80::1%eth0`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// The local domain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Domains to search short names in, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
     /// Options such as `ndots:5`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 
@@ -35,6 +38,16 @@ impl Dns {
             }
         }
         dns
+    }
+
+    pub(crate) fn parse(dns: &Object<'_>) -> Result<Dns, CniError> {
+        let texts = |key| dns.texts(key).map(|texts| texts.into_iter().map(str::to_owned).collect());
+        Ok(Dns {
+            nameservers: texts("nameservers")?,
+            domain: dns.text("domain")?.map(str::to_owned),
+            search: texts("search")?,
+            options: texts("options")?,
+        })
     }
 
     /// Whether there is nothing to say.

@@ -89,11 +89,25 @@ impl CniError {
     }
 }
 
-/// A value as an error shows it: quoted, control characters escaped, cut to a length that fits a log line and an Event.
+/// A value as an error shows it: quoted, control characters escaped, cut to a length that fits a log line and an Event. What looks like
+/// a key or certificate, plain or in base64, is not shown at all.
 pub(crate) fn shown(value: &str) -> String {
     const MOST: usize = 120;
+    if value.contains("-----BEGIN") || value.contains("LS0tLS1CRUdJTi") {
+        return "(PEM data, not shown)".to_owned();
+    }
     match value.char_indices().nth(MOST) {
         None => format!("{value:?}"),
         Some((cut, _)) => format!("{:?}... ({} bytes)", &value[..cut], value.len()),
+    }
+}
+
+/// A JSON value as an error shows it; of objects and arrays only that they are one, since anything may be inside.
+pub(crate) fn shown_json(value: &Value) -> String {
+    match value {
+        Value::String(text) => shown(text),
+        Value::Object(_) => "(an object)".to_owned(),
+        Value::Array(_) => "(an array)".to_owned(),
+        plain => plain.to_string(),
     }
 }

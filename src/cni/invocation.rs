@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{CniArgs, CniError};
+use super::{CniArgs, CniError, code, names};
 
 /// What the runtime asks for (`CNI_COMMAND`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +21,10 @@ pub enum Verb {
     Gc,
     /// Which versions are spoken?
     Version,
+}
+
+impl Verb {
+    const ALL: [Verb; 6] = [Verb::Add, Verb::Del, Verb::Check, Verb::Status, Verb::Gc, Verb::Version];
 }
 
 impl fmt::Display for Verb {
@@ -55,6 +59,80 @@ pub struct Invocation {
 
 /// Reads a call from its variables. Code 4 names every variable that is missing for the verb, or the first malformed one.
 pub fn invocation(var: impl Fn(&str) -> Option<OsString>) -> Result<Invocation, CniError> {
-    let _ = var;
-    unimplemented!()
+    let read = |name: &str| match var(name).filter(|value| !value.is_empty()).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => {
+            Err(CniError::new(code::INVALID_ENVIRONMENT, format!("{name}: is not UTF-8"), "set it to plain text"))
+        }
+    };
+    let Some(command) = read("CNI_COMMAND")? else {
+        return Err(missing(&["CNI_COMMAND"], "set it to ADD, DEL, CHECK, STATUS, GC or VERSION"));
+    };
+    let Some(verb) = Verb::ALL.into_iter().find(|verb| verb.to_string() == command) else {
+        let right = "use ADD, DEL, CHECK, STATUS, GC or VERSION, in capitals";
+        return Err(CniError::variable("CNI_COMMAND", &command, "is not a CNI verb", right));
+    };
+    let absent: Vec<_> =
+        required(verb).iter().copied().filter(|name| var(name).is_none_or(|value| value.is_empty())).collect();
+    if !absent.is_empty() {
+        return Err(missing(&absent, format!("{verb} needs {}", required(verb).join(", "))));
+    }
+    // A verb that is about no container ignores what an environment may still hold of one.
+    let about_container = matches!(verb, Verb::Add | Verb::Del | Verb::Check);
+    let of_container = |name: &str| if about_container { read(name) } else { Ok(None) };
+    Ok(Invocation {
+        verb,
+        container_id: container_id(of_container("CNI_CONTAINERID")?)?,
+        ifname: ifname(of_container("CNI_IFNAME")?)?,
+        netns: netns(of_container("CNI_NETNS")?)?,
+        args: CniArgs::parse(&of_container("CNI_ARGS")?.unwrap_or_default())?,
+        path: std::env::split_paths(&read("CNI_PATH")?.unwrap_or_default())
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .collect(),
+    })
+}
+
+/// The variables without which a verb makes no sense, by the specification.
+fn required(verb: Verb) -> &'static [&'static str] {
+    match verb {
+        Verb::Add | Verb::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"],
+        Verb::Del => &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"],
+        Verb::Status | Verb::Gc => &["CNI_PATH"],
+        Verb::Version => &[],
+    }
+}
+
+fn missing(names: &[&str], right: impl Into<String>) -> CniError {
+    let are = if names.len() == 1 { "is" } else { "are" };
+    CniError::new(code::INVALID_ENVIRONMENT, format!("{} {are} not set", names.join(", ")), right)
+}
+
+fn container_id(value: Option<String>) -> Result<String, CniError> {
+    let id = value.unwrap_or_default();
+    if id.is_empty() || (names::is_cni_name(&id) && id.len() <= 128) {
+        return Ok(id);
+    }
+    let right = "use a letter or digit, then letters, digits, _ . - only, at most 128 in all";
+    Err(CniError::variable("CNI_CONTAINERID", &id, "is not a container id", right))
+}
+
+fn ifname(value: Option<String>) -> Result<String, CniError> {
+    let name = value.unwrap_or_default();
+    match names::interface_fault(&name) {
+        None => Ok(name),
+        Some(fault) => Err(CniError::variable("CNI_IFNAME", &name, fault, "give an interface's name, such as eth0")),
+    }
+}
+
+fn netns(value: Option<String>) -> Result<Option<PathBuf>, CniError> {
+    match value {
+        Some(path) if !path.starts_with('/') => Err(CniError::variable(
+            "CNI_NETNS",
+            &path,
+            "is not an absolute path",
+            "give a path such as /var/run/netns/a",
+        )),
+        path => Ok(path.map(PathBuf::from)),
+    }
 }

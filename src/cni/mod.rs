@@ -6,10 +6,12 @@
 mod answer;
 mod args;
 mod dns;
-mod error;
+pub(crate) mod error;
 mod invocation;
 pub(crate) mod names;
+pub(crate) mod object;
 mod stdin;
+pub(crate) mod text;
 mod version;
 
 pub use answer::{Answer, AnswerIp, Route};

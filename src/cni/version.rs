@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::error::shown;
+use super::error::{shown, shown_json};
 use super::{CniError, Verb, code};
 
 /// A version of the CNI specification. Ordered by age.
@@ -52,7 +52,7 @@ impl CniVersion {
                 .into_iter()
                 .find(|version| version.as_str() == text)
                 .ok_or_else(|| refuse(format!("cniVersion: {} is not supported", shown(text)))),
-            Some(other) => Err(refuse(format!("cniVersion: {} is not a version", shown(&other.to_string())))),
+            Some(other) => Err(refuse(format!("cniVersion: {} is not a version", shown_json(other)))),
         }
     }
 

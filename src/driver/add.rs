@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{AllowedUse, AssignError, Entry, Family, Holder as Allocation, IPAMBlock, IPAMBlockSpec, IPAMHandle, PoolRef, Reservations, cidr_name, covering};
+use calico::{
+    AllowedUse, AssignError, Entry, Family, Holder as Allocation, IPAMBlock, IPAMBlockSpec, IPAMHandle, PoolRef,
+    Reservations, cidr_name, covering,
+};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -143,10 +146,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     // === reads ===
 
     /// Everything that depends on the first round, side by side.
-    async fn second_round(&self, attachment: &Attachment<'_>, snapshot: &Snapshot, wants: &[(Family, Want)]) -> Result<Round, Error> {
+    async fn second_round(
+        &self,
+        attachment: &Attachment<'_>,
+        snapshot: &Snapshot,
+        wants: &[(Family, Want)],
+    ) -> Result<Round, Error> {
         let random: Vec<Family> = wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
-        let fixed = wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }).flatten();
-        let fixed: Vec<(IpAddr, IpNetwork)> = fixed.map(|a| Ok((*a, workload_block(snapshot, *a)?))).collect::<Result<_, Error>>()?;
+        let fixed =
+            wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }).flatten();
+        let fixed: Vec<(IpAddr, IpNetwork)> =
+            fixed.map(|a| Ok((*a, workload_block(snapshot, *a)?))).collect::<Result<_, Error>>()?;
         let selects_nodes = snapshot.pools.iter().any(|p| !p.spec.selects_every_node());
         let node = async {
             if fixed.is_empty() && !(selects_nodes && !random.is_empty()) {
@@ -156,7 +166,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             node.map(Some).ok_or_else(|| Error::NoNode(attachment.node.to_owned()))
         };
         let own = async { Ok(self.own_blocks(attachment, &snapshot.affinities, &random).await?) };
-        let candidates = futures::future::try_join_all(fixed.iter().map(|(address, cidr)| self.candidate(*address, *cidr)));
+        let candidates =
+            futures::future::try_join_all(fixed.iter().map(|(address, cidr)| self.candidate(*address, *cidr)));
         let (node, own, candidates) = tokio::try_join!(node, own, candidates)?;
         Ok(Round { node, own, candidates })
     }
@@ -191,7 +202,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         let applicant = Applicant { asker: Asker { owner, holder: &holder }, pod };
         for list in wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }) {
-            let candidates = round.candidates.iter().filter(|c| list.contains(&c.address)).map(Candidate::clone).collect();
+            let candidates =
+                round.candidates.iter().filter(|c| list.contains(&c.address)).map(Candidate::clone).collect();
             let held = self.acquire(attachment, ledger, &applicant, candidates).await?;
             done.claims.push(held);
         }
@@ -199,7 +211,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Every claimed address is mirrored as a reservation; read once, written only where it is missing.
-    async fn mirror_claims(&self, attachment: &Attachment<'_>, snapshot: &Snapshot, done: &mut Done) -> Result<(), Error> {
+    async fn mirror_claims(
+        &self,
+        attachment: &Attachment<'_>,
+        snapshot: &Snapshot,
+        done: &mut Done,
+    ) -> Result<(), Error> {
         for held in &done.claims {
             if is_reserved(&snapshot.reservations, &held.cidr, held.address) {
                 continue;
@@ -240,7 +257,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut full: Vec<IpNetwork> = Vec::new();
         let mut own = round.own.clone();
         for placing in 0..PLACINGS {
-            let placements = self.placements(attachment, snapshot, round, wants, done, &reservations, &own, &full).await?;
+            let placements =
+                self.placements(attachment, snapshot, round, wants, done, &reservations, &own, &full).await?;
             let counts = counts(&placements);
             let deadline = self.late(attachment);
             if placing > 0 {
@@ -264,7 +282,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 return Ok(written.into_iter().filter_map(address).collect());
             }
             full.extend(filled);
-            let random: Vec<Family> = wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
+            let random: Vec<Family> =
+                wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
             own = self.own_blocks(attachment, &self.affinities(attachment).await?, &random).await?;
         }
         Err(Error::Late("every block found had filled up before it could be written"))
@@ -289,7 +308,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Want::Fixed(_) => {
                     let held = done.claims.iter().find(|h| Family::of(h.address) == family);
                     let held = held.ok_or(Error::Late("a claim is missing"))?;
-                    let read = if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
+                    let read =
+                        if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
                     let block = self.block_for(attachment, held.cidr, read).await?;
                     let generation = Some(held.claim.value.generation);
                     Placement { family, cidr: held.cidr, block, kind: Kind::Exactly(held.address, generation) }
@@ -312,7 +332,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// The block for a given address: as read, or claimed if there is none. A lost race is no failure; whose
     /// the block is, is decided where it is written.
-    async fn block_for(&self, attachment: &Attachment<'_>, cidr: IpNetwork, read: Option<IPAMBlock>) -> Result<Known<IPAMBlock>, Error> {
+    async fn block_for(
+        &self,
+        attachment: &Attachment<'_>,
+        cidr: IpNetwork,
+        read: Option<IPAMBlock>,
+    ) -> Result<Known<IPAMBlock>, Error> {
         if let Some(block) = read {
             return Ok(Known::Present(block));
         }
@@ -335,7 +360,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut recorded = Vec::new();
         for block in &blocks {
             for (address, entry) in block.spec.entries() {
-                if let Entry::Used { attribute, .. } = entry && attribute.handle() == Some(handle.as_str()) {
+                if let Entry::Used { attribute, .. } = entry
+                    && attribute.handle() == Some(handle.as_str())
+                {
                     recorded.push((address, block.spec.cidr, is_fixed(attribute.secondary.as_ref())));
                 }
             }
@@ -440,7 +467,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
         let deadline = Instant::now() + UNDO_TIME;
         let held = HeldBy { container_id: attachment.container_id, interface: Some(attachment.interface) };
-        if done.handle && let Err(error) = self.release_handle(&attachment.handle(), &held, deadline).await {
+        if done.handle
+            && let Err(error) = self.release_handle(&attachment.handle(), &held, deadline).await
+        {
             tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
         }
         let Some(ledger) = &self.ledger else { return };
@@ -464,7 +493,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Deletes a claim that this ADD made, unless somebody else has it by now.
-    async fn drop_claim(&self, ledger: &L, claimed: &Held, attachment: &Attachment<'_>, _deadline: Instant) -> Result<(), Error> {
+    async fn drop_claim(
+        &self,
+        ledger: &L,
+        claimed: &Held,
+        attachment: &Attachment<'_>,
+        _deadline: Instant,
+    ) -> Result<(), Error> {
         let Some(standing) = ledger.read(claimed.address).await? else { return Ok(()) };
         let ours = standing.value.created == claimed.claim.value.created
             && standing.value.owner == claimed.claim.value.owner
@@ -482,7 +517,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 }
 
 /// What the container is to get, family by family.
-fn wants(attachment: &Attachment<'_>, snapshot: &Snapshot, request: Option<&FixedRequest>, owner: Option<&Owner>) -> Result<Vec<(Family, Want)>, Error> {
+fn wants(
+    attachment: &Attachment<'_>,
+    snapshot: &Snapshot,
+    request: Option<&FixedRequest>,
+    owner: Option<&Owner>,
+) -> Result<Vec<(Family, Want)>, Error> {
     let ipam = &attachment.net.ipam;
     if !attachment.explicit.is_empty() {
         return Ok(attachment.explicit.iter().map(|a| (Family::of(*a), Want::Explicit(*a))).collect());

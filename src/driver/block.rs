@@ -63,7 +63,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again.
-    async fn set_affinity(&self, affinity: BlockAffinity, state: AffinityState, deadline: Instant) -> Result<(), Error> {
+    async fn set_affinity(
+        &self,
+        affinity: BlockAffinity,
+        state: AffinityState,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
         let (node, cidr) = (affinity.spec.node.clone(), affinity.spec.cidr);
         let settled = self

@@ -203,7 +203,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Live reads about the holder; a failed read is an error, never "gone".
-    async fn examine(&self, attachment: &Attachment<'_>, claim: &Claim, candidate: &Candidate) -> Result<Examined, Error> {
+    async fn examine(
+        &self,
+        attachment: &Attachment<'_>,
+        claim: &Claim,
+        candidate: &Candidate,
+    ) -> Result<Examined, Error> {
         let Some(holder) = &claim.holder else {
             let evidence = Evidence { pod: PodState::Gone, node: NodeState::Deleted, in_block: false };
             return Ok(Examined { evidence, template_hash: None });
@@ -221,7 +226,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Waits until a candidate's claim changes, the time is up, or the runtime gives up.
-    async fn await_change(&self, attachment: &Attachment<'_>, ledger: &L, candidates: &[Candidate], wait: Duration) -> Result<(), Error> {
+    async fn await_change(
+        &self,
+        attachment: &Attachment<'_>,
+        ledger: &L,
+        candidates: &[Candidate],
+        wait: Duration,
+    ) -> Result<(), Error> {
         let watches = candidates.iter().filter_map(|c| {
             let revision = c.claim.as_ref()?.revision;
             Some(Box::pin(ledger.changed(c.address, revision)))
@@ -285,7 +296,12 @@ fn block(claim: Claim, obstacle: Obstacle, examined: Option<&Examined>, applican
 }
 
 /// How long to wait before looking again; `None` once waiting cannot help or the time is used up.
-fn longest_wait(blocked: &[Blocked], attachment: &Attachment<'_>, waited: Duration, now: Timestamp) -> Option<Duration> {
+fn longest_wait(
+    blocked: &[Blocked],
+    attachment: &Attachment<'_>,
+    waited: Duration,
+    now: Timestamp,
+) -> Option<Duration> {
     let budget = attachment.net.ipam.wait;
     let worth = |b: &Blocked| match b.obstacle {
         Obstacle::OtherOwner => Duration::ZERO,
@@ -353,7 +369,10 @@ impl Blocked {
             ),
             Obstacle::InUse => format!("fixed address {address} is held by {holder}, which is running"),
             Obstacle::NotFenced(node) => {
-                format!("fixed address {address} is still held by {holder}, and its node ({}) is not fenced", node_word(node))
+                format!(
+                    "fixed address {address} is still held by {holder}, and its node ({}) is not fenced",
+                    node_word(node)
+                )
             }
         }
     }
@@ -364,20 +383,26 @@ impl Blocked {
                 "Choose another address, or delete {}; `kube-ipam release` frees a claim that is not wanted any more.",
                 self.claim.owner
             ),
-            (Obstacle::InUse, Some(false)) => "This is a rolling update that waits for itself: the new pod needs the address of \
+            (Obstacle::InUse, Some(false)) => {
+                "This is a rolling update that waits for itself: the new pod needs the address of \
                  the old one, which is kept until the new one is ready. Set the Deployment's strategy to Recreate, or \
                  rollingUpdate.maxSurge to 0."
-                .into(),
-            (Obstacle::InUse, Some(true)) => "The Deployment has more replicas than addresses: scale it down, or list more \
+                    .into()
+            }
+            (Obstacle::InUse, Some(true)) => {
+                "The Deployment has more replicas than addresses: scale it down, or list more \
                  addresses in kube-ipam.ip."
-                .into(),
+                    .into()
+            }
             (Obstacle::InUse, None) => "Delete the pod that holds it, or list more addresses in kube-ipam.ip.".into(),
             (Obstacle::Leaving(_, NodeState::Ready) | Obstacle::Grace(_), _) => {
                 "The address passes on as soon as the old pod is down; this is tried again by itself.".into()
             }
-            (Obstacle::Leaving(..) | Obstacle::NotFenced(_), _) => "If the node is down for good, delete the Node or taint it \
+            (Obstacle::Leaving(..) | Obstacle::NotFenced(_), _) => {
+                "If the node is down for good, delete the Node or taint it \
                  node.kubernetes.io/out-of-service; if only the pod is, delete the pod by force."
-                .into(),
+                    .into()
+            }
         }
     }
 }

@@ -76,8 +76,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             };
             let written = match decide(current.clone())? {
                 Step::Done(value) => return Ok(Settled { value, object: current }),
-                Step::Create(object, value) => self.objects.create(&object).await.map(|stored| Some((value, Some(stored)))),
-                Step::Replace(object, value) => self.objects.replace(&object).await.map(|stored| Some((value, Some(stored)))),
+                Step::Create(object, value) => {
+                    self.objects.create(&object).await.map(|stored| Some((value, Some(stored))))
+                }
+                Step::Replace(object, value) => {
+                    self.objects.replace(&object).await.map(|stored| Some((value, Some(stored))))
+                }
                 Step::Delete(object, value) => self.objects.delete(&object).await.map(|()| Some((value, None))),
                 Step::Finish(object) => self.objects.delete(&object).await.map(|()| None),
             };

@@ -16,7 +16,12 @@ pub(super) type Counts = BTreeMap<IpNetwork, i64>;
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Puts a new container's handle on record; the handle found instead, if there is one already: an earlier
     /// ADD of the same container, or our own write whose answer was lost.
-    pub(super) async fn create_handle(&self, handle: &str, counts: &Counts, deadline: Instant) -> Result<Option<IPAMHandle>, Error> {
+    pub(super) async fn create_handle(
+        &self,
+        handle: &str,
+        counts: &Counts,
+        deadline: Instant,
+    ) -> Result<Option<IPAMHandle>, Error> {
         let settled = self
             .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Absent, deadline, |current| {
                 Ok(match current {

@@ -35,7 +35,6 @@ pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
 pub use self::snapshot::UnmetPool;
-pub(crate) use self::snapshot::{node_state, pod_state};
 
 use crate::claim::Policy;
 use crate::netconf::NetConf;

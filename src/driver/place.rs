@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use calico::{AllowedUse, BlockAffinity, Family, IPAMBlock, IPPool, PoolRef, PoolRequest, Reservations, cidr_name, eligible};
+use calico::{
+    AllowedUse, BlockAffinity, Family, IPAMBlock, IPPool, PoolRef, PoolRequest, Reservations, cidr_name, eligible,
+};
 use futures::future::try_join_all;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
@@ -123,11 +125,20 @@ impl Search<'_> {
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// The node's own blocks of the families wanted, read side by side; those that turn out to be another's
     /// or missing are left to the claim that follows.
-    pub(super) async fn own_blocks(&self, attachment: &Attachment<'_>, affinities: &[BlockAffinity], families: &[Family]) -> Result<Vec<IPAMBlock>, StoreError> {
+    pub(super) async fn own_blocks(
+        &self,
+        attachment: &Attachment<'_>,
+        affinities: &[BlockAffinity],
+        families: &[Family],
+    ) -> Result<Vec<IPAMBlock>, StoreError> {
         let wanted = |a: &&BlockAffinity| {
             let family = Family::of(a.spec.cidr.ip());
             let in_range = attachment.net.ipam.ranges(family).is_none_or(|r| r.intersects(&a.spec.cidr));
-            a.is_confirmed() && !a.is_deleted() && a.spec.node == attachment.node && families.contains(&family) && in_range
+            a.is_confirmed()
+                && !a.is_deleted()
+                && a.spec.node == attachment.node
+                && families.contains(&family)
+                && in_range
         };
         let reads = affinities.iter().filter(wanted).map(|a| self.read_block(a.spec.cidr));
         let blocks = try_join_all(reads).await?;
@@ -140,10 +151,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// A block with room. `own` are the node's blocks as just read; blocks in `full` were tried in vain.
-    pub(super) async fn find_room(&self, search: &Search<'_>, own: &[IPAMBlock], full: &[IpNetwork]) -> Result<Room, Error> {
+    pub(super) async fn find_room(
+        &self,
+        search: &Search<'_>,
+        own: &[IPAMBlock],
+        full: &[IpNetwork],
+    ) -> Result<Room, Error> {
         let pools = search.pools()?;
         let in_pools = |b: &&IPAMBlock| pools.iter().any(|p| contains(&p.spec.cidr, &b.spec.cidr));
-        let own: Vec<&IPAMBlock> = own.iter().filter(|b| Family::of(b.spec.cidr.ip()) == search.family).filter(in_pools).collect();
+        let own: Vec<&IPAMBlock> =
+            own.iter().filter(|b| Family::of(b.spec.cidr.ip()) == search.family).filter(in_pools).collect();
         if let Some(block) = own.iter().find(|b| !full.contains(&b.spec.cidr) && self.free(search, b) > 0) {
             return Ok(Room { block: (*block).clone(), own: true });
         }
@@ -168,7 +185,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             if let Some(block) = free {
                 return Ok(Room { block: block.clone(), own: false });
             }
-            (!config.auto_allocate_blocks).then(|| "autoAllocateBlocks is false: no new block may be claimed".to_owned())
+            (!config.auto_allocate_blocks)
+                .then(|| "autoAllocateBlocks is false: no new block may be claimed".to_owned())
         };
         Err(Error::Exhausted(Box::new(self.exhaustion(search, &pools, &seen, because))))
     }
@@ -183,7 +201,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Claims a block of `pool` that nobody has. Every block met on the way is remembered in `seen`.
-    async fn claim_new(&self, search: &Search<'_>, pool: &IPPool, may_claim: bool, seen: &mut Seen) -> Result<Option<IPAMBlock>, Error> {
+    async fn claim_new(
+        &self,
+        search: &Search<'_>,
+        pool: &IPPool,
+        may_claim: bool,
+        seen: &mut Seen,
+    ) -> Result<Option<IPAMBlock>, Error> {
         let candidates = || search.blocks_of(pool);
         let probes: Vec<IpNetwork> = candidates().take(PROBES).collect();
         for chunk in probes.chunks(PROBES_AT_ONCE) {
@@ -198,7 +222,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(None);
         }
         let mut listed = self.objects.list::<IPAMBlock>("").await?;
-        listed.retain(|b| !b.spec.is_deleted() && contains(&pool.spec.cidr, &b.spec.cidr) && search.in_range(&b.spec.cidr));
+        listed.retain(|b| {
+            !b.spec.is_deleted() && contains(&pool.spec.cidr, &b.spec.cidr) && search.in_range(&b.spec.cidr)
+        });
         let mut known: BTreeMap<IpNetwork, IPAMBlock> = listed.into_iter().map(|b| (b.spec.cidr, b)).collect();
         seen.blocks.iter().for_each(|b| drop(known.remove(&b.spec.cidr)));
         // Ends at the first block that does not exist, so a pool of 2^70 blocks is no longer walk than it has blocks in use.
@@ -211,11 +237,20 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(None)
     }
 
-    async fn claim_unless(&self, search: &Search<'_>, cidr: IpNetwork, block: Option<IPAMBlock>, may_claim: bool, seen: &mut Seen) -> Result<Option<IPAMBlock>, Error> {
+    async fn claim_unless(
+        &self,
+        search: &Search<'_>,
+        cidr: IpNetwork,
+        block: Option<IPAMBlock>,
+        may_claim: bool,
+        seen: &mut Seen,
+    ) -> Result<Option<IPAMBlock>, Error> {
         let attachment = search.attachment;
         let found = match block {
             // Ours, but missing among the own blocks: its affinity was never confirmed.
-            Some(block) if may_claim && block.spec.host() == Some(attachment.node) && self.free(search, &block) > 0 => None,
+            Some(block) if may_claim && block.spec.host() == Some(attachment.node) && self.free(search, &block) > 0 => {
+                None
+            }
             Some(block) => Some(block),
             None if !may_claim => return Ok(None),
             None => None,
@@ -237,7 +272,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             if self.free(search, block) == 0 || !self.reclaim_block(block, attachment.deadline).await? {
                 continue;
             }
-            if let Claimed::Ours(block) = self.claim_block(block.spec.cidr, attachment.node, attachment.deadline).await? {
+            if let Claimed::Ours(block) =
+                self.claim_block(block.spec.cidr, attachment.node, attachment.deadline).await?
+            {
                 return Ok(Some(block));
             }
         }
@@ -258,7 +295,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
         let names: Vec<String> = pools.iter().map(|p| format!("{} {}", p.name_any(), p.spec.cidr)).collect();
         let range = search.ranges().map_or_else(|| format!("IPPools {}", names.join(", ")), |r| format!("range {r}"));
-        let size = search.ranges().map_or_else(|| pools.iter().map(|p| calico::address_count(&p.spec.cidr)).sum(), RangeSet::size);
+        let size = search
+            .ranges()
+            .map_or_else(|| pools.iter().map(|p| calico::address_count(&p.spec.cidr)).sum(), RangeSet::size);
         Exhaustion { family: search.family, range, size, used, reserved, out_of_reach, because }
     }
 }

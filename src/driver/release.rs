@@ -46,9 +46,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Releases everything that bears `handle`.
-    pub(super) async fn release_handle(&self, handle: &str, held: &HeldBy<'_>, deadline: Instant) -> Result<Vec<Freed>, Error> {
-        let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(handle)).await? else { return Ok(Vec::new()) };
-        let config = self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
+    pub(super) async fn release_handle(
+        &self,
+        handle: &str,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<Freed>, Error> {
+        let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(handle)).await? else {
+            return Ok(Vec::new());
+        };
+        let config =
+            self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
         let mut freed = Vec::new();
         for cidr in found.spec.blocks() {
             freed.extend(self.release_in_block(handle, cidr, config.cooldown_seconds(), deadline).await?);
@@ -58,7 +66,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(freed)
     }
 
-    async fn release_in_block(&self, handle: &str, cidr: IpNetwork, cooldown: i64, deadline: Instant) -> Result<Vec<Freed>, Error> {
+    async fn release_in_block(
+        &self,
+        handle: &str,
+        cidr: IpNetwork,
+        cooldown: i64,
+        deadline: Instant,
+    ) -> Result<Vec<Freed>, Error> {
         let now = self.now();
         // What an attempt without an answer had released is gone at the next look, so it is remembered.
         let mut attempted = Vec::new();
@@ -103,7 +117,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Sets a claim's holder to none, if it still is this container.
-    pub(super) async fn clear_holder(&self, ledger: &L, address: IpAddr, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn clear_holder(
+        &self,
+        ledger: &L,
+        address: IpAddr,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let mut backoff = super::converge::Backoff::new(deadline);
         let mut standing = ledger.read(address).await?;
         loop {

@@ -34,7 +34,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             .converge::<IPReservation, _, Error>(&name, Known::Unread, deadline, |current| {
                 Ok(match current {
                     None => Step::Create(
-                        IPReservation::new(&name, IPReservationSpec { reserved_cidrs: vec![entry.clone()], ..Default::default() }),
+                        IPReservation::new(
+                            &name,
+                            IPReservationSpec { reserved_cidrs: vec![entry.clone()], ..Default::default() },
+                        ),
                         (),
                     ),
                     Some(found) if found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),
@@ -59,7 +62,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     Some(found) if !found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),
                     Some(mut found) => {
                         found.spec.reserved_cidrs.retain(|c| *c != entry);
-                        if found.spec.reserved_cidrs.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) }
+                        if found.spec.reserved_cidrs.is_empty() {
+                            Step::Delete(found, ())
+                        } else {
+                            Step::Replace(found, ())
+                        }
                     }
                 })
             })

@@ -103,7 +103,9 @@ fn check_pod(attachment: &Attachment<'_>, found: Option<&Pod>) -> Result<(), Err
     let Some(found) = found else { return Err(Error::NoPod { namespace, name }) };
     match (asked.uid, found.uid()) {
         // A static pod's runtime UID is the hash of its manifest; its mirror object has another.
-        (Some(uid), Some(has)) if uid != has && found.annotations().get(MIRROR_ANNOTATION).map(String::as_str) != Some(uid) => {
+        (Some(uid), Some(has))
+            if uid != has && found.annotations().get(MIRROR_ANNOTATION).map(String::as_str) != Some(uid) =>
+        {
             Err(Error::OtherPod { namespace, name, asked: uid.to_owned(), found: has })
         }
         _ => Ok(()),
@@ -120,7 +122,8 @@ pub(super) fn check_coverage(ranges: &RangeSet, pools: &[IPPool]) -> Result<(), 
         let network = subnet.network;
         let inside_one = cidrs.iter().any(|c| contains(c, &network));
         // Calico's pools do not overlap, so their sizes add up.
-        let of_pools: f64 = cidrs.iter().filter(|c| contains(&network, c)).map(|c| 2f64.powi(-i32::from(c.prefix()))).sum();
+        let of_pools: f64 =
+            cidrs.iter().filter(|c| contains(&network, c)).map(|c| 2f64.powi(-i32::from(c.prefix()))).sum();
         if !inside_one && of_pools < 2f64.powi(-i32::from(network.prefix())) {
             return Err(UnmetPool { what: format!("subnet {network} of the CNI config"), pools: name_pools(pools) });
         }
@@ -151,7 +154,7 @@ pub(super) fn host(node: &str) -> Affinity {
 // === evidence ===
 
 /// A holder's pod, compared by UID.
-pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
+pub(super) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
     let Some(pod) = pod.filter(|p| p.metadata.uid.as_deref() == Some(uid)) else { return PodState::Gone };
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
@@ -164,7 +167,7 @@ pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
 }
 
 /// A holder's node, compared by UID where one was recorded.
-pub(crate) fn node_state(node: Option<&Node>, uid: Option<&str>) -> NodeState {
+pub(super) fn node_state(node: Option<&Node>, uid: Option<&str>) -> NodeState {
     let same = |n: &&Node| uid.is_none_or(|uid| n.metadata.uid.as_deref() == Some(uid));
     let Some(node) = node.filter(same) else { return NodeState::Deleted };
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();

@@ -26,7 +26,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let config = config.map_or_else(IPAMConfigSpec::default, |c| c.spec);
         let mut blocks = self.objects.list::<IPAMBlock>("").await?;
         blocks.retain(|b| !b.spec.is_deleted());
-        blocks.iter_mut().for_each(|b| drop(b.spec.collect(config.cooldown_seconds(), self.now())));
+        for block in &mut blocks {
+            block.spec.collect(config.cooldown_seconds(), self.now());
+        }
         for ranges in Family::BOTH.into_iter().filter_map(|f| net.ipam.ranges(f)) {
             check_coverage(ranges, &pools)?;
             look_for_room(ranges, &blocks, &reservations)?;

@@ -1,12 +1,20 @@
 //! The `ipam` section.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::SignedDuration;
+use serde_json::Value;
 
 use super::EtcdConfig;
-use crate::cni::Route;
-use crate::range::{Family, RangeSet};
+use crate::claim::{Fencing, Policy};
+use crate::cni::error::shown_json;
+use crate::cni::names::{is_cni_name, is_dns_subdomain};
+use crate::cni::object::Object;
+use crate::cni::text::{self, Wrong};
+use crate::cni::{CniError, Route, code};
+use crate::range::{self, Family, RangeSet};
 
 /// The `ipam` section of a network configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +33,10 @@ pub struct Ipam {
     pub resolv_conf: Option<PathBuf>,
     /// `ipam.waitSeconds`: how long ADD waits for the holder of a fixed address to go, 20 s by default.
     pub wait: Duration,
+    /// `ipam.takeover`: when a held fixed address may pass to another pod of its owner without a DEL.
+    pub takeover: Policy,
+    /// `ipam.stateDir`: where the calls of one node leave each other notes; on tmpfs, /run/kube-ipam by default.
+    pub state_dir: PathBuf,
     /// `ipam.ipv4_pools`: pools to take IPv4 addresses from; empty: any that Calico's rules allow.
     pub v4_pools: Vec<PoolRef>,
     /// `ipam.ipv6_pools`
@@ -49,7 +61,83 @@ pub enum Dialect {
 
 pub use calico::PoolRef;
 
+/// Reads a pool's name or CIDR; host bits are dropped, as Calico does.
+pub(crate) fn pool_ref(text: &str, family: Family) -> Result<PoolRef, Wrong> {
+    if text.contains('/') {
+        let cidr = text::without_host_bits(text::address_with_mask(text)?);
+        if Family::of(cidr.ip()) == family {
+            return Ok(PoolRef::Cidr(cidr));
+        }
+        let right = format!("name an {family} pool here");
+        return Err(Wrong { wrong: format!("is not {family}"), right });
+    }
+    if is_dns_subdomain(text) && text.parse::<IpAddr>().is_err() {
+        return Ok(PoolRef::Name(text.to_owned()));
+    }
+    let right = "give the name of an IPPool, or its CIDR".to_owned();
+    Err(Wrong { wrong: "is neither a pool's name nor a CIDR".to_owned(), right })
+}
+
+const FIELDS: [&str; 19] = [
+    "name",
+    "type",
+    "kubeConfig",
+    "etcdConfig",
+    "subnet",
+    "rangeStart",
+    "rangeEnd",
+    "gateway",
+    "ranges",
+    "routes",
+    "resolvConf",
+    "waitSeconds",
+    "takeover",
+    "stateDir",
+    "assign_ipv4",
+    "assign_ipv6",
+    "ipv4_pools",
+    "ipv6_pools",
+    "dataDir",
+];
+/// The kubelet gives a sandbox two minutes.
+const LONGEST_WAIT: u64 = 100;
+/// In seconds: a kubelet has stopped the containers of a deleted pod by then.
+const DEFAULT_GRACE: i64 = 60;
+const LONGEST_GRACE: u64 = 86_400;
+
 impl Ipam {
+    /// Reads the section of a network run by `main_plugin`.
+    pub(super) fn parse(
+        ipam: &Object<'_>,
+        network: &str,
+        main_plugin: &str,
+        plugin_name: &str,
+    ) -> Result<Ipam, CniError> {
+        ipam.refuse_misspelt(&FIELDS)?;
+        let dialect = dialect(ipam, plugin_name)?;
+        // Only Calico's main plugin does without a gateway; the others take the first address for it, as host-local does.
+        let (v4, v6) = range::parse(ipam, main_plugin != "calico" && dialect == Dialect::KubeIpam)?;
+        if dialect == Dialect::KubeIpam && v4.is_none() && v6.is_none() {
+            return Err(
+                ipam.missing("subnet", "give the CIDR of the Calico IP pool, such as \"10.244.0.0/16\", or ranges")
+            );
+        }
+        Ok(Ipam {
+            network: ledger_network(ipam, network)?,
+            etcd: ipam.object("etcdConfig")?.map(|etcd| EtcdConfig::parse(&etcd)).transpose()?,
+            v4,
+            v6,
+            routes: ipam.objects("routes")?.iter().map(route).collect::<Result<_, _>>()?,
+            resolv_conf: ipam.file("resolvConf")?,
+            wait: Duration::from_secs(seconds(ipam, "waitSeconds", 20, LONGEST_WAIT)?),
+            takeover: takeover(ipam)?,
+            state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from("/run/kube-ipam")),
+            v4_pools: pools(ipam, "ipv4_pools", Family::V4)?,
+            v6_pools: pools(ipam, "ipv6_pools", Family::V6)?,
+            dialect,
+        })
+    }
+
     /// The subnets of a family.
     pub fn ranges(&self, family: Family) -> Option<&RangeSet> {
         match family {
@@ -66,4 +154,102 @@ impl Ipam {
             (Dialect::CalicoIpam { assign_v6, .. }, Family::V6) => assign_v6,
         }
     }
+}
+
+fn dialect(ipam: &Object<'_>, plugin_name: &str) -> Result<Dialect, CniError> {
+    let (v4, v6) = (switch(ipam, "assign_ipv4")?, switch(ipam, "assign_ipv6")?);
+    match ipam.text("type")?.unwrap_or(plugin_name) {
+        "calico-ipam" => {
+            let (assign_v4, assign_v6) = (v4.unwrap_or(true), v6.unwrap_or(false));
+            if !assign_v4 && !assign_v6 {
+                return Err(ipam.refuse(
+                    "assign_ipv4",
+                    "false",
+                    "leaves no address to assign",
+                    "set assign_ipv6 to \"true\"",
+                ));
+            }
+            Ok(Dialect::CalicoIpam { assign_v4, assign_v6 })
+        }
+        name if name == "kube-ipam" || name == plugin_name => {
+            for (key, value) in [("assign_ipv4", v4), ("assign_ipv6", v6)] {
+                if let Some(value) = value {
+                    let right = "leave it out: the families follow subnet and ranges";
+                    return Err(ipam.refuse(key, &value.to_string(), "is for type calico-ipam only", right));
+                }
+            }
+            Ok(Dialect::KubeIpam)
+        }
+        other => Err(ipam.refuse(
+            "type",
+            other,
+            format!("is not this plugin, {plugin_name}"),
+            "write \"kube-ipam\" or \"calico-ipam\"",
+        )),
+    }
+}
+
+/// calico-ipam's `"true"` and `"false"`, with or without quotes.
+fn switch(ipam: &Object<'_>, key: &str) -> Result<Option<bool>, CniError> {
+    match ipam.value(key).and_then(Value::as_str) {
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(other) => Err(ipam.refuse(key, other, "is neither true nor false", "write \"true\" or \"false\"")),
+        None => ipam.flag(key),
+    }
+}
+
+/// The name goes into the keys of the ledger, so it may not hold a `/`.
+fn ledger_network(ipam: &Object<'_>, network: &str) -> Result<String, CniError> {
+    let name = ipam.text("name")?.unwrap_or(network);
+    if is_cni_name(name) && name.len() <= 253 {
+        return Ok(name.to_owned());
+    }
+    let right = "begin with a letter or digit; then letters, digits, _ . - only";
+    Err(ipam.refuse("name", name, "is not the name of a network", right))
+}
+
+fn route(route: &Object<'_>) -> Result<Route, CniError> {
+    let parsed = Route::parse(route)?;
+    let network = text::without_host_bits(parsed.dst);
+    if network == parsed.dst {
+        return Ok(parsed);
+    }
+    Err(route.refuse("dst", &parsed.dst.to_string(), "has host bits", format!("write {network}")))
+}
+
+/// `takeover`: `{"proof": "podDeleted" | "nodeFenced", "graceSeconds": 60}`.
+fn takeover(ipam: &Object<'_>) -> Result<Policy, CniError> {
+    let Some(takeover) = ipam.object("takeover")? else {
+        return Ok(Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(DEFAULT_GRACE) });
+    };
+    takeover.refuse_misspelt(&["proof", "graceSeconds"])?;
+    let fencing = match takeover.text("proof")? {
+        None | Some("podDeleted") => Fencing::PodDeleted,
+        Some("nodeFenced") => Fencing::NodeFenced,
+        Some(other) => {
+            return Err(takeover.refuse(
+                "proof",
+                other,
+                "is no proof kube-ipam knows",
+                "write \"podDeleted\" or \"nodeFenced\"",
+            ));
+        }
+    };
+    let grace = seconds(&takeover, "graceSeconds", DEFAULT_GRACE.unsigned_abs(), LONGEST_GRACE)?;
+    Ok(Policy { fencing, grace: SignedDuration::from_secs(i64::try_from(grace).unwrap_or(DEFAULT_GRACE)) })
+}
+
+/// A whole number of seconds from 0 to `most`.
+fn seconds(object: &Object<'_>, key: &str, default: u64, most: u64) -> Result<u64, CniError> {
+    let Some(value) = object.value(key) else { return Ok(default) };
+    value.as_u64().filter(|seconds| *seconds <= most).ok_or_else(|| {
+        let wrong = format!("{}: {} is not a number of seconds from 0 to {most}", object.path(key), shown_json(value));
+        CniError::new(code::INVALID_CONFIG, wrong, format!("write a whole number without quotes, such as {default}"))
+    })
+}
+
+fn pools(ipam: &Object<'_>, key: &str, family: Family) -> Result<Vec<PoolRef>, CniError> {
+    let pool = |text| pool_ref(text, family).map_err(|error| ipam.refuse(key, text, error.wrong, error.right));
+    ipam.texts(key)?.into_iter().map(pool).collect()
 }

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tracing::level_filters::LevelFilter;
 
+use crate::cni::names::{is_cni_name, is_dns_subdomain};
+use crate::cni::object::Object;
 use crate::cni::{Answer, CniError, CniVersion};
 
 pub use etcd::EtcdConfig;
@@ -67,7 +69,93 @@ impl NetConf {
     /// Parses a configuration. `plugin_name` is the name this binary was called by (`kube-ipam`, `calico-ipam`): it stands in for an
     /// absent `ipam.type`. Code 1 for the version, code 7 for everything else.
     pub fn parse(conf: &Value, plugin_name: &str) -> Result<NetConf, CniError> {
-        let _ = (conf, plugin_name);
-        unimplemented!()
+        let outer = Object::new("", conf)?;
+        let cni_version = CniVersion::of(conf)?;
+        let network = network(&outer)?;
+        let Some(main_plugin) = outer.text("type")? else {
+            return Err(outer.missing("type", "give the main plugin, such as \"calico\""));
+        };
+        let Some(ipam) = outer.object("ipam")? else {
+            return Err(outer.missing("ipam", "give the section \"ipam\" with \"type\": \"kube-ipam\""));
+        };
+        datastore(&outer)?;
+        let kubernetes = outer.object("kubernetes")?;
+        let outer_kubeconfig = kubernetes.map(|section| section.file("kubeconfig")).transpose()?.flatten();
+        Ok(NetConf {
+            cni_version,
+            ipam: Ipam::parse(&ipam, &network, main_plugin, plugin_name)?,
+            network,
+            main_plugin: main_plugin.to_owned(),
+            nodename: NodeName::parse(&outer)?,
+            kubeconfig: ipam.file("kubeConfig")?.or(outer_kubeconfig),
+            log_level: log_level(&outer)?,
+            log_file_path: outer.file("log_file_path")?,
+            attachments: attachments(&outer)?,
+            prev_result: outer.value("prevResult").map(|result| Answer::parse(result, &cni_version)).transpose()?,
+            calico_api_group: calico_api_group(&outer)?,
+        })
+    }
+}
+
+/// The name becomes the first part of handle ids, which are names of Kubernetes objects in lower case.
+fn network(outer: &Object<'_>) -> Result<String, CniError> {
+    let Some(name) = outer.text("name")? else {
+        return Err(outer.missing("name", "give the network's name, such as \"k8s-pod-network\""));
+    };
+    if is_cni_name(name) && is_dns_subdomain(&name.to_ascii_lowercase()) {
+        return Ok(name.to_owned());
+    }
+    let right = "letters, digits, - and . only, a letter or digit at both ends: Calico's handles are named after it";
+    Err(outer.refuse("name", name, "is not the name of a network", right))
+}
+
+fn datastore(outer: &Object<'_>) -> Result<(), CniError> {
+    match outer.text("datastore_type")? {
+        None | Some("kubernetes") => Ok(()),
+        Some(other) => {
+            let right = "write \"kubernetes\": Calico's objects are reached through the Kubernetes API only";
+            Err(outer.refuse("datastore_type", other, "is not supported", right))
+        }
+    }
+}
+
+/// Calico's words for levels, in any case, and the finer ones.
+fn log_level(outer: &Object<'_>) -> Result<LevelFilter, CniError> {
+    let Some(word) = outer.text("log_level")? else { return Ok(LevelFilter::INFO) };
+    Ok(match word.to_ascii_lowercase().as_str() {
+        "trace" => LevelFilter::TRACE,
+        "debug" => LevelFilter::DEBUG,
+        "info" => LevelFilter::INFO,
+        "warn" | "warning" => LevelFilter::WARN,
+        "error" | "fatal" | "panic" => LevelFilter::ERROR,
+        "none" | "off" => LevelFilter::OFF,
+        _ => {
+            return Err(outer.refuse("log_level", word, "is not a level", "write debug, info, warning, error or none"));
+        }
+    })
+}
+
+fn attachments(outer: &Object<'_>) -> Result<Option<Vec<Attachment>>, CniError> {
+    // The specification once called it cni.dev/attachments, and runtimes send both. A list that is null is a Go program's empty one.
+    let Some(key) = ["cni.dev/valid-attachments", "cni.dev/attachments"].into_iter().find(|key| outer.has(key)) else {
+        return Ok(None);
+    };
+    let read = |object: Object<'_>| {
+        let text =
+            |key| object.text(key)?.map(str::to_owned).ok_or_else(|| object.missing(key, "name what must be kept"));
+        Ok(Attachment { container_id: text("containerID")?, ifname: text("ifname")? })
+    };
+    outer.objects(key)?.into_iter().map(read).collect::<Result<_, _>>().map(Some)
+}
+
+fn calico_api_group(outer: &Object<'_>) -> Result<Option<CalicoApiGroup>, CniError> {
+    match outer.text("calico_api_group")? {
+        None => Ok(None),
+        Some("crd.projectcalico.org/v1") => Ok(Some(CalicoApiGroup::CrdV1)),
+        Some("projectcalico.org/v3") => Ok(Some(CalicoApiGroup::V3)),
+        Some(other) => {
+            let right = "write \"crd.projectcalico.org/v1\" or \"projectcalico.org/v3\", or leave it out";
+            Err(outer.refuse("calico_api_group", other, "is not where Calico keeps its objects", right))
+        }
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use crate::cni::CniError;
+use crate::cni::names::is_dns_subdomain;
+use crate::cni::object::Object;
 
 /// The fields of the configuration that decide the node's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,10 +20,49 @@ pub struct NodeName {
 }
 
 impl NodeName {
+    pub(super) fn parse(conf: &Object<'_>) -> Result<NodeName, CniError> {
+        let named = conf.file("nodename_file")?;
+        let optional = conf.flag("nodename_file_optional")?.unwrap_or(false);
+        Ok(NodeName {
+            nodename: conf.text("nodename")?.map(str::to_owned),
+            file_required: named.is_some() && !optional,
+            file: named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE)),
+            hostname: conf.text("hostname")?.map(str::to_owned),
+        })
+    }
+
     /// The node's name: `nodename`, else the file's content, else `hostname`, else the host's own name in lower case.
     /// `file` is the content of [`NodeName::file`], none if there is no such file. Code 7 if what is found is no node name.
     pub fn resolve(&self, file: Option<&str>, host: &str) -> Result<String, CniError> {
-        let _ = (file, host);
-        unimplemented!()
+        let path = self.file.display().to_string();
+        let content = file.map(str::trim).filter(|content| !content.is_empty());
+        if let Some(nodename) = &self.nodename {
+            return checked("nodename", nodename);
+        }
+        if let Some(content) = content {
+            return checked(&format!("nodename_file {path}"), content);
+        }
+        if self.file_required {
+            let right = "calico-node writes it when it starts; else set nodename, or nodename_file_optional";
+            return Err(CniError::field("nodename_file", &path, "is missing or empty", right));
+        }
+        match &self.hostname {
+            Some(hostname) => checked("hostname", hostname),
+            None => checked("the host's name", &host.trim().to_lowercase()),
+        }
     }
+}
+
+const DEFAULT_FILE: &str = "/var/lib/calico/nodename";
+
+fn checked(source: &str, name: &str) -> Result<String, CniError> {
+    if is_dns_subdomain(name) {
+        return Ok(name.to_owned());
+    }
+    let (wrong, right) = if name.starts_with("__") {
+        ("is a placeholder that the installer has not replaced", "write the node's name")
+    } else {
+        ("is not a node's name", "give the name of the Node object: a DNS-1123 subdomain")
+    };
+    Err(CniError::field(source, name, wrong, right))
 }

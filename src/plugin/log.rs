@@ -26,7 +26,8 @@ pub(super) fn start(net: &NetConf) {
         // A runtime shows stderr beside a failed answer: only what explains a failure belongs there.
         None => BoxMakeWriter::new(std::io::sink),
     };
-    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_max_level(net.log_level).with_writer(writer);
+    let subscriber =
+        tracing_subscriber::fmt().json().flatten_event(true).with_max_level(net.log_level).with_writer(writer);
     let _ = subscriber.try_init();
 }
 

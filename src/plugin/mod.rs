@@ -22,7 +22,9 @@ use tokio::time::Instant;
 
 pub use self::ledger::LazyLedger;
 
-use crate::cni::{CniArgs, CniError, CniVersion, Invocation, READ_STDIN_LIMIT, Verb, code, invocation, parse_stdin, version_answer};
+use crate::cni::{
+    CniArgs, CniError, CniVersion, Invocation, READ_STDIN_LIMIT, Verb, code, invocation, parse_stdin, version_answer,
+};
 use crate::driver::{Attachment, Driver, Error, PodRef};
 use crate::netconf::{Dialect, NetConf};
 use crate::store::kube::KubeStore;
@@ -169,7 +171,8 @@ async fn driver(net: &NetConf) -> Result<Plugin, CniError> {
         ));
     };
     let store = KubeStore::from_kubeconfig(kubeconfig, None).await;
-    let store = store.map_err(|e| CniError::new(code::FORBIDDEN, e.to_string(), "check the file and who may read it"))?;
+    let store =
+        store.map_err(|e| CniError::new(code::FORBIDDEN, e.to_string(), "check the file and who may read it"))?;
     let ledger = net.ipam.etcd.clone().map(|etcd| LazyLedger::new(etcd, &net.ipam.network));
     Ok(Driver::new(store, ledger, Timestamp::now))
 }

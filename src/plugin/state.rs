@@ -62,7 +62,9 @@ impl State {
 
     fn sweep(directory: &Path) {
         let Ok(entries) = fs::read_dir(directory) else { return };
-        let old = |m: fs::Metadata| m.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|a| a > SWEEP_AGE));
+        let old = |m: fs::Metadata| {
+            m.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|a| a > SWEEP_AGE))
+        };
         for entry in entries.flatten().filter(|e| e.metadata().is_ok_and(old)) {
             let _ = fs::remove_file(entry.path());
         }
@@ -76,7 +78,9 @@ fn is_own(metadata: &fs::Metadata) -> bool {
 impl Gate for State {
     fn pass(&self) -> BoxFuture<'_, Pass> {
         async move {
-            let Some(path) = self.directory.as_ref().map(|d| d.join("blocks.lock")) else { return Pass::new(false, None) };
+            let Some(path) = self.directory.as_ref().map(|d| d.join("blocks.lock")) else {
+                return Pass::new(false, None);
+            };
             let (waited, file) = lock(&path, GATE_WAIT).await;
             Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
         }

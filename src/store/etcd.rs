@@ -8,7 +8,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KvClient, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions};
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KvClient, TlsOptions, Txn,
+    TxnOp, TxnOpResponse, WatchOptions,
+};
 
 use super::{Failure, Ledger, StoreError, Swap, Versioned};
 use crate::claim::Claim;
@@ -34,7 +37,10 @@ impl EtcdLedger {
     /// [`Failure::Refused`] for an endpoint that is no URL.
     pub async fn open(config: &EtcdConfig, network: &str) -> Result<Self, StoreError> {
         let fail = |failure| StoreError::new("connect", format!("etcd {}", config.endpoints.join(",")), failure);
-        let mut options = ConnectOptions::new().with_connect_timeout(CALL_TIMEOUT).with_timeout(CALL_TIMEOUT).with_require_leader(true);
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CALL_TIMEOUT)
+            .with_timeout(CALL_TIMEOUT)
+            .with_require_leader(true);
         if config.endpoints.iter().any(|e| e.starts_with("https://")) {
             options = options.with_tls(tls(config).map_err(fail)?);
         }
@@ -61,8 +67,13 @@ impl Ledger for EtcdLedger {
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         let mut kv = self.kv();
-        let answer = bounded("range", "claims", kv.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
-        let mut claims = answer.kvs().iter().map(|pair| decode(pair.key_str().unwrap_or("claim"), pair)).collect::<Result<Vec<_>, _>>()?;
+        let answer =
+            bounded("range", "claims", kv.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+        let mut claims = answer
+            .kvs()
+            .iter()
+            .map(|pair| decode(pair.key_str().unwrap_or("claim"), pair))
+            .collect::<Result<Vec<_>, _>>()?;
         claims.sort_by_key(|c| c.value.address);
         Ok(claims)
     }
@@ -71,7 +82,8 @@ impl Ledger for EtcdLedger {
         let (what, key) = (format!("claim {address}"), self.key(address));
         let write = match claim {
             Some(claim) => {
-                let value = serde_json::to_vec(claim).map_err(|e| StoreError::new("txn", what.as_str(), Failure::Refused(e.to_string())))?;
+                let value = serde_json::to_vec(claim)
+                    .map_err(|e| StoreError::new("txn", what.as_str(), Failure::Refused(e.to_string())))?;
                 TxnOp::put(key.as_str(), value, None)
             }
             None => TxnOp::delete(key.as_str(), None),
@@ -95,7 +107,8 @@ impl Ledger for EtcdLedger {
         let what = format!("claim {address}");
         let fail = |e: &Error| StoreError::new("watch", what.as_str(), sort(e));
         let options = WatchOptions::new().with_start_revision(revision + 1);
-        let mut stream = self.client.watch_client().watch(self.key(address), Some(options)).await.map_err(|e| fail(&e))?;
+        let mut stream =
+            self.client.watch_client().watch(self.key(address), Some(options)).await.map_err(|e| fail(&e))?;
         loop {
             match stream.message().await.map_err(|e| fail(&e))? {
                 Some(message) if message.events().is_empty() && !message.canceled() => {}
@@ -106,16 +119,23 @@ impl Ledger for EtcdLedger {
     }
 }
 
-async fn bounded<T>(verb: &'static str, what: &str, call: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
+async fn bounded<T>(
+    verb: &'static str,
+    what: &str,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, StoreError> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(e)) => Err(StoreError::new(verb, what, sort(&e))),
-        Err(_) => Err(StoreError::new(verb, what, Failure::Unknown(format!("no answer from etcd within {CALL_TIMEOUT:?}")))),
+        Err(_) => {
+            Err(StoreError::new(verb, what, Failure::Unknown(format!("no answer from etcd within {CALL_TIMEOUT:?}"))))
+        }
     }
 }
 
 fn decode(what: &str, pair: &etcd_client::KeyValue) -> Result<Versioned<Claim>, StoreError> {
-    let value = serde_json::from_slice(pair.value()).map_err(|e| StoreError::new("range", what, Failure::Corrupt(e.to_string())))?;
+    let value = serde_json::from_slice(pair.value())
+        .map_err(|e| StoreError::new("range", what, Failure::Corrupt(e.to_string())))?;
     Ok(Versioned { value, revision: pair.mod_revision() })
 }
 
@@ -124,7 +144,9 @@ fn sort(error: &Error) -> Failure {
     match error {
         Error::GRpcStatus(status) => match status.code() as i32 {
             UNAUTHENTICATED | PERMISSION_DENIED => Failure::Denied(status.message().to_owned()),
-            INVALID_ARGUMENT | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => Failure::Refused(status.message().to_owned()),
+            INVALID_ARGUMENT | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => {
+                Failure::Refused(status.message().to_owned())
+            }
             RESOURCE_EXHAUSTED => Failure::Refused(format!("etcd is out of space or overloaded: {}", status.message())),
             _ => Failure::Unknown(super::kube::chain(status)),
         },

@@ -89,7 +89,12 @@ impl KubeStore {
         &self.client
     }
 
-    async fn call<T: DeserializeOwned>(&self, verb: &'static str, object: String, request: Result<http::Request<Vec<u8>>, ::kube::core::request::Error>) -> Result<T, StoreError> {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        verb: &'static str,
+        object: String,
+        request: Result<http::Request<Vec<u8>>, ::kube::core::request::Error>,
+    ) -> Result<T, StoreError> {
         let request = match request {
             Ok(request) => request.map(Body::from),
             Err(e) => return Err(StoreError::new(verb, object, Failure::Refused(chain(&e)))),
@@ -97,7 +102,11 @@ impl KubeStore {
         match tokio::time::timeout(CALL_TIMEOUT, self.exchange(request)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(failure)) => Err(StoreError::new(verb, object, failure)),
-            Err(_) => Err(StoreError::new(verb, object, Failure::Unknown(format!("no answer from the API server within {CALL_TIMEOUT:?}")))),
+            Err(_) => Err(StoreError::new(
+                verb,
+                object,
+                Failure::Unknown(format!("no answer from the API server within {CALL_TIMEOUT:?}")),
+            )),
         }
     }
 
@@ -153,17 +162,25 @@ impl Objects for KubeStore {
         let name = name_of(object);
         let what = describe::<K>(name);
         if object.meta().resource_version.is_none() {
-            return Err(StoreError::new("update", what, Failure::Refused("a write without resourceVersion would overwrite blindly".into())));
+            return Err(StoreError::new(
+                "update",
+                what,
+                Failure::Refused("a write without resourceVersion would overwrite blindly".into()),
+            ));
         }
         let data = encode("update", &what, object)?;
-        self.call("update", what, Request::new(K::url_path(&(), None)).replace(name, &PostParams::default(), data)).await
+        self.call("update", what, Request::new(K::url_path(&(), None)).replace(name, &PostParams::default(), data))
+            .await
     }
 
     async fn delete<K: Object>(&self, object: &K) -> Result<(), StoreError> {
         let name = name_of(object);
         let meta = object.meta();
         let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() }),
+            preconditions: Some(Preconditions {
+                uid: meta.uid.clone(),
+                resource_version: meta.resource_version.clone(),
+            }),
             ..DeleteParams::default()
         };
         let request = Request::new(K::url_path(&(), None)).delete(name, &params);
@@ -176,7 +193,10 @@ impl Objects for KubeStore {
             // The kind itself is gone: no object of it can exist.
             return Ok(false);
         };
-        match self.call::<serde_json::Value>("get", what, Request::new(path).get(&owner.name, &Default::default())).await {
+        match self
+            .call::<serde_json::Value>("get", what, Request::new(path).get(&owner.name, &Default::default()))
+            .await
+        {
             Ok(_) => Ok(true),
             Err(StoreError { failure: Failure::Absent, .. }) => Ok(false),
             Err(error) => Err(error),
@@ -206,11 +226,15 @@ impl KubeStore {
             Ok(Ok(group)) => group,
             Ok(Err(::kube::Error::Discovery(::kube::error::DiscoveryError::MissingApiGroup(_)))) => return Ok(None),
             Ok(Err(e)) => return Err(StoreError::new("discover", what, Failure::Unknown(chain(&e)))),
-            Err(_) => return Err(StoreError::new("discover", what, Failure::Unknown("no answer from the API server".into()))),
+            Err(_) => {
+                return Err(StoreError::new("discover", what, Failure::Unknown("no answer from the API server".into())));
+            }
         };
         let found = group.recommended_kind(&owner.kind);
         Ok(found.map(|(resource, ApiCapabilities { scope, .. })| match scope {
-            Scope::Namespaced => format!("/apis/{}/namespaces/{}/{}", resource.api_version, owner.namespace, resource.plural),
+            Scope::Namespaced => {
+                format!("/apis/{}/namespaces/{}/{}", resource.api_version, owner.namespace, resource.plural)
+            }
             Scope::Cluster => format!("/apis/{}/{}", resource.api_version, resource.plural),
         }))
     }

@@ -45,15 +45,7 @@ impl MemoryObjects {
 
     /// Puts an object there as if somebody else had written it: no precondition, any namespace.
     pub fn put<K: Object>(&self, object: &K) {
-        let mut value = serde_json::to_value(object).unwrap_or_default();
-        let meta = object.meta();
-        let key = key::<K>(meta.namespace.as_deref(), meta.name.as_deref().unwrap_or_default());
-        let mut state = self.state();
-        let uid = meta.uid.clone().unwrap_or_else(|| state.next_uid());
-        let revision = state.next_revision();
-        value["metadata"]["uid"] = json!(uid);
-        value["metadata"]["resourceVersion"] = json!(revision);
-        state.objects.insert(key, value);
+        self.state().put(object);
     }
 
     /// Takes an object away as if somebody else had deleted it.
@@ -68,6 +60,32 @@ impl MemoryObjects {
 }
 
 impl ObjectState {
+    fn put<K: Object>(&mut self, object: &K) -> Value {
+        let mut value = serde_json::to_value(object).unwrap_or_default();
+        let meta = object.meta();
+        let key = key::<K>(meta.namespace.as_deref(), meta.name.as_deref().unwrap_or_default());
+        let uid = meta.uid.clone().unwrap_or_else(|| self.next_uid());
+        value["metadata"]["uid"] = json!(uid);
+        value["metadata"]["resourceVersion"] = json!(self.next_revision());
+        self.objects.insert(key, value.clone());
+        value
+    }
+
+    /// UID and `resourceVersion`, where given, must be the stored ones.
+    fn check<K: Object>(&self, verb: &'static str, name: &str, object: &K) -> Result<(), StoreError> {
+        let fail = |failure| StoreError::new(verb, describe::<K>(name), failure);
+        let stored = self.objects.get(&key::<K>(None, name)).ok_or_else(|| fail(Failure::Absent))?;
+        let meta = object.meta();
+        let Some(version) = &meta.resource_version else {
+            return Err(fail(Failure::Refused("a write without resourceVersion would overwrite blindly".into())));
+        };
+        let same_uid = meta.uid.as_ref().is_none_or(|uid| stored["metadata"]["uid"] == json!(uid));
+        if !same_uid || stored["metadata"]["resourceVersion"] != json!(version) {
+            return Err(fail(Failure::Conflict));
+        }
+        Ok(())
+    }
+
     fn next_revision(&mut self) -> String {
         self.revision += 1;
         self.revision.to_string()
@@ -84,7 +102,8 @@ fn key<K: Object>(namespace: Option<&str>, name: &str) -> (String, String, Strin
 }
 
 fn decode<K: Object>(verb: &'static str, name: &str, value: &Value) -> Result<K, StoreError> {
-    serde_json::from_value(value.clone()).map_err(|e| StoreError::new(verb, describe::<K>(name), Failure::Corrupt(e.to_string())))
+    serde_json::from_value(value.clone())
+        .map_err(|e| StoreError::new(verb, describe::<K>(name), Failure::Corrupt(e.to_string())))
 }
 
 impl Objects for MemoryObjects {
@@ -103,24 +122,25 @@ impl Objects for MemoryObjects {
 
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
         let name = object.meta().name.clone().unwrap_or_default();
-        if self.state().objects.contains_key(&key::<K>(None, &name)) {
+        let mut state = self.state();
+        if state.objects.contains_key(&key::<K>(None, &name)) {
             return Err(StoreError::new("create", describe::<K>(&name), Failure::Exists));
         }
-        self.put(object);
-        self.stored("create", &name)
+        decode("create", &name, &state.put(object))
     }
 
     async fn replace<K: Object>(&self, object: &K) -> Result<K, StoreError> {
         let name = object.meta().name.clone().unwrap_or_default();
-        self.check::<K>("update", &name, object)?;
-        self.put(object);
-        self.stored("update", &name)
+        let mut state = self.state();
+        state.check::<K>("update", &name, object)?;
+        decode("update", &name, &state.put(object))
     }
 
     async fn delete<K: Object>(&self, object: &K) -> Result<(), StoreError> {
         let name = object.meta().name.clone().unwrap_or_default();
-        self.check::<K>("delete", &name, object)?;
-        self.remove::<K>(None, &name);
+        let mut state = self.state();
+        state.check::<K>("delete", &name, object)?;
+        state.objects.remove(&key::<K>(None, &name));
         Ok(())
     }
 
@@ -129,31 +149,6 @@ impl Objects for MemoryObjects {
         Ok(state.objects.iter().any(|((_, namespace, name), v)| {
             *namespace == owner.namespace && *name == owner.name && v["kind"] == json!(owner.kind)
         }))
-    }
-}
-
-impl MemoryObjects {
-    fn stored<K: Object>(&self, verb: &'static str, name: &str) -> Result<K, StoreError> {
-        match self.state().objects.get(&key::<K>(None, name)) {
-            Some(value) => decode(verb, name, value),
-            None => Err(StoreError::new(verb, describe::<K>(name), Failure::Absent)),
-        }
-    }
-
-    /// UID and `resourceVersion`, where given, must be the stored ones.
-    fn check<K: Object>(&self, verb: &'static str, name: &str, object: &K) -> Result<(), StoreError> {
-        let fail = |failure| StoreError::new(verb, describe::<K>(name), failure);
-        let state = self.state();
-        let stored = state.objects.get(&key::<K>(None, name)).ok_or_else(|| fail(Failure::Absent))?;
-        let meta = object.meta();
-        let Some(version) = &meta.resource_version else {
-            return Err(fail(Failure::Refused("a write without resourceVersion would overwrite blindly".into())));
-        };
-        let same_uid = meta.uid.as_ref().is_none_or(|uid| stored["metadata"]["uid"] == json!(uid));
-        if !same_uid || stored["metadata"]["resourceVersion"] != json!(version) {
-            return Err(fail(Failure::Conflict));
-        }
-        Ok(())
     }
 }
 

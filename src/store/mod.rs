@@ -22,13 +22,23 @@ use crate::claim::Claim;
 use crate::pod::Owner;
 
 /// A Kubernetes object that the store can carry: typed, self-describing, cloneable.
-pub trait Object: Resource<DynamicType = ()> + Clone + fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static {}
-impl<K> Object for K where K: Resource<DynamicType = ()> + Clone + fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static {}
+pub trait Object:
+    Resource<DynamicType = ()> + Clone + fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
+impl<K> Object for K where
+    K: Resource<DynamicType = ()> + Clone + fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
 
 /// Kubernetes objects with compare-and-swap on `metadata.resourceVersion`.
 pub trait Objects: Send + Sync {
     /// The object, or `None` if there is none of that name. `namespace` is `None` for cluster-scoped kinds.
-    fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> impl Future<Output = Result<Option<K>, StoreError>> + Send;
+    fn get<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<K>, StoreError>> + Send;
 
     /// All objects of a kind, over all namespaces, whose labels match `selector` (empty: all).
     /// A kind that the cluster does not serve gives [`Failure::NoKind`], never an empty list.
@@ -76,7 +86,12 @@ pub trait Ledger: Send + Sync {
 
     /// Writes `claim` (or deletes it: `None`) if the stored revision is still `expected` (`None`: no claim there).
     /// One transaction. With [`Failure::Unknown`] the caller must read back before it concludes anything.
-    fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> impl Future<Output = Result<Swap, StoreError>> + Send;
+    fn swap(
+        &self,
+        address: IpAddr,
+        expected: Option<i64>,
+        claim: Option<&Claim>,
+    ) -> impl Future<Output = Result<Swap, StoreError>> + Send;
 
     /// Returns when the claim on `address` was written or deleted after `revision`; may return early for
     /// no reason (a cut watch, a compacted revision): the caller reads again.

@@ -60,9 +60,7 @@ fn by_whom(attribute: Option<&AllocationAttribute>) -> String {
         return String::new();
     };
     let mut text = String::new();
-    if let (Some(namespace), Some(pod)) =
-        (attribute.secondary("namespace"), attribute.secondary("pod"))
-    {
+    if let (Some(namespace), Some(pod)) = (attribute.secondary("namespace"), attribute.secondary("pod")) {
         text += &format!(" by pod {namespace}/{pod}");
     }
     if let Some(node) = attribute.secondary("node") {
@@ -86,24 +84,15 @@ impl IPAMBlockSpec {
     ) -> Result<(), AssignError> {
         self.admit(strict_for)?;
         let Some(ordinal) = self.ordinal(address) else {
-            return Err(AssignError::NotInBlock {
-                address,
-                cidr: self.cidr,
-            });
+            return Err(AssignError::NotInBlock { address, cidr: self.cidr });
         };
         match self.entry_at(ordinal) {
             Entry::Free => {}
             Entry::Cooling { released_at } => {
-                return Err(AssignError::Cooling {
-                    address,
-                    released_at: released_at.to_owned(),
-                });
+                return Err(AssignError::Cooling { address, released_at: released_at.to_owned() });
             }
             Entry::Used { attribute, .. } => {
-                return Err(AssignError::Taken {
-                    address,
-                    by: Some(attribute.clone()),
-                });
+                return Err(AssignError::Taken { address, by: Some(attribute.clone()) });
             }
             Entry::Unreadable | Entry::NotInBlock => {
                 return Err(AssignError::Taken { address, by: None });
@@ -123,11 +112,7 @@ impl IPAMBlockSpec {
         strict_for: Option<&Affinity>,
     ) -> Result<Option<IpAddr>, AssignError> {
         self.admit(strict_for)?;
-        let Some(place) = self
-            .unallocated
-            .iter()
-            .position(|&free| permitted(self.address(free)))
-        else {
+        let Some(place) = self.unallocated.iter().position(|&free| permitted(self.address(free))) else {
             return Ok(None);
         };
         let ordinal = self.unallocated.remove(place);
@@ -137,10 +122,7 @@ impl IPAMBlockSpec {
 
     /// How many free addresses are permitted. Call [`IPAMBlockSpec::collect`] first.
     pub fn free(&self, permitted: impl Fn(IpAddr) -> bool) -> usize {
-        self.unallocated
-            .iter()
-            .filter(|&&free| permitted(self.address(free)))
-            .count()
+        self.unallocated.iter().filter(|&&free| permitted(self.address(free))).count()
     }
 
     fn admit(&self, strict_for: Option<&Affinity>) -> Result<(), AssignError> {
@@ -148,10 +130,7 @@ impl IPAMBlockSpec {
             return Err(AssignError::Deleted { cidr: self.cidr });
         }
         if strict_for.is_some_and(|owner| !self.belongs_to(owner)) {
-            return Err(AssignError::ForeignBlock {
-                cidr: self.cidr,
-                owner: self.affinity.clone(),
-            });
+            return Err(AssignError::ForeignBlock { cidr: self.cidr, owner: self.affinity.clone() });
         }
         Ok(self.check_ordinals()?)
     }
@@ -172,7 +151,6 @@ impl IPAMBlockSpec {
         if let Some(allocation) = self.allocations.get_mut(ordinal) {
             *allocation = Some(index);
         }
-        self.sequence_number_for_allocation
-            .insert(ordinal.to_string(), self.sequence_number);
+        self.sequence_number_for_allocation.insert(ordinal.to_string(), self.sequence_number);
     }
 }

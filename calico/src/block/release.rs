@@ -51,10 +51,7 @@ pub enum ReleaseError {
         found: Option<String>,
     },
     /// The address has been released and assigned again since.
-    #[error(
-        "address {address} was assigned at sequence {}, not {expected}",
-        sequence_text(found)
-    )]
+    #[error("address {address} was assigned at sequence {}, not {expected}", sequence_text(found))]
     OtherSequence {
         /// The address.
         address: IpAddr,
@@ -80,12 +77,7 @@ fn sequence_text(sequence: &Option<i64>) -> String {
 impl IPAMBlockSpec {
     /// Releases every address that bears the handle, in order. Empty, and the block unchanged, if none does:
     /// then nothing is to be written.
-    pub fn release_handle(
-        &mut self,
-        handle: &str,
-        cooldown_seconds: i64,
-        now: Timestamp,
-    ) -> Vec<Released> {
+    pub fn release_handle(&mut self, handle: &str, cooldown_seconds: i64, now: Timestamp) -> Vec<Released> {
         let handle = names::clean_handle(handle);
         let mut ordinals = Vec::new();
         let mut released = Vec::new();
@@ -94,10 +86,7 @@ impl IPAMBlockSpec {
                 && attribute.handle() == Some(handle)
             {
                 ordinals.push(ordinal);
-                released.push(Released {
-                    address: self.address(ordinal),
-                    attribute: attribute.clone(),
-                });
+                released.push(Released { address: self.address(ordinal), attribute: attribute.clone() });
             }
         }
         if !released.is_empty() {
@@ -122,10 +111,7 @@ impl IPAMBlockSpec {
         };
         let (attribute, sequence) = match self.entry_at(ordinal) {
             Entry::Free | Entry::Cooling { .. } => return Ok(None),
-            Entry::Used {
-                attribute,
-                sequence,
-            } => (attribute, sequence),
+            Entry::Used { attribute, sequence } => (attribute, sequence),
             Entry::Unreadable | Entry::NotInBlock => {
                 return Err(ReleaseError::Unreadable { address, cidr });
             }
@@ -133,31 +119,19 @@ impl IPAMBlockSpec {
         if let Some(expected) = expect.sequence
             && sequence != Some(expected)
         {
-            return Err(ReleaseError::OtherSequence {
-                address,
-                expected,
-                found: sequence,
-            });
+            return Err(ReleaseError::OtherSequence { address, expected, found: sequence });
         }
         if let Some(expected) = expect.handle.as_deref().map(names::clean_handle)
             && attribute.handle() != Some(expected)
         {
             let found = attribute.handle().map(str::to_owned);
-            return Err(ReleaseError::OtherHandle {
-                address,
-                expected: expected.to_owned(),
-                found,
-            });
+            return Err(ReleaseError::OtherHandle { address, expected: expected.to_owned(), found });
         }
-        let released = Released {
-            address,
-            attribute: attribute.clone(),
-        };
+        let released = Released { address, attribute: attribute.clone() };
         self.cool(&[ordinal], now);
         // As Calico does for a release by address, and only there: a second release that names the old
         // sequence number no longer matches while the address cools.
-        self.sequence_number_for_allocation
-            .insert(ordinal.to_string(), self.sequence_number);
+        self.sequence_number_for_allocation.insert(ordinal.to_string(), self.sequence_number);
         self.collect(cooldown_seconds, now);
         Ok(Some(released))
     }
@@ -172,10 +146,8 @@ impl IPAMBlockSpec {
 
     fn cool(&mut self, ordinals: &[usize], now: Timestamp) {
         let index = self.attributes.len();
-        self.attributes.push(AllocationAttribute {
-            released_at: Some(wire_time(now)),
-            ..AllocationAttribute::default()
-        });
+        self.attributes
+            .push(AllocationAttribute { released_at: Some(wire_time(now)), ..AllocationAttribute::default() });
         for &ordinal in ordinals {
             if let Some(allocation) = self.allocations.get_mut(ordinal) {
                 *allocation = Some(index);
@@ -186,15 +158,12 @@ impl IPAMBlockSpec {
     fn free_cooled(&mut self, cooldown_seconds: i64, now: Timestamp) -> bool {
         let mut freed = false;
         for ordinal in 0..self.allocations.len() {
-            let Some(attribute) =
-                self.allocations[ordinal].and_then(|index| self.attributes.get(index))
-            else {
+            let Some(attribute) = self.allocations[ordinal].and_then(|index| self.attributes.get(index)) else {
                 continue;
             };
             if attribute.is_cooling() && is_over(attribute, cooldown_seconds, now) {
                 self.allocations[ordinal] = None;
-                self.sequence_number_for_allocation
-                    .remove(&ordinal.to_string());
+                self.sequence_number_for_allocation.remove(&ordinal.to_string());
                 if !self.unallocated.contains(&ordinal) {
                     self.unallocated.push(ordinal);
                 }

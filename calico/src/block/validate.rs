@@ -95,11 +95,7 @@ impl IPAMBlockSpec {
             return Err(Corrupt::TooLarge { cidr });
         }
         if self.allocations.len() != expected {
-            return Err(Corrupt::Length {
-                cidr,
-                expected,
-                found: self.allocations.len(),
-            });
+            return Err(Corrupt::Length { cidr, expected, found: self.allocations.len() });
         }
         let mut free = vec![false; expected];
         for &ordinal in &self.unallocated {
@@ -114,12 +110,7 @@ impl IPAMBlockSpec {
                 (Some(_), true) => return Err(Corrupt::FreeAndAllocated { cidr, ordinal }),
                 (None, false) => return Err(Corrupt::Lost { cidr, ordinal }),
                 (Some(index), false) if index >= self.attributes.len() => {
-                    return Err(Corrupt::NoAttribute {
-                        cidr,
-                        ordinal,
-                        index,
-                        attributes: self.attributes.len(),
-                    });
+                    return Err(Corrupt::NoAttribute { cidr, ordinal, index, attributes: self.attributes.len() });
                 }
                 _ => {}
             }
@@ -135,10 +126,7 @@ impl IPAMBlockSpec {
             }
         }
         match used.iter().position(|used| !used) {
-            Some(index) => Err(Corrupt::UnusedAttribute {
-                cidr: self.cidr,
-                index,
-            }),
+            Some(index) => Err(Corrupt::UnusedAttribute { cidr: self.cidr, index }),
             None => Ok(()),
         }
     }

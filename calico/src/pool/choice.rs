@@ -172,35 +172,22 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
     if items.is_empty() {
         return "there is none".to_owned();
     }
-    items
-        .iter()
-        .map(T::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The pools the request may use: the requested ones in the order of the request, else all that fit in the
 /// order of their names. Never empty.
-pub fn eligible<'p>(
-    pools: &'p [IPPool],
-    request: &PoolRequest<'_>,
-) -> Result<Vec<&'p IPPool>, PoolError> {
+pub fn eligible<'p>(pools: &'p [IPPool], request: &PoolRequest<'_>) -> Result<Vec<&'p IPPool>, PoolError> {
     if request.requested.is_empty() {
         return every_fitting(pools, request);
     }
     let mut chosen: Vec<&IPPool> = Vec::new();
     let mut other_use = None;
     for wanted in request.requested {
-        let pool = pools
-            .iter()
-            .find(|pool| wanted.is(pool))
-            .ok_or_else(|| PoolError::Unknown {
-                pool: wanted.clone(),
-                known: pools
-                    .iter()
-                    .map(|pool| format!("{} ({})", name(pool), pool.spec.cidr))
-                    .collect(),
-            })?;
+        let pool = pools.iter().find(|pool| wanted.is(pool)).ok_or_else(|| PoolError::Unknown {
+            pool: wanted.clone(),
+            known: pools.iter().map(|pool| format!("{} ({})", name(pool), pool.spec.cidr)).collect(),
+        })?;
         match unusable(pool, request) {
             None if chosen.iter().any(|known| std::ptr::eq(*known, pool)) => {}
             None => chosen.push(pool),
@@ -215,14 +202,9 @@ pub fn eligible<'p>(
     }
 }
 
-fn every_fitting<'p>(
-    pools: &'p [IPPool],
-    request: &PoolRequest<'_>,
-) -> Result<Vec<&'p IPPool>, PoolError> {
-    let mut sorted: Vec<_> = pools
-        .iter()
-        .filter(|pool| Family::of_network(&pool.spec.cidr) == request.family)
-        .collect();
+fn every_fitting<'p>(pools: &'p [IPPool], request: &PoolRequest<'_>) -> Result<Vec<&'p IPPool>, PoolError> {
+    let mut sorted: Vec<_> =
+        pools.iter().filter(|pool| Family::of_network(&pool.spec.cidr) == request.family).collect();
     sorted.sort_by_key(|pool| pool.metadata.name.as_deref());
     let (mut chosen, mut refused) = (Vec::new(), Vec::new());
     for pool in sorted {
@@ -236,10 +218,7 @@ fn every_fitting<'p>(
         }
     }
     if chosen.is_empty() {
-        return Err(PoolError::NoneFits {
-            family: request.family,
-            rejected: refused,
-        });
+        return Err(PoolError::NoneFits { family: request.family, rejected: refused });
     }
     Ok(chosen)
 }
@@ -247,9 +226,7 @@ fn every_fitting<'p>(
 /// What keeps a pool from being used even if it is named.
 fn unusable(pool: &IPPool, request: &PoolRequest<'_>) -> Option<Unfit> {
     if Family::of_network(&pool.spec.cidr) != request.family {
-        return Some(Unfit::Family {
-            wanted: request.family,
-        });
+        return Some(Unfit::Family { wanted: request.family });
     }
     if pool.metadata.deletion_timestamp.is_some() {
         return Some(Unfit::Deleting);
@@ -257,28 +234,14 @@ fn unusable(pool: &IPPool, request: &PoolRequest<'_>) -> Option<Unfit> {
     if pool.spec.disabled == Some(true) {
         return Some(Unfit::Disabled);
     }
-    let conditions = pool
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref())
-        .unwrap_or_default();
-    if conditions
-        .iter()
-        .any(|condition| condition.type_ == "Allocatable" && condition.status == "False")
-    {
+    let conditions = pool.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    if conditions.iter().any(|condition| condition.type_ == "Allocatable" && condition.status == "False") {
         return Some(Unfit::NotAllocatable);
     }
     if !pool.spec.allows(request.use_) {
         let allowed = pool.spec.allowed_uses.as_deref().unwrap_or_default();
-        let allowed = if allowed.is_empty() {
-            "Workload, Tunnel".to_owned()
-        } else {
-            allowed.join(", ")
-        };
-        return Some(Unfit::Use {
-            wanted: request.use_.as_str(),
-            allowed,
-        });
+        let allowed = if allowed.is_empty() { "Workload, Tunnel".to_owned() } else { allowed.join(", ") };
+        return Some(Unfit::Use { wanted: request.use_.as_str(), allowed });
     }
     None
 }
@@ -288,21 +251,11 @@ fn unselected(pool: &IPPool, request: &PoolRequest<'_>) -> Result<Option<Unfit>,
     if !pool.spec.is_automatic() {
         return Ok(Some(Unfit::Manual));
     }
-    if let Some(selector) = unmatched(
-        pool,
-        "nodeSelector",
-        &pool.spec.node_selector,
-        request.node_labels,
-    )? {
+    if let Some(selector) = unmatched(pool, "nodeSelector", &pool.spec.node_selector, request.node_labels)? {
         return Ok(Some(Unfit::Node { selector }));
     }
     let selector = &pool.spec.namespace_selector;
-    let selector = unmatched(
-        pool,
-        "namespaceSelector",
-        selector,
-        request.namespace_labels,
-    )?;
+    let selector = unmatched(pool, "namespaceSelector", selector, request.namespace_labels)?;
     Ok(selector.map(|selector| Unfit::Namespace { selector }))
 }
 
@@ -318,21 +271,12 @@ fn unmatched(
     };
     match text.parse::<Selector>() {
         Ok(selector) => Ok((!selector.matches(labels)).then(|| text.clone())),
-        Err(source) => Err(PoolError::BadSelector {
-            pool: name(pool),
-            field,
-            selector: text.clone(),
-            source,
-        }),
+        Err(source) => Err(PoolError::BadSelector { pool: name(pool), field, selector: text.clone(), source }),
     }
 }
 
 fn rejected(pool: &IPPool, why: Unfit) -> Rejected {
-    Rejected {
-        pool: name(pool),
-        cidr: pool.spec.cidr,
-        why,
-    }
+    Rejected { pool: name(pool), cidr: pool.spec.cidr, why }
 }
 
 fn name(pool: &IPPool) -> String {

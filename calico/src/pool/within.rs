@@ -16,9 +16,9 @@ impl IPPoolSpec {
         let span = self.offsets_within(first, last).map(|(low, high)| (low >> shift.min(127), high >> shift.min(127)));
         let (low, count) = span.map_or((0, 0), |(low, high)| (low, high - low + 1));
         let start = start.checked_rem(count).unwrap_or(0);
-        (start..count).chain(0..start).filter_map(move |index| {
-            IpNetwork::new(net::above(base, (low + index) << shift), size).ok()
-        })
+        (start..count)
+            .chain(0..start)
+            .filter_map(move |index| IpNetwork::new(net::above(base, (low + index) << shift), size).ok())
     }
 
     /// How far the first and the last address of the span lie above the pool's first one, cut to the pool.

@@ -8,11 +8,7 @@ const DEEPEST: usize = 64;
 
 /// Reads a whole selector; one without words matches everything.
 pub(super) fn selector(tokens: &[Token]) -> Result<Node, SelectorError> {
-    let mut parser = Parser {
-        tokens,
-        at: 0,
-        depth: 0,
-    };
+    let mut parser = Parser { tokens, at: 0, depth: 0 };
     if *parser.peek() == Kind::End {
         return Ok(Node::All);
     }
@@ -31,9 +27,7 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     fn peek(&self) -> &Kind {
-        self.tokens
-            .get(self.at)
-            .map_or(&Kind::End, |token| &token.kind)
+        self.tokens.get(self.at).map_or(&Kind::End, |token| &token.kind)
     }
 
     fn eat(&mut self, kind: &Kind) -> bool {
@@ -73,11 +67,7 @@ impl Parser<'_> {
             Kind::LeftParen => self.parenthesised()?,
             _ => return Err(self.expected("a label, has(), all() or a parenthesis")),
         };
-        Ok(if negated {
-            Node::Not(Box::new(node))
-        } else {
-            node
-        })
+        Ok(if negated { Node::Not(Box::new(node)) } else { node })
     }
 
     fn take(&mut self, node: Node) -> Node {
@@ -87,20 +77,13 @@ impl Parser<'_> {
 
     fn parenthesised(&mut self) -> Result<Node, SelectorError> {
         if self.depth == DEEPEST {
-            return Err(SelectorError::TooDeep {
-                at: self.position(),
-                most: DEEPEST,
-            });
+            return Err(SelectorError::TooDeep { at: self.position(), most: DEEPEST });
         }
         self.at += 1;
         self.depth += 1;
         let node = self.any_of()?;
         self.depth -= 1;
-        if self.eat(&Kind::RightParen) {
-            Ok(node)
-        } else {
-            Err(self.expected(")"))
-        }
+        if self.eat(&Kind::RightParen) { Ok(node) } else { Err(self.expected(")")) }
     }
 
     fn test(&mut self) -> Result<Test, SelectorError> {
@@ -142,11 +125,7 @@ impl Parser<'_> {
                 break;
             }
         }
-        if self.eat(&Kind::RightBrace) {
-            Ok(values)
-        } else {
-            Err(self.expected("}"))
-        }
+        if self.eat(&Kind::RightBrace) { Ok(values) } else { Err(self.expected("}")) }
     }
 
     fn position(&self) -> usize {
@@ -170,11 +149,7 @@ impl Parser<'_> {
             Kind::Comma => "a comma".to_owned(),
             Kind::End => "the end".to_owned(),
         };
-        SelectorError::Expected {
-            expected,
-            found,
-            at: self.position(),
-        }
+        SelectorError::Expected { expected, found, at: self.position() }
     }
 }
 

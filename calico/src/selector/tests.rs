@@ -2,17 +2,11 @@ use super::*;
 use proptest::prelude::*;
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-        .collect()
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 fn matches(selector: &str, pairs: &[(&str, &str)]) -> bool {
-    selector
-        .parse::<Selector>()
-        .unwrap()
-        .matches(&labels(pairs))
+    selector.parse::<Selector>().unwrap().matches(&labels(pairs))
 }
 
 #[test]
@@ -26,23 +20,12 @@ fn a_blank_selector_matches_everything() {
 
 #[test]
 fn an_absent_label_passes_only_the_negative_tests() {
-    for passes in [
-        "zone != 'a'",
-        "zone not in {'a'}",
-        "!has(zone)",
-        "!(zone == 'a')",
-        "zone notin {}",
-    ] {
+    for passes in ["zone != 'a'", "zone not in {'a'}", "!has(zone)", "!(zone == 'a')", "zone notin {}"] {
         assert!(matches(passes, &[]), "{passes}");
     }
-    for fails in [
-        "zone == ''",
-        "zone in {''}",
-        "has(zone)",
-        "zone contains ''",
-        "zone starts with ''",
-        "zone ends with ''",
-    ] {
+    for fails in
+        ["zone == ''", "zone in {''}", "has(zone)", "zone contains ''", "zone starts with ''", "zone ends with ''"]
+    {
         assert!(!matches(fails, &[]), "{fails}");
     }
 }
@@ -73,10 +56,7 @@ fn and_binds_more_than_or_and_not_more_than_both() {
     assert!(matches(selector, &[("a", "1")]));
     assert!(!matches(selector, &[("b", "1")]));
     assert!(matches(selector, &[("b", "1"), ("c", "1")]));
-    assert!(!matches(
-        "(a == '1' || b == '1') && c == '1'",
-        &[("a", "1")]
-    ));
+    assert!(!matches("(a == '1' || b == '1') && c == '1'", &[("a", "1")]));
     assert!(matches("!has(a) && has(b)", &[("b", "")]));
     assert!(!matches("!(has(a) || has(b))", &[("b", "")]));
 }
@@ -87,10 +67,7 @@ fn operators_are_label_names_where_a_label_is_expected() {
         "in in {'1'} && contains == '2' && not not in {'1'}",
         &[("in", "1"), ("contains", "2"), ("not", "3")]
     ));
-    assert!(matches(
-        "all == 'x' && has == 'y'",
-        &[("all", "x"), ("has", "y")]
-    ));
+    assert!(matches("all == 'x' && has == 'y'", &[("all", "x"), ("has", "y")]));
     assert!(matches("a contains\"x\"", &[("a", "xy")]));
 }
 
@@ -104,58 +81,24 @@ fn a_quote_of_the_other_kind_may_be_in_a_string() {
 #[test]
 fn a_bad_selector_is_refused_with_the_place_and_what_would_be_right() {
     for (selector, wanted) in [
-        (
-            "zone",
-            "expected an operator after the label at position 4, found the end",
-        ),
+        ("zone", "expected an operator after the label at position 4, found the end"),
         ("zone = 'a'", "expected == at position 5, found '='"),
-        (
-            "zone == a",
-            "expected a string in quotes at position 8, found label \"a\"",
-        ),
-        (
-            "zone == 'a",
-            "the string that begins at position 8 has no closing quote",
-        ),
-        (
-            "zone in 'a'",
-            "expected a set in braces at position 8, found string \"a\"",
-        ),
-        (
-            "zone in {'a' 'b'}",
-            "expected } at position 13, found string \"b\"",
-        ),
+        ("zone == a", "expected a string in quotes at position 8, found label \"a\""),
+        ("zone == 'a", "the string that begins at position 8 has no closing quote"),
+        ("zone in 'a'", "expected a set in braces at position 8, found string \"a\""),
+        ("zone in {'a' 'b'}", "expected } at position 13, found string \"b\""),
         ("(has(a)", "expected ) at position 7, found the end"),
-        (
-            "has(a))",
-            "expected &&, || or the end at position 6, found )",
-        ),
+        ("has(a))", "expected &&, || or the end at position 6, found )"),
         ("has()", "expected a label at position 4, found ')'"),
         ("has(a) & has(b)", "expected && at position 7, found '&'"),
-        (
-            "has(a) ||",
-            "expected a label, has(), all() or a parenthesis at position 9, found the end",
-        ),
-        (
-            "zone inside {'a'}",
-            "expected an operator after the label at position 5, found 'i'",
-        ),
-        (
-            "zo\u{fc}ne == 'a'",
-            "expected an operator after the label at position 2, found '\u{fc}'",
-        ),
+        ("has(a) ||", "expected a label, has(), all() or a parenthesis at position 9, found the end"),
+        ("zone inside {'a'}", "expected an operator after the label at position 5, found 'i'"),
+        ("zo\u{fc}ne == 'a'", "expected an operator after the label at position 2, found '\u{fc}'"),
     ] {
-        assert_eq!(
-            selector.parse::<Selector>().unwrap_err().to_string(),
-            wanted,
-            "{selector}"
-        );
+        assert_eq!(selector.parse::<Selector>().unwrap_err().to_string(), wanted, "{selector}");
     }
     let long = format!("{} == 'a'", "l".repeat(513));
-    assert_eq!(
-        long.parse::<Selector>(),
-        Err(SelectorError::LabelTooLong { at: 0, length: 513 })
-    );
+    assert_eq!(long.parse::<Selector>(), Err(SelectorError::LabelTooLong { at: 0, length: 513 }));
 }
 
 #[test]
@@ -165,11 +108,7 @@ fn deep_nesting_is_refused_and_does_not_exhaust_the_stack() {
     assert_eq!(deep(65), Err(SelectorError::TooDeep { at: 64, most: 64 }));
     assert!(deep(1_000_000).is_err());
     assert!(
-        format!("{}all()", "!".repeat(1_000_001))
-            .parse::<Selector>()
-            .unwrap()
-            .root
-            == Node::Not(Box::new(Node::All))
+        format!("{}all()", "!".repeat(1_000_001)).parse::<Selector>().unwrap().root == Node::Not(Box::new(Node::All))
     );
 }
 

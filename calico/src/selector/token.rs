@@ -49,13 +49,7 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, SelectorError> {
     loop {
         scanner.skip_blanks();
         let at = scanner.at;
-        let after_label = matches!(
-            tokens.last(),
-            Some(Token {
-                kind: Kind::Label(_),
-                ..
-            })
-        );
+        let after_label = matches!(tokens.last(), Some(Token { kind: Kind::Label(_), .. }));
         let kind = scanner.next(after_label)?;
         let end = kind == Kind::End;
         tokens.push(Token { kind, at });
@@ -176,11 +170,7 @@ impl Scanner<'_> {
 
     fn close(&mut self) -> Result<(), SelectorError> {
         self.skip_blanks();
-        if self.eat(")") {
-            Ok(())
-        } else {
-            Err(self.expected(")"))
-        }
+        if self.eat(")") { Ok(()) } else { Err(self.expected(")")) }
     }
 
     fn label(&mut self) -> Result<String, SelectorError> {
@@ -190,10 +180,7 @@ impl Scanner<'_> {
             return Err(self.expected("a label"));
         }
         if length > LONGEST_LABEL {
-            return Err(SelectorError::LabelTooLong {
-                at: self.at,
-                length,
-            });
+            return Err(SelectorError::LabelTooLong { at: self.at, length });
         }
         let label = rest[..length].to_owned();
         self.at += length;
@@ -205,11 +192,7 @@ impl Scanner<'_> {
             Some(c) => format!("{c:?}"),
             None => "the end".to_owned(),
         };
-        SelectorError::Expected {
-            expected,
-            found,
-            at: self.at,
-        }
+        SelectorError::Expected { expected, found, at: self.at }
     }
 }
 

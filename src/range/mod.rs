@@ -3,12 +3,15 @@
 //! Invariant I7 lives here: whatever was accepted, [`RangeSet::permits_random`] and [`RangeSet::permits_fixed`] never permit a network
 //! address, an IPv4 broadcast address, an IPv6 subnet-router anycast address, or a gateway.
 
+mod parse;
+
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 pub use calico::Family;
+pub(crate) use parse::parse;
 
 /// One subnet and what may be given from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,25 +77,68 @@ impl RangeSet {
 
     /// Whether random assignment may give this address: in a range, and nothing [`permits_fixed`](Self::permits_fixed) refuses.
     pub fn permits_random(&self, ip: IpAddr) -> bool {
-        let _ = ip;
-        unimplemented!()
+        self.subnet_of(ip).is_some_and(|subnet| subnet.permitted_between(ip, ip) == 1)
     }
 
     /// Whether an annotation may ask for this address: anywhere in a subnet, but not its network, broadcast, anycast or gateway address.
     pub fn permits_fixed(&self, ip: IpAddr) -> Result<(), Why> {
-        let _ = ip;
-        unimplemented!()
+        let Some(subnet) = self.subnet_of(ip) else {
+            let subnets: Vec<_> = self.0.iter().map(|subnet| subnet.network.to_string()).collect();
+            return Err(Why::Outside { subnets: subnets.join(", ") });
+        };
+        let network = subnet.network;
+        if ip == network.network() {
+            Err(Why::Network { network })
+        } else if ip.is_ipv4() && ip == network.broadcast() {
+            Err(Why::Broadcast { network })
+        } else if subnet.gateway == Some(ip) {
+            Err(Why::Gateway { network })
+        } else {
+            Ok(())
+        }
     }
 
     /// How many addresses random assignment may give; `u128::MAX` if it is more than that.
     pub fn size(&self) -> u128 {
-        unimplemented!()
+        self.0.iter().fold(0, |sum, subnet| subnet.permitted_between(subnet.start, subnet.end).saturating_add(sum))
     }
 
     /// Whether random assignment may give at least one address of this network (a block, a pool).
     pub fn intersects(&self, network: &IpNetwork) -> bool {
-        let _ = network;
-        unimplemented!()
+        Family::of(network.ip()) == self.family()
+            && self.0.iter().any(|subnet| subnet.permitted_between(network.network(), network.broadcast()) > 0)
+    }
+}
+
+impl Subnet {
+    /// How many addresses from `low` to `high`, inclusive and of this subnet's family, random assignment may give.
+    fn permitted_between(&self, low: IpAddr, high: IpAddr) -> u128 {
+        let (low, high) = (low.max(self.start), high.min(self.end));
+        if low > high {
+            return 0;
+        }
+        let never = self.never();
+        let withheld = never.iter().enumerate().filter(|(index, ip)| {
+            let repeated = never[..*index].contains(ip);
+            ip.is_some_and(|ip| (low..=high).contains(&ip)) && !repeated
+        });
+        match withheld.count() as u128 {
+            0 => (number(high) - number(low)).saturating_add(1),
+            withheld => number(high) - number(low) - (withheld - 1),
+        }
+    }
+
+    /// The addresses that are nobody's: network or anycast address, broadcast address, gateway.
+    fn never(&self) -> [Option<IpAddr>; 3] {
+        let broadcast = self.network.is_ipv4().then(|| self.network.broadcast());
+        [Some(self.network.network()), broadcast, self.gateway]
+    }
+}
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
     }
 }
 
