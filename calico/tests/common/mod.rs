@@ -223,11 +223,12 @@ impl Cluster {
         let cooldown = self.config.cooldown_seconds();
         let mut all = Vec::new();
         for cidr in object.spec.blocks().collect::<Vec<_>>() {
-            let block = self.block(&cidr);
+            let mut block = self.block(&cidr).clone();
             block.collect(cooldown, now);
             let released = block.release_handle(handle, cooldown, now);
             if !released.is_empty() {
                 block.advance();
+                *self.block(&cidr) = block;
                 self.count_down(&cidr, &released);
             }
             all.extend(released);
