@@ -1,1 +1,4 @@
 //! Test clusters.
+
+pub mod conformance;
+pub mod embedded;
