@@ -1,1 +1,6 @@
 //! Test clusters.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod real;
+pub mod tools;
