@@ -141,7 +141,7 @@ fn clear(number: u8) {
     let _ = std::process::Command::new("umount")
         .args(["--lazy", "--quiet"])
         .arg(&directory)
-        .status();
+        .output();
     let _ = fs::remove_dir(&directory);
 }
 
