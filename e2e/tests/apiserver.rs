@@ -59,13 +59,7 @@ fn maps(client: Client) -> Api<ConfigMap> {
 }
 
 fn map(name: &str) -> ConfigMap {
-    ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(name.into()),
-            ..ObjectMeta::default()
-        },
-        ..ConfigMap::default()
-    }
+    ConfigMap { metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() }, ..ConfigMap::default() }
 }
 
 fn code(error: &kube::Error) -> u16 {
@@ -79,9 +73,7 @@ fn code(error: &kube::Error) -> u16 {
 async fn a_watch_from_a_forgotten_version_is_gone() {
     let server = server();
     let maps = maps(server.client("test").unwrap());
-    maps.create(&PostParams::default(), &map("a"))
-        .await
-        .unwrap();
+    maps.create(&PostParams::default(), &map("a")).await.unwrap();
     server.compact();
     let stream = maps.watch(&WatchParams::default(), "1").await.unwrap();
     pin_mut!(stream);
@@ -98,17 +90,11 @@ async fn a_watch_from_a_forgotten_version_is_gone() {
 async fn a_watcher_survives_cut_watches_compaction_and_a_restart() {
     let server = server();
     let writer = maps(server.client("writer").unwrap());
-    let stream = watcher(
-        maps(server.client("watcher").unwrap()),
-        watcher::Config::default(),
-    );
+    let stream = watcher(maps(server.client("watcher").unwrap()), watcher::Config::default());
     pin_mut!(stream);
     let mut known = std::collections::BTreeSet::new();
     for (round, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
-        writer
-            .create(&PostParams::default(), &map(name))
-            .await
-            .unwrap();
+        writer.create(&PostParams::default(), &map(name)).await.unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while !known.contains(name) {
             assert!(Instant::now() < deadline, "{name} was never seen");
@@ -128,10 +114,7 @@ async fn a_watcher_survives_cut_watches_compaction_and_a_restart() {
             }
             2 => {
                 server.down();
-                assert!(
-                    writer.get("a").await.is_err(),
-                    "a server that is down does not answer"
-                );
+                assert!(writer.get("a").await.is_err(), "a server that is down does not answer");
                 server.up().unwrap();
             }
             _ => {}
@@ -143,60 +126,25 @@ async fn a_watcher_survives_cut_watches_compaction_and_a_restart() {
 async fn a_fault_answers_with_its_code_as_often_as_asked() {
     let server = server();
     let maps = maps(server.client("test").unwrap());
-    let fault = server.faults().on(
-        Match::on("create", "configmaps"),
-        Fault::Status {
-            code: 403,
-            retry_after: None,
-        },
-        2,
-    );
+    let fault =
+        server.faults().on(Match::on("create", "configmaps"), Fault::Status { code: 403, retry_after: None }, 2);
     for _ in 0..2 {
-        assert_eq!(
-            code(
-                &maps
-                    .create(&PostParams::default(), &map("a"))
-                    .await
-                    .unwrap_err()
-            ),
-            403
-        );
+        assert_eq!(code(&maps.create(&PostParams::default(), &map("a")).await.unwrap_err()), 403);
     }
     assert_eq!(fault.hits(), 2);
-    maps.create(&PostParams::default(), &map("a"))
-        .await
-        .unwrap();
+    maps.create(&PostParams::default(), &map("a")).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_lost_reply_leaves_the_object_behind() {
     let server = server();
     let maps = maps(server.client("test").unwrap());
-    server.faults().on(
-        Match::on("create", "configmaps"),
-        Fault::LoseReplyAfterCommit,
-        1,
-    );
-    let error = maps
-        .create(&PostParams::default(), &map("a"))
-        .await
-        .unwrap_err();
+    server.faults().on(Match::on("create", "configmaps"), Fault::LoseReplyAfterCommit, 1);
+    let error = maps.create(&PostParams::default(), &map("a")).await.unwrap_err();
     assert_eq!(code(&error), 0, "no answer came: {error}");
     maps.get("a").await.unwrap();
-    server.faults().on(
-        Match::on("delete", "configmaps").name("a"),
-        Fault::StatusAfterCommit(504),
-        1,
-    );
-    assert_eq!(
-        code(
-            &maps
-                .delete("a", &DeleteParams::default())
-                .await
-                .unwrap_err()
-        ),
-        504
-    );
+    server.faults().on(Match::on("delete", "configmaps").name("a"), Fault::StatusAfterCommit(504), 1);
+    assert_eq!(code(&maps.delete("a", &DeleteParams::default()).await.unwrap_err()), 504);
     assert_eq!(code(&maps.get("a").await.unwrap_err()), 404);
 }
 
@@ -205,42 +153,23 @@ async fn a_cut_connection_leaves_nothing_behind() {
     let server = server();
     let maps = maps(server.client("test").unwrap());
     let before = server.snapshot();
-    server.faults().on(
-        Match::on("create", "configmaps"),
-        Fault::CloseBefore,
-        usize::MAX,
-    );
-    assert!(
-        maps.create(&PostParams::default(), &map("a"))
-            .await
-            .is_err()
-    );
+    server.faults().on(Match::on("create", "configmaps"), Fault::CloseBefore, usize::MAX);
+    assert!(maps.create(&PostParams::default(), &map("a")).await.is_err());
     assert_eq!(server.snapshot(), before);
     server.faults().clear();
-    maps.create(&PostParams::default(), &map("a"))
-        .await
-        .unwrap();
+    maps.create(&PostParams::default(), &map("a")).await.unwrap();
     assert_ne!(server.snapshot(), before);
 }
 
 #[tokio::test]
 async fn a_gate_decides_who_comes_first() {
     let server = server();
-    let (slow, fast) = (
-        maps(server.client("slow").unwrap()),
-        maps(server.client("fast").unwrap()),
-    );
+    let (slow, fast) = (maps(server.client("slow").unwrap()), maps(server.client("fast").unwrap()));
     let gate = Gate::new();
-    server.faults().on(
-        Match::on("create", "configmaps").agent("slow"),
-        Fault::Hold(gate.clone()),
-        1,
-    );
+    server.faults().on(Match::on("create", "configmaps").agent("slow"), Fault::Hold(gate.clone()), 1);
     let waiting = tokio::spawn(async move { slow.create(&PostParams::default(), &map("a")).await });
     gate.arrival().await;
-    fast.create(&PostParams::default(), &map("a"))
-        .await
-        .unwrap();
+    fast.create(&PostParams::default(), &map("a")).await.unwrap();
     gate.open();
     assert_eq!(code(&waiting.await.unwrap().unwrap_err()), 409);
 }
@@ -248,14 +177,9 @@ async fn a_gate_decides_who_comes_first() {
 #[tokio::test]
 async fn calls_are_counted_by_verb_resource_and_client() {
     let server = server();
-    let (mine, other) = (
-        maps(server.client("mine").unwrap()),
-        maps(server.client("other").unwrap()),
-    );
+    let (mine, other) = (maps(server.client("mine").unwrap()), maps(server.client("other").unwrap()));
     let mark = server.calls().mark();
-    mine.create(&PostParams::default(), &map("a"))
-        .await
-        .unwrap();
+    mine.create(&PostParams::default(), &map("a")).await.unwrap();
     mine.get("a").await.unwrap();
     mine.list(&ListParams::default()).await.unwrap();
     other.get("a").await.unwrap();
@@ -265,12 +189,7 @@ async fn calls_are_counted_by_verb_resource_and_client() {
         counts.into_iter().collect::<Vec<_>>(),
         expected.map(|(verb, n)| ((verb.to_owned(), "configmaps".to_owned()), n))
     );
-    assert_eq!(
-        server
-            .calls()
-            .count(|call| call.agent == "other" && call.is_write()),
-        0
-    );
+    assert_eq!(server.calls().count(|call| call.agent == "other" && call.is_write()), 0);
 }
 
 #[tokio::test]
@@ -285,25 +204,17 @@ async fn reads_do_not_move_the_revision() {
 
 #[tokio::test]
 async fn a_revoked_token_is_refused() {
-    let server = Server::start(&Options {
-        tokens: [("secret".to_owned(), "alice".to_owned())].into(),
-        ..Options::default()
-    })
-    .unwrap();
+    let server =
+        Server::start(&Options { tokens: [("secret".to_owned(), "alice".to_owned())].into(), ..Options::default() })
+            .unwrap();
     let alice = maps(server.client_with_token("test", Some("secret")).unwrap());
     alice.list(&ListParams::default()).await.unwrap();
     assert_eq!(server.calls().all().last().unwrap().user, "alice");
     let nobody = maps(server.client("test").unwrap());
-    assert_eq!(
-        code(&nobody.list(&ListParams::default()).await.unwrap_err()),
-        401
-    );
+    assert_eq!(code(&nobody.list(&ListParams::default()).await.unwrap_err()), 401);
     server.revoke_token("secret");
     server.add_token("other", "alice");
-    assert_eq!(
-        code(&alice.list(&ListParams::default()).await.unwrap_err()),
-        401
-    );
+    assert_eq!(code(&alice.list(&ListParams::default()).await.unwrap_err()), 401);
 }
 
 #[tokio::test]
@@ -313,23 +224,15 @@ async fn a_kubeconfig_leads_to_the_server() {
     let file = dir.path().join("kubeconfig");
     server.write_kubeconfig(&file, Some("bob")).unwrap();
     let config = kube::config::Kubeconfig::read_from(&file).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(config, &Default::default())
-        .await
-        .unwrap();
-    maps(Client::try_from(config).unwrap())
-        .list(&ListParams::default())
-        .await
-        .unwrap();
+    let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.unwrap();
+    maps(Client::try_from(config).unwrap()).list(&ListParams::default()).await.unwrap();
     assert_eq!(server.calls().all().last().unwrap().user, "bob");
 }
 
 #[tokio::test]
 async fn discovery_lists_built_in_and_defined_resources() {
-    let server = Server::start(&Options {
-        crds: vec![conformance::definition().unwrap()],
-        ..Options::default()
-    })
-    .unwrap();
+    let server =
+        Server::start(&Options { crds: vec![conformance::definition().unwrap()], ..Options::default() }).unwrap();
     let client = server.client("test").unwrap();
     let discovery = kube::Discovery::new(client.clone()).run().await.unwrap();
     let found = discovery
@@ -337,16 +240,8 @@ async fn discovery_lists_built_in_and_defined_resources() {
         .flat_map(|g| g.recommended_resources())
         .map(|(r, _)| format!("{}.{}", r.plural, r.group))
         .collect::<Vec<_>>();
-    for wanted in [
-        "pods.",
-        "deployments.apps",
-        "leases.coordination.k8s.io",
-        "things.conformance.kube-ipam.io",
-    ] {
-        assert!(
-            found.iter().any(|f| f == wanted),
-            "{wanted} is not in {found:?}"
-        );
+    for wanted in ["pods.", "deployments.apps", "leases.coordination.k8s.io", "things.conformance.kube-ipam.io"] {
+        assert!(found.iter().any(|f| f == wanted), "{wanted} is not in {found:?}");
     }
     assert_eq!(client.apiserver_version().await.unwrap().major, "1");
 }
@@ -355,9 +250,5 @@ async fn discovery_lists_built_in_and_defined_resources() {
 fn a_server_starts_in_less_than_fifty_milliseconds() {
     let started = Instant::now();
     let _server = server();
-    assert!(
-        started.elapsed() < Duration::from_millis(50),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_millis(50), "{:?}", started.elapsed());
 }

@@ -67,7 +67,10 @@ pub async fn objects<O: Objects>(store: &O, name: &str) -> Result<(), Breach> {
     expect(failure(store.delete(&other).await) == Some(Failure::Conflict), "a deletion ignored the UID")?;
     store.delete(&replaced).await?;
     expect(store.get::<IPAMHandle>(None, name).await?.is_none(), "a deleted object was read")?;
-    expect(failure(store.replace(&replaced).await).is_some_and(|f| f == Failure::Absent || f == Failure::Conflict), "a write brought a deleted object back")?;
+    expect(
+        failure(store.replace(&replaced).await).is_some_and(|f| f == Failure::Absent || f == Failure::Conflict),
+        "a write brought a deleted object back",
+    )?;
     expect(failure(store.delete(&replaced).await).is_some(), "an object was deleted twice")
 }
 
@@ -103,7 +106,9 @@ pub async fn ledger<L: Ledger>(ledger: &L, address: IpAddr) -> Result<(), Breach
         return Err(Breach::Contract("a first claim was refused".into()));
     };
     match ledger.swap(address, None, Some(&sample(address, "b"))).await? {
-        Swap::Lost(Some(standing)) => expect(standing.value == claim && standing.revision == first, "the loser was not told what stands")?,
+        Swap::Lost(Some(standing)) => {
+            expect(standing.value == claim && standing.revision == first, "the loser was not told what stands")?
+        }
         other => return Err(Breach::Contract(format!("an address was claimed twice: {other:?}"))),
     }
     let released = claim.released();
@@ -111,12 +116,18 @@ pub async fn ledger<L: Ledger>(ledger: &L, address: IpAddr) -> Result<(), Breach
         return Err(Breach::Contract("a swap on the right revision was refused".into()));
     };
     expect(second > first, "a write did not raise the revision")?;
-    expect(matches!(ledger.swap(address, Some(first), None).await?, Swap::Lost(Some(_))), "an outdated deletion was accepted")?;
+    expect(
+        matches!(ledger.swap(address, Some(first), None).await?, Swap::Lost(Some(_))),
+        "an outdated deletion was accepted",
+    )?;
     expect(ledger.read(address).await?.is_some_and(|c| c.value == released), "a read does not show the last write")?;
     expect(ledger.all().await?.iter().any(|c| c.value.address == address), "the list misses a claim")?;
     expect(matches!(ledger.swap(address, Some(second), None).await?, Swap::Done(_)), "a deletion was refused")?;
     expect(ledger.read(address).await?.is_none(), "a deleted claim was read")?;
-    expect(matches!(ledger.swap(address, Some(second), Some(&claim)).await?, Swap::Lost(None)), "a deleted claim was written to")
+    expect(
+        matches!(ledger.swap(address, Some(second), Some(&claim)).await?, Swap::Lost(None)),
+        "a deleted claim was written to",
+    )
 }
 
 /// Racers for one address: exactly one gets it, and whoever waits for a change hears of it.
@@ -148,7 +159,14 @@ fn failure<T>(result: Result<T, StoreError>) -> Option<Failure> {
 }
 
 fn sample(address: IpAddr, pod: &str) -> Claim {
-    let owner = Owner { namespace: "default".into(), group: String::new(), version: None, kind: "Pod".into(), name: pod.into(), ordinal: None };
+    let owner = Owner {
+        namespace: "default".into(),
+        group: String::new(),
+        version: None,
+        kind: "Pod".into(),
+        name: pod.into(),
+        ordinal: None,
+    };
     let holder = Holder {
         pod_uid: format!("uid-{pod}"),
         pod: pod.into(),

@@ -46,14 +46,8 @@ pub(super) fn admit(
         Origin::Custom => admit_custom(version, body)?,
     };
     if strict && !dropped.is_empty() {
-        let list = dropped
-            .iter()
-            .map(|f| format!("unknown field {f:?}"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        return Err(ApiError::bad_request(format!(
-            "strict decoding error: {list}"
-        )));
+        let list = dropped.iter().map(|f| format!("unknown field {f:?}")).collect::<Vec<_>>().join(", ");
+        return Err(ApiError::bad_request(format!("strict decoding error: {list}")));
     }
     builtin::default(resource, &mut object);
     if resource.is_custom() {
@@ -64,10 +58,7 @@ pub(super) fn admit(
 
 fn check_type(resource: &Resource, version: &Version, body: &mut Value) -> Result<(), ApiError> {
     let expected = resource.api_version(&version.name);
-    for (key, expected) in [
-        ("apiVersion", expected.as_str()),
-        ("kind", resource.kind.as_str()),
-    ] {
+    for (key, expected) in [("apiVersion", expected.as_str()), ("kind", resource.kind.as_str())] {
         let found = text(body, &format!("/{key}")).to_owned();
         if found.is_empty() && !resource.is_custom() {
             body[key] = expected.into();
@@ -99,44 +90,25 @@ fn admit_custom(version: &Version, mut body: Value) -> Result<(Value, Vec<String
 pub(super) fn validate(resource: &Resource, object: &Value) -> Result<(), ApiError> {
     let mut causes = Vec::new();
     match name(object) {
-        "" => causes.push(Cause::new(
-            CauseKind::Required,
-            "metadata.name",
-            "name or generateName is required",
-        )),
+        "" => causes.push(Cause::new(CauseKind::Required, "metadata.name", "name or generateName is required")),
         name => causes.extend(resource.names.violation(name)),
     }
     causes.extend(label_violations(object));
-    if let Some(schema) = resource
-        .version(resource.storage_version())
-        .and_then(|v| v.schema.as_ref())
-    {
+    if let Some(schema) = resource.version(resource.storage_version()).and_then(|v| v.schema.as_ref()) {
         causes.extend(schema::violations(object, schema));
     }
     causes.extend(builtin::violations(resource, object));
-    if causes.is_empty() {
-        Ok(())
-    } else {
-        Err(ApiError::invalid(resource, name(object), &causes))
-    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(resource, name(object), &causes)) }
 }
 
 /// Metadata that only the server decides, for a new object.
 pub(super) fn birth(resource: &Resource, version: &Version, object: &mut Value) {
-    for key in [
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "resourceVersion",
-    ] {
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
         meta::set(object, key, None);
     }
     meta::set(object, "uid", Some(meta::uid().into()));
     meta::set(object, "creationTimestamp", Some(meta::now().into()));
-    meta::set(
-        object,
-        "generation",
-        has_generation(resource).then(|| json!(1)),
-    );
+    meta::set(object, "generation", has_generation(resource).then(|| json!(1)));
     if version.status
         && let Some(map) = object.as_object_mut()
     {
@@ -162,12 +134,7 @@ pub(super) fn inherit(current: &Value, next: &mut Value) {
 }
 
 /// Raises the generation if what the object asks for changed.
-pub(super) fn raise_generation(
-    resource: &Resource,
-    version: &Version,
-    current: &Value,
-    next: &mut Value,
-) {
+pub(super) fn raise_generation(resource: &Resource, version: &Version, current: &Value, next: &mut Value) {
     if !has_generation(resource) {
         return;
     }
@@ -202,58 +169,37 @@ fn has_generation(resource: &Resource) -> bool {
 }
 
 /// Refuses an update that does not start from the current object.
-pub(super) fn check_base(
-    resource: &Resource,
-    current: &Value,
-    next: &Value,
-) -> Result<(), ApiError> {
+pub(super) fn check_base(resource: &Resource, current: &Value, next: &Value) -> Result<(), ApiError> {
     let name = name(current);
     let (uid, current_uid) = (text(next, "/metadata/uid"), text(current, "/metadata/uid"));
     if !uid.is_empty() && uid != current_uid {
-        let why = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {current_uid}"
-        );
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {current_uid}");
         return Err(ApiError::conflict(resource, name, &why));
     }
-    let (base, newest) = (
-        text(next, "/metadata/resourceVersion"),
-        text(current, "/metadata/resourceVersion"),
-    );
+    let (base, newest) = (text(next, "/metadata/resourceVersion"), text(current, "/metadata/resourceVersion"));
     match base.cmp(newest) {
         Ordering::Equal => Ok(()),
         _ if !base.is_empty() => Err(ApiError::modified(resource, name)),
         _ if resource.unconditional_update => Ok(()),
         _ => {
-            let cause = Cause::new(
-                CauseKind::Invalid,
-                "metadata.resourceVersion",
-                "0x0: must be specified for an update",
-            );
+            let cause =
+                Cause::new(CauseKind::Invalid, "metadata.resourceVersion", "0x0: must be specified for an update");
             Err(ApiError::invalid(resource, name, &[cause]))
         }
     }
 }
 
 /// Refuses finalizers that appear after a deletion has begun.
-pub(super) fn check_finalizers(
-    resource: &Resource,
-    current: &Value,
-    next: &Value,
-) -> Result<(), ApiError> {
+pub(super) fn check_finalizers(resource: &Resource, current: &Value, next: &Value) -> Result<(), ApiError> {
     let old = meta::finalizers(current);
-    let new = meta::finalizers(next)
-        .into_iter()
-        .filter(|f| !old.contains(f))
-        .collect::<Vec<_>>();
+    let new = meta::finalizers(next).into_iter().filter(|f| !old.contains(f)).collect::<Vec<_>>();
     if !meta::is_deleting(current) || new.is_empty() {
         return Ok(());
     }
     let cause = Cause::new(
         CauseKind::Forbidden,
         "metadata.finalizers",
-        format!(
-            "no new finalizers can be added if the object is being deleted, found new finalizers {new:?}"
-        ),
+        format!("no new finalizers can be added if the object is being deleted, found new finalizers {new:?}"),
     );
     Err(ApiError::invalid(resource, name(current), &[cause]))
 }

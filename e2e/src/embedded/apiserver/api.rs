@@ -54,31 +54,19 @@ impl Target {
     }
 
     pub fn selector(&self, query: &Query) -> Result<Selector, ApiError> {
-        Selector::parse(
-            query.text("labelSelector"),
-            query.text("fieldSelector"),
-            &events::storage_id(&self.resource),
-        )
+        Selector::parse(query.text("labelSelector"), query.text("fieldSelector"), &events::storage_id(&self.resource))
     }
 }
 
 /// The answer to a request.
 pub(super) enum Reply {
-    Object {
-        code: u16,
-        body: Value,
-        dropped: Vec<String>,
-    },
+    Object { code: u16, body: Value, dropped: Vec<String> },
     Watch(Box<Watch>),
 }
 
 impl Reply {
     pub fn ok(body: Value) -> Self {
-        Self::Object {
-            code: 200,
-            body,
-            dropped: Vec::new(),
-        }
+        Self::Object { code: 200, body, dropped: Vec::new() }
     }
 }
 
@@ -102,10 +90,7 @@ impl Asked<'_> {
             return Err(ApiError::unsupported_media(self.content_type));
         };
         read.map_err(|e| {
-            ApiError::bad_request(format!(
-                "the object provided is unrecognized (must be of type {}): {e}",
-                "JSON"
-            ))
+            ApiError::bad_request(format!("the object provided is unrecognized (must be of type {}): {e}", "JSON"))
         })
     }
 
@@ -129,26 +114,14 @@ impl Api {
     }
 
     fn target(&self, path: Path) -> Result<Target, ApiError> {
-        let resource = self
-            .registry
-            .find(&path.group, &path.plural)
-            .ok_or_else(ApiError::no_such_path)?;
-        let version = resource
-            .version(&path.version)
-            .cloned()
-            .ok_or_else(ApiError::no_such_path)?;
+        let resource = self.registry.find(&path.group, &path.plural).ok_or_else(ApiError::no_such_path)?;
+        let version = resource.version(&path.version).cloned().ok_or_else(ApiError::no_such_path)?;
         let misplaced = path.namespace.is_some() && !resource.namespaced;
         let homeless = path.namespace.is_none() && resource.namespaced && path.name.is_some();
         if misplaced || homeless {
             return Err(ApiError::no_such_path());
         }
-        Ok(Target {
-            resource,
-            version,
-            namespace: path.namespace,
-            name: path.name,
-            subresource: path.subresource,
-        })
+        Ok(Target { resource, version, namespace: path.namespace, name: path.name, subresource: path.subresource })
     }
 
     /// Carries out one request.
@@ -161,25 +134,16 @@ impl Api {
             _ => self.handle_collection(&target, form, asked),
         }?;
         Ok(match reply {
-            Reply::Object {
-                code,
-                body,
-                dropped,
-            } if target.name.is_some() && meta::text(&body, "/kind") != "Status" => Reply::Object {
-                code,
-                body: form.object(body),
-                dropped,
-            },
+            Reply::Object { code, body, dropped }
+                if target.name.is_some() && meta::text(&body, "/kind") != "Status" =>
+            {
+                Reply::Object { code, body: form.object(body), dropped }
+            }
             other => other,
         })
     }
 
-    fn handle_object(
-        self: &Arc<Self>,
-        target: &Target,
-        name: &str,
-        asked: &Asked,
-    ) -> Result<Reply, ApiError> {
+    fn handle_object(self: &Arc<Self>, target: &Target, name: &str, asked: &Asked) -> Result<Reply, ApiError> {
         match *asked.method {
             Method::GET if asked.query.flag("watch") => self.watch_one(target, name, asked),
             Method::GET => self.read(target, name, asked.query),
@@ -193,12 +157,7 @@ impl Api {
         }
     }
 
-    fn handle_collection(
-        self: &Arc<Self>,
-        target: &Target,
-        form: Form,
-        asked: &Asked,
-    ) -> Result<Reply, ApiError> {
+    fn handle_collection(self: &Arc<Self>, target: &Target, form: Form, asked: &Asked) -> Result<Reply, ApiError> {
         let homeless = target.resource.namespaced && target.namespace.is_none();
         match *asked.method {
             Method::GET if asked.query.flag("watch") => Ok(Reply::Watch(Box::new(Watch::open(
@@ -216,40 +175,19 @@ impl Api {
     }
 
     /// The old form of a watch on one object: `GET .../<name>?watch=true`.
-    fn watch_one(
-        self: &Arc<Self>,
-        target: &Target,
-        name: &str,
-        asked: &Asked,
-    ) -> Result<Reply, ApiError> {
-        let selector =
-            Selector::parse("", &format!("metadata.name={name}"), &target.resource.id())?;
+    fn watch_one(self: &Arc<Self>, target: &Target, name: &str, asked: &Asked) -> Result<Reply, ApiError> {
+        let selector = Selector::parse("", &format!("metadata.name={name}"), &target.resource.id())?;
         let form = Form::accepted(asked.accept);
-        Ok(Reply::Watch(Box::new(Watch::open(
-            self.clone(),
-            target.clone(),
-            selector,
-            form,
-            asked.query,
-        )?)))
+        Ok(Reply::Watch(Box::new(Watch::open(self.clone(), target.clone(), selector, form, asked.query)?)))
     }
 
     fn patch(&self, target: &Target, name: &str, asked: &Asked) -> Result<Reply, ApiError> {
-        let patch = Patch::read(
-            &target.resource,
-            asked.content_type,
-            asked.body,
-            asked.query.text("fieldManager"),
-        )?;
+        let patch = Patch::read(&target.resource, asked.content_type, asked.body, asked.query.text("fieldManager"))?;
         if let Patch::Apply(body) = &patch
-            && self
-                .store
-                .with(|state| state.get(&target.key(name)).is_none())
+            && self.store.with(|state| state.get(&target.key(name)).is_none())
         {
             return self.create_applied(target, name, body.clone(), asked);
         }
-        self.update(target, name, asked, |current| {
-            patch.apply(&target.resource, current)
-        })
+        self.update(target, name, asked, |current| patch.apply(&target.resource, current))
     }
 }

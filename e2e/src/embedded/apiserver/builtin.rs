@@ -24,12 +24,8 @@ pub(super) fn default(resource: &Resource, object: &mut Value) {
         _ => return,
     };
     fill(object, &defaults);
-    if resource.id() == "deployments.apps" && text(object, "/spec/strategy/type") == "RollingUpdate"
-    {
-        fill(
-            object,
-            &json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}}}),
-        );
+    if resource.id() == "deployments.apps" && text(object, "/spec/strategy/type") == "RollingUpdate" {
+        fill(object, &json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}}}));
     }
 }
 
@@ -68,10 +64,7 @@ pub(super) fn at_birth(resource: &Resource, object: &mut Value) {
         "namespaces" => {
             let name = meta::name(object).to_owned();
             object["status"] = json!({"phase": "Active"});
-            fill(
-                object,
-                &json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}}),
-            );
+            fill(object, &json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}}));
         }
         "jobs.batch" => label_job(object),
         _ => {}
@@ -100,23 +93,14 @@ pub(super) fn violations(resource: &Resource, object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     match resource.id().as_str() {
         "pods" => {
-            if object
-                .pointer("/spec/containers")
-                .and_then(Value::as_array)
-                .is_none_or(Vec::is_empty)
-            {
+            if object.pointer("/spec/containers").and_then(Value::as_array).is_none_or(Vec::is_empty) {
                 causes.push(Cause::new(CauseKind::Required, "spec.containers", ""));
             }
         }
         "deployments.apps" | "replicasets.apps" | "statefulsets.apps" | "daemonsets.apps" => {
-            let wanted = object
-                .pointer("/spec/selector/matchLabels")
-                .and_then(Value::as_object);
+            let wanted = object.pointer("/spec/selector/matchLabels").and_then(Value::as_object);
             let labels = object.pointer("/spec/template/metadata/labels");
-            let fits = wanted
-                .into_iter()
-                .flatten()
-                .all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value));
+            let fits = wanted.into_iter().flatten().all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value));
             if !fits {
                 causes.push(Cause::new(
                     CauseKind::Invalid,
@@ -131,11 +115,7 @@ pub(super) fn violations(resource: &Resource, object: &Value) -> Vec<Cause> {
 }
 
 /// Refuses changes of what may not change in a built-in object.
-pub(super) fn check_update(
-    resource: &Resource,
-    current: &Value,
-    next: &Value,
-) -> Result<(), ApiError> {
+pub(super) fn check_update(resource: &Resource, current: &Value, next: &Value) -> Result<(), ApiError> {
     let cause = match resource.id().as_str() {
         "pods" if fixed_pod_spec(current) != fixed_pod_spec(next) => Cause::new(
             CauseKind::Forbidden,
@@ -156,21 +136,12 @@ pub(super) fn check_update(
 fn fixed_pod_spec(pod: &Value) -> Value {
     let mut spec = pod["spec"].clone();
     if let Some(map) = spec.as_object_mut() {
-        for key in [
-            "activeDeadlineSeconds",
-            "tolerations",
-            "terminationGracePeriodSeconds",
-        ] {
+        for key in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds"] {
             map.remove(key);
         }
     }
     for list in ["containers", "initContainers"] {
-        for container in spec
-            .get_mut(list)
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(map) = container.as_object_mut() {
                 map.remove("image");
             }
@@ -187,9 +158,6 @@ pub(super) fn grace(resource: &Resource, object: &Value, asked: Option<u64>) -> 
     if matches!(text(object, "/status/phase"), "Succeeded" | "Failed") {
         return 0;
     }
-    let own = object
-        .pointer("/spec/terminationGracePeriodSeconds")
-        .and_then(Value::as_u64)
-        .unwrap_or(30);
+    let own = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(30);
     asked.unwrap_or(own)
 }

@@ -64,10 +64,7 @@ impl Calls {
 
     /// The requests since a mark, oldest first.
     pub fn after(&self, mark: usize) -> Vec<Call> {
-        self.lock()
-            .get(mark..)
-            .map(<[Call]>::to_vec)
-            .unwrap_or_default()
+        self.lock().get(mark..).map(<[Call]>::to_vec).unwrap_or_default()
     }
 
     /// All requests, oldest first.
@@ -81,11 +78,7 @@ impl Calls {
     }
 
     /// Requests per verb and resource (with subresource, as `pods/status`), of those since `mark` that satisfy `wanted`.
-    pub fn by_verb(
-        &self,
-        mark: usize,
-        wanted: impl Fn(&Call) -> bool,
-    ) -> BTreeMap<(String, String), usize> {
+    pub fn by_verb(&self, mark: usize, wanted: impl Fn(&Call) -> bool) -> BTreeMap<(String, String), usize> {
         let mut counts = BTreeMap::new();
         for call in self.after(mark).into_iter().filter(|c| wanted(c)) {
             let resource = if call.subresource.is_empty() {

@@ -44,10 +44,7 @@ pub(super) struct Shared {
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> &'a str {
-    headers
-        .get(name)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default()
+    headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
 }
 
 impl Shared {
@@ -71,12 +68,7 @@ impl Shared {
         let path = Path::parse(parts.uri.path());
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let user = self.user(&parts.headers);
-        let call = self.describe(
-            &parts,
-            path.as_ref(),
-            &query,
-            user.as_deref().unwrap_or("system:unauthenticated"),
-        );
+        let call = self.describe(&parts, path.as_ref(), &query, user.as_deref().unwrap_or("system:unauthenticated"));
         let fault = self.faults.strike(&call);
         let number = self.calls.begin(call);
         match &fault {
@@ -86,9 +78,7 @@ impl Shared {
             _ => {}
         }
         let outcome = match (&fault, user) {
-            (Some(Fault::Status { code, retry_after }), _) => {
-                Err(ApiError::of_code(*code, *retry_after))
-            }
+            (Some(Fault::Status { code, retry_after }), _) => Err(ApiError::of_code(*code, *retry_after)),
             (_, Err(refusal)) => Err(refusal),
             _ => self.carry_out(&parts, path, &query, body).await,
         };
@@ -102,13 +92,7 @@ impl Shared {
         Ok(response)
     }
 
-    fn describe(
-        &self,
-        parts: &http::request::Parts,
-        path: Option<&Path>,
-        query: &Query,
-        user: &str,
-    ) -> Call {
+    fn describe(&self, parts: &http::request::Parts, path: Option<&Path>, query: &Query, user: &str) -> Call {
         let of_path = |field: fn(&Path) -> Option<String>| path.and_then(field).unwrap_or_default();
         Call {
             verb: verb(&parts.method, path, query).to_owned(),
@@ -130,16 +114,9 @@ impl Shared {
         query: &Query,
         body: Incoming,
     ) -> Result<Reply, ApiError> {
-        let body = Limited::new(body, BODY_LIMIT)
-            .collect()
-            .await
-            .map_err(|_| {
-                ApiError::new(
-                    413,
-                    "RequestEntityTooLarge",
-                    format!("Request entity too large: limit is {BODY_LIMIT}"),
-                )
-            })?;
+        let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|_| {
+            ApiError::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {BODY_LIMIT}"))
+        })?;
         let Some(path) = path else {
             return discovery::document(&self.api, parts.uri.path(), &self.address)
                 .map(Reply::ok)
@@ -158,11 +135,7 @@ impl Shared {
 
 fn respond(reply: Reply) -> Response<Body> {
     match reply {
-        Reply::Object {
-            code,
-            body,
-            dropped,
-        } => object(code, &body, &dropped),
+        Reply::Object { code, body, dropped } => object(code, &body, &dropped),
         Reply::Watch(watch) => streamed(*watch),
     }
 }
@@ -172,29 +145,18 @@ fn object(code: u16, body: &Value, dropped: &[String]) -> Response<Body> {
         Value::String(text) => ("text/plain; charset=utf-8", text.clone()),
         body => ("application/json", body.to_string()),
     };
-    let mut response = Response::builder()
-        .status(code)
-        .header(header::CONTENT_TYPE, media);
+    let mut response = Response::builder().status(code).header(header::CONTENT_TYPE, media);
     for field in dropped {
-        response = response.header(
-            header::WARNING,
-            format!(
-                "299 - \"unknown field {}\"",
-                field.replace(['"', '\\'], "'")
-            ),
-        );
+        response =
+            response.header(header::WARNING, format!("299 - \"unknown field {}\"", field.replace(['"', '\\'], "'")));
     }
-    response
-        .body(Full::new(Bytes::from(text)).boxed_unsync())
-        .unwrap_or_default()
+    response.body(Full::new(Bytes::from(text)).boxed_unsync()).unwrap_or_default()
 }
 
 fn refusal(error: &ApiError) -> Response<Body> {
     let mut response = object(error.code, &error.status(), &[]);
     if let Some(seconds) = error.retry_after {
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, seconds.into());
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
 }

@@ -23,22 +23,13 @@ enum Gone {
 
 /// True if nothing holds back an object whose deletion has begun.
 pub(super) fn is_due(object: &Value) -> bool {
-    let grace = object
-        .pointer("/metadata/deletionGracePeriodSeconds")
-        .and_then(Value::as_u64)
-        .unwrap_or(0);
-    meta::is_deleting(object)
-        && grace == 0
-        && meta::finalizers(object).is_empty()
-        && !has_namespace_finalizers(object)
+    let grace = object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(0);
+    meta::is_deleting(object) && grace == 0 && meta::finalizers(object).is_empty() && !has_namespace_finalizers(object)
 }
 
 fn has_namespace_finalizers(object: &Value) -> bool {
     text(object, "/kind") == "Namespace"
-        && object
-            .pointer("/spec/finalizers")
-            .and_then(Value::as_array)
-            .is_some_and(|f| !f.is_empty())
+        && object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|f| !f.is_empty())
 }
 
 fn options(asked: &Asked) -> Result<DeleteOptions, ApiError> {
@@ -51,8 +42,7 @@ fn options(asked: &Asked) -> Result<DeleteOptions, ApiError> {
     if let Some(seconds) = asked.query.number("gracePeriodSeconds")? {
         options.grace_period_seconds = i64::try_from(seconds).ok();
     }
-    if let policy @ ("Orphan" | "Background" | "Foreground") = asked.query.text("propagationPolicy")
-    {
+    if let policy @ ("Orphan" | "Background" | "Foreground") = asked.query.text("propagationPolicy") {
         options.propagation_policy = Some(policy.to_owned());
     }
     if asked.is_dry_run() {
@@ -67,16 +57,9 @@ impl Api {
     }
 
     /// Deletes as the options say; also the way an eviction goes.
-    pub fn delete_with(
-        &self,
-        target: &Target,
-        name: &str,
-        options: &DeleteOptions,
-    ) -> Result<Reply, ApiError> {
+    pub fn delete_with(&self, target: &Target, name: &str, options: &DeleteOptions) -> Result<Reply, ApiError> {
         let key = target.key(name);
-        let gone = self
-            .store
-            .with(|state| mark_or_remove(state, target, &key, options))?;
+        let gone = self.store.with(|state| mark_or_remove(state, target, &key, options))?;
         match gone {
             Gone::Waiting(object) => Ok(Reply::ok(target.present(&object))),
             Gone::Removed(object) => {
@@ -88,14 +71,9 @@ impl Api {
 
     pub fn delete_collection(&self, target: &Target, asked: &Asked) -> Result<Reply, ApiError> {
         let (options, selector) = (options(asked)?, target.selector(asked.query)?);
-        let doomed = self
-            .store
-            .with(|state| state.list(&target.key("").resource, target.namespace.as_deref()));
+        let doomed = self.store.with(|state| state.list(&target.key("").resource, target.namespace.as_deref()));
         let mut items = Vec::new();
-        for (key, object) in doomed
-            .into_iter()
-            .filter(|(_, object)| selector.matches(object))
-        {
+        for (key, object) in doomed.into_iter().filter(|(_, object)| selector.matches(object)) {
             match self.delete_with(target, &key.name, &options) {
                 Ok(_) => items.push(target.present(&object)),
                 Err(error) if error.reason == "NotFound" => {}
@@ -111,10 +89,7 @@ impl Api {
 
     /// A definition takes its objects with it.
     fn after_removal(&self, target: &Target, name: &str) {
-        if !target
-            .resource
-            .is("apiextensions.k8s.io", "customresourcedefinitions")
-        {
+        if !target.resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
             return;
         }
         if let Some((plural, group)) = name.split_once('.') {
@@ -129,10 +104,7 @@ impl Api {
 }
 
 fn removed_reply(target: &Target, name: &str, object: &Value) -> Value {
-    if matches!(
-        target.resource.id().as_str(),
-        "pods" | "services" | "serviceaccounts"
-    ) {
+    if matches!(target.resource.id().as_str(), "pods" | "services" | "serviceaccounts") {
         return target.present(object);
     }
     json!({
@@ -141,16 +113,8 @@ fn removed_reply(target: &Target, name: &str, object: &Value) -> Value {
     })
 }
 
-fn mark_or_remove(
-    state: &mut State,
-    target: &Target,
-    key: &Key,
-    options: &DeleteOptions,
-) -> Result<Gone, ApiError> {
-    let current = state
-        .get(key)
-        .cloned()
-        .ok_or_else(|| ApiError::not_found(&target.resource, &key.name))?;
+fn mark_or_remove(state: &mut State, target: &Target, key: &Key, options: &DeleteOptions) -> Result<Gone, ApiError> {
+    let current = state.get(key).cloned().ok_or_else(|| ApiError::not_found(&target.resource, &key.name))?;
     check_preconditions(target, &current, options)?;
     let marked = marked(target, &current, options);
     let dry = options.dry_run.as_ref().is_some_and(|d| !d.is_empty());
@@ -166,27 +130,17 @@ fn mark_or_remove(
     Ok(Gone::Waiting(state.put(key.clone(), marked)))
 }
 
-fn check_preconditions(
-    target: &Target,
-    current: &Value,
-    options: &DeleteOptions,
-) -> Result<(), ApiError> {
+fn check_preconditions(target: &Target, current: &Value, options: &DeleteOptions) -> Result<(), ApiError> {
     let Some(wanted) = &options.preconditions else {
         return Ok(());
     };
     let name = meta::name(current);
     for (what, wanted, found) in [
         ("UID", &wanted.uid, text(current, "/metadata/uid")),
-        (
-            "ResourceVersion",
-            &wanted.resource_version,
-            text(current, "/metadata/resourceVersion"),
-        ),
+        ("ResourceVersion", &wanted.resource_version, text(current, "/metadata/resourceVersion")),
     ] {
         if let Some(wanted) = wanted.as_deref().filter(|w| *w != found) {
-            let why = format!(
-                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
-            );
+            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
             return Err(ApiError::conflict(&target.resource, name, &why));
         }
     }
@@ -195,33 +149,20 @@ fn check_preconditions(
 
 /// The object with its deletion begun, or hastened.
 fn marked(target: &Target, current: &Value, options: &DeleteOptions) -> Value {
-    let asked = options
-        .grace_period_seconds
-        .and_then(|s| u64::try_from(s).ok());
+    let asked = options.grace_period_seconds.and_then(|s| u64::try_from(s).ok());
     let grace = builtin::grace(&target.resource, current, asked);
     let mut next = current.clone();
-    let waiting = current
-        .pointer("/metadata/deletionGracePeriodSeconds")
-        .and_then(Value::as_u64);
+    let waiting = current.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_u64);
     if !meta::is_deleting(current) || waiting.is_some_and(|w| grace < w) {
         let until = Timestamp::now() + SignedDuration::from_secs(i64::try_from(grace).unwrap_or(0));
-        meta::set(
-            &mut next,
-            "deletionTimestamp",
-            Some(meta::stamp(until).into()),
-        );
+        meta::set(&mut next, "deletionTimestamp", Some(meta::stamp(until).into()));
         meta::set(&mut next, "deletionGracePeriodSeconds", Some(grace.into()));
         if let Some(generation) = next["metadata"]["generation"].as_i64() {
             meta::set(&mut next, "generation", Some((generation + 1).into()));
         }
     }
-    if options.propagation_policy.as_deref() == Some("Foreground")
-        && !meta::finalizers(&next).contains(&FOREGROUND)
-    {
-        let mut list = meta::finalizers(&next)
-            .into_iter()
-            .map(Value::from)
-            .collect::<Vec<_>>();
+    if options.propagation_policy.as_deref() == Some("Foreground") && !meta::finalizers(&next).contains(&FOREGROUND) {
+        let mut list = meta::finalizers(&next).into_iter().map(Value::from).collect::<Vec<_>>();
         list.push(FOREGROUND.into());
         meta::set(&mut next, "finalizers", Some(list.into()));
     }
@@ -245,10 +186,7 @@ fn orphan(state: &mut State, owner: &str) {
         .map(|(key, object)| (key.clone(), Value::clone(object)))
         .collect::<Vec<_>>();
     for (key, mut object) in children {
-        if let Some(list) = object
-            .pointer_mut("/metadata/ownerReferences")
-            .and_then(Value::as_array_mut)
-        {
+        if let Some(list) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) {
             list.retain(|reference| !is_owner(reference));
         }
         state.put(key, object);

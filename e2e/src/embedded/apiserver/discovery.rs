@@ -7,10 +7,7 @@ use super::resources::{Resource, Version};
 
 /// The document at a path that is not of a resource; none if there is nothing.
 pub(super) fn document(api: &Api, path: &str, address: &str) -> Option<Value> {
-    let words = path
-        .split('/')
-        .filter(|s| !s.is_empty())
-        .collect::<Vec<_>>();
+    let words = path.split('/').filter(|s| !s.is_empty()).collect::<Vec<_>>();
     match words.as_slice() {
         ["healthz" | "readyz" | "livez", ..] => Some(Value::from("ok")),
         ["version"] => Some(json!({
@@ -21,17 +18,12 @@ pub(super) fn document(api: &Api, path: &str, address: &str) -> Option<Value> {
             "kind": "APIVersions", "versions": ["v1"],
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
         })),
-        ["apis"] => {
-            Some(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups(api)}))
-        }
-        ["apis", group] => groups(api)
-            .into_iter()
-            .find(|g| g["name"] == *group)
-            .map(|mut g| {
-                g["kind"] = "APIGroup".into();
-                g["apiVersion"] = "v1".into();
-                g
-            }),
+        ["apis"] => Some(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups(api)})),
+        ["apis", group] => groups(api).into_iter().find(|g| g["name"] == *group).map(|mut g| {
+            g["kind"] = "APIGroup".into();
+            g["apiVersion"] = "v1".into();
+            g
+        }),
         ["api", version] => resources(api, "", version),
         ["apis", group, version] => resources(api, group, version),
         _ => None,
@@ -41,10 +33,7 @@ pub(super) fn document(api: &Api, path: &str, address: &str) -> Option<Value> {
 fn groups(api: &Api) -> Vec<Value> {
     let mut groups: Vec<(String, Vec<String>)> = Vec::new();
     for resource in api.registry.all().iter().filter(|r| !r.group.is_empty()) {
-        if groups
-            .last()
-            .is_none_or(|(name, _)| *name != resource.group)
-        {
+        if groups.last().is_none_or(|(name, _)| *name != resource.group) {
             groups.push((resource.group.clone(), Vec::new()));
         }
         let Some((_, versions)) = groups.last_mut() else {
@@ -56,7 +45,8 @@ fn groups(api: &Api) -> Vec<Value> {
             }
         }
     }
-    let described = |group: &str, version: &str| json!({"groupVersion": format!("{group}/{version}"), "version": version});
+    let described =
+        |group: &str, version: &str| json!({"groupVersion": format!("{group}/{version}"), "version": version});
     groups
         .iter()
         .filter(|(_, versions)| !versions.is_empty())
@@ -79,7 +69,9 @@ fn resources(api: &Api, group: &str, version: &str) -> Option<Value> {
             list.extend(described(resource, found));
         }
     }
-    (!list.is_empty()).then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}))
+    (!list.is_empty()).then(
+        || json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}),
+    )
 }
 
 /// A resource and its subresources.

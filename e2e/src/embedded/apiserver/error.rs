@@ -19,13 +19,7 @@ pub(super) struct ApiError {
 
 impl ApiError {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            reason,
-            message: message.into(),
-            details: None,
-            retry_after: None,
-        }
+        Self { code, reason, message: message.into(), details: None, retry_after: None }
     }
 
     /// The refusal with the reason that belongs to an HTTP code, for faults on demand.
@@ -34,32 +28,17 @@ impl ApiError {
             400 => ("BadRequest", "bad request"),
             401 => ("Unauthorized", "Unauthorized"),
             403 => ("Forbidden", "forbidden"),
-            404 => (
-                "NotFound",
-                "the server could not find the requested resource",
-            ),
+            404 => ("NotFound", "the server could not find the requested resource"),
             409 => (
                 "Conflict",
                 "Operation cannot be fulfilled: the object has been modified; please apply your changes to the latest version and try again",
             ),
             410 => ("Expired", "too old resource version"),
-            422 => (
-                "Invalid",
-                "the server rejected our request due to an error in our request",
-            ),
-            429 => (
-                "TooManyRequests",
-                "too many requests, please try again later",
-            ),
+            422 => ("Invalid", "the server rejected our request due to an error in our request"),
+            429 => ("TooManyRequests", "too many requests, please try again later"),
             500 => ("InternalError", "Internal error occurred"),
-            503 => (
-                "ServiceUnavailable",
-                "the server is currently unable to handle the request",
-            ),
-            504 => (
-                "Timeout",
-                "request did not complete within the allowed duration",
-            ),
+            503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
+            504 => ("Timeout", "request did not complete within the allowed duration"),
             _ => ("", "unknown"),
         };
         let mut error = Self::new(code, reason, message);
@@ -70,44 +49,22 @@ impl ApiError {
         error
     }
 
-    fn about(
-        code: u16,
-        reason: &'static str,
-        resource: &Resource,
-        name: &str,
-        message: String,
-    ) -> Self {
+    fn about(code: u16, reason: &'static str, resource: &Resource, name: &str, message: String) -> Self {
         let mut error = Self::new(code, reason, message);
-        error.details =
-            Some(json!({"name": name, "group": resource.group, "kind": resource.plural}));
+        error.details = Some(json!({"name": name, "group": resource.group, "kind": resource.plural}));
         error
     }
 
     pub fn not_found(resource: &Resource, name: &str) -> Self {
-        Self::about(
-            404,
-            "NotFound",
-            resource,
-            name,
-            format!("{} \"{name}\" not found", resource.id()),
-        )
+        Self::about(404, "NotFound", resource, name, format!("{} \"{name}\" not found", resource.id()))
     }
 
     pub fn already_exists(resource: &Resource, name: &str) -> Self {
-        Self::about(
-            409,
-            "AlreadyExists",
-            resource,
-            name,
-            format!("{} \"{name}\" already exists", resource.id()),
-        )
+        Self::about(409, "AlreadyExists", resource, name, format!("{} \"{name}\" already exists", resource.id()))
     }
 
     pub fn conflict(resource: &Resource, name: &str, why: &str) -> Self {
-        let message = format!(
-            "Operation cannot be fulfilled on {} \"{name}\": {why}",
-            resource.id()
-        );
+        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", resource.id());
         Self::about(409, "Conflict", resource, name, message)
     }
 
@@ -120,13 +77,7 @@ impl ApiError {
     }
 
     pub fn forbidden(resource: &Resource, name: &str, why: &str) -> Self {
-        Self::about(
-            403,
-            "Forbidden",
-            resource,
-            name,
-            format!("{} \"{name}\" is forbidden: {why}", resource.id()),
-        )
+        Self::about(403, "Forbidden", resource, name, format!("{} \"{name}\" is forbidden: {why}", resource.id()))
     }
 
     /// 422 with one cause per violation.
@@ -141,11 +92,7 @@ impl ApiError {
         } else {
             format!("{}.{}", resource.kind, resource.group)
         };
-        let mut error = Self::new(
-            422,
-            "Invalid",
-            format!("{qualified} \"{name}\" is invalid: {text}"),
-        );
+        let mut error = Self::new(422, "Invalid", format!("{qualified} \"{name}\" is invalid: {text}"));
         error.details = Some(json!({
             "name": name, "group": resource.group, "kind": resource.kind,
             "causes": causes.iter().map(Cause::json).collect::<Vec<_>>(),
@@ -158,30 +105,20 @@ impl ApiError {
     }
 
     pub fn no_such_path() -> Self {
-        let mut error = Self::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        );
+        let mut error = Self::new(404, "NotFound", "the server could not find the requested resource");
         error.details = Some(json!({}));
         error
     }
 
     pub fn method_not_allowed() -> Self {
-        Self::new(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        )
+        Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
     }
 
     pub fn unsupported_media(what: &str) -> Self {
         Self::new(
             415,
             "UnsupportedMediaType",
-            format!(
-                "the body of the request was in an unknown format - {what} is not accepted here"
-            ),
+            format!("the body of the request was in an unknown format - {what} is not accepted here"),
         )
     }
 
@@ -231,11 +168,7 @@ pub(super) enum CauseKind {
 
 impl Cause {
     pub fn new(kind: CauseKind, field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            kind,
-            message: message.into(),
-        }
+        Self { field: field.into(), kind, message: message.into() }
     }
 
     fn json(&self) -> Value {
@@ -258,11 +191,7 @@ impl Cause {
             CauseKind::Forbidden => "Forbidden",
             CauseKind::Duplicate => "Duplicate value",
         };
-        if self.message.is_empty() {
-            head.to_owned()
-        } else {
-            format!("{head}: {}", self.message)
-        }
+        if self.message.is_empty() { head.to_owned() } else { format!("{head}: {}", self.message) }
     }
 }
 

@@ -21,11 +21,7 @@ fn is_later(resource: &Resource) -> bool {
 
 /// The id under which objects of a resource are stored.
 pub(super) fn storage_id(resource: &Resource) -> String {
-    if is_later(resource) {
-        "events".to_owned()
-    } else {
-        resource.id()
-    }
+    if is_later(resource) { "events".to_owned() } else { resource.id() }
 }
 
 fn rename(map: &mut Map<String, Value>, from: &str, to: &str) {
@@ -39,9 +35,7 @@ pub(super) fn stored(resource: &Resource, mut object: Value) -> Value {
     if is_later(resource)
         && let Some(map) = object.as_object_mut()
     {
-        RENAMED
-            .iter()
-            .for_each(|(later, core)| rename(map, later, core));
+        RENAMED.iter().for_each(|(later, core)| rename(map, later, core));
         map.insert("apiVersion".to_owned(), "v1".into());
     }
     object
@@ -51,14 +45,9 @@ pub(super) fn stored(resource: &Resource, mut object: Value) -> Value {
 pub(super) fn presented(resource: &Resource, version: &str, mut object: Value) -> Value {
     if let Some(map) = object.as_object_mut() {
         if is_later(resource) {
-            RENAMED
-                .iter()
-                .for_each(|(later, core)| rename(map, core, later));
+            RENAMED.iter().for_each(|(later, core)| rename(map, core, later));
         }
-        map.insert(
-            "apiVersion".to_owned(),
-            resource.api_version(version).into(),
-        );
+        map.insert("apiVersion".to_owned(), resource.api_version(version).into());
     }
     object
 }

@@ -34,11 +34,7 @@ impl Match {
 
     /// Requests with this verb for this resource.
     pub fn on(verb: &str, resource: &str) -> Self {
-        Self {
-            verb: Some(verb.to_owned()),
-            resource: Some(resource.to_owned()),
-            ..Self::default()
-        }
+        Self { verb: Some(verb.to_owned()), resource: Some(resource.to_owned()), ..Self::default() }
     }
 
     /// The same, for one object.
@@ -60,17 +56,13 @@ impl Match {
     }
 
     fn takes(&self, call: &Call) -> bool {
-        let is =
-            |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|w| w == found);
+        let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|w| w == found);
         is(&self.verb, &call.verb)
             && is(&self.resource, &call.resource)
             && is(&self.subresource, &call.subresource)
             && is(&self.name, &call.name)
             && is(&self.user, &call.user)
-            && self
-                .agent
-                .as_deref()
-                .is_none_or(|a| call.agent.starts_with(a))
+            && self.agent.as_deref().is_none_or(|a| call.agent.starts_with(a))
     }
 }
 
@@ -118,10 +110,7 @@ pub struct Gate {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self {
-            arrived: Arc::new(Semaphore::new(0)),
-            open: Arc::new(Semaphore::new(0)),
-        }
+        Self { arrived: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
     }
 }
 
@@ -187,16 +176,8 @@ impl Faults {
     /// Makes `fault` strike the next `times` requests that match (`usize::MAX`: all of them).
     /// A request is struck by one fault at most: the oldest that matches.
     pub fn on(&self, wanted: Match, fault: Fault, times: usize) -> Planned {
-        let planned = Planned {
-            wanted,
-            fault,
-            left: Arc::new(AtomicUsize::new(times)),
-            hits: Arc::default(),
-        };
-        self.planned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(planned.clone());
+        let planned = Planned { wanted, fault, left: Arc::new(AtomicUsize::new(times)), hits: Arc::default() };
+        self.planned.lock().unwrap_or_else(PoisonError::into_inner).push(planned.clone());
         planned
     }
 
@@ -208,14 +189,10 @@ impl Faults {
 
     pub(super) fn strike(&self, call: &Call) -> Option<Fault> {
         let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
-        let struck = planned
-            .iter()
-            .find(|p| p.wanted.takes(call) && p.left.load(Ordering::SeqCst) > 0)?;
+        let struck = planned.iter().find(|p| p.wanted.takes(call) && p.left.load(Ordering::SeqCst) > 0)?;
         struck
             .left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
-                left.checked_sub(usize::from(left != usize::MAX))
-            })
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(usize::from(left != usize::MAX)))
             .ok()?;
         struck.hits.fetch_add(1, Ordering::SeqCst);
         Some(struck.fault.clone())

@@ -8,10 +8,7 @@ use super::error::{Cause, CauseKind};
 
 /// The string at a JSON pointer, or the empty string.
 pub(super) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// `metadata.name`.
@@ -72,14 +69,7 @@ pub(super) fn uid() -> String {
     let bits: u128 = rand::random();
     let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 /// Letters and digits that form no words, as Kubernetes uses for generated names.
@@ -88,9 +78,7 @@ const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// `length` random characters for a generated name.
 pub(super) fn suffix(length: usize) -> String {
     let mut rng = rand::rng();
-    (0..length)
-        .map(|_| char::from(SAFE[rng.random_range(0..SAFE.len())]))
-        .collect()
+    (0..length).map(|_| char::from(SAFE[rng.random_range(0..SAFE.len())])).collect()
 }
 
 /// The form of names a resource demands.
@@ -112,11 +100,7 @@ impl NameRule {
             Self::Label => (name.len() > 63 || !is_label(name)).then(|| "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character".to_owned()),
             Self::Subdomain => (name.len() > 253 || !name.split('.').all(is_label)).then(|| "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character".to_owned()),
         }?;
-        Some(Cause::new(
-            CauseKind::Invalid,
-            "metadata.name",
-            format!("{name:?}: {wrong}"),
-        ))
+        Some(Cause::new(CauseKind::Invalid, "metadata.name", format!("{name:?}: {wrong}")))
     }
 }
 
@@ -131,10 +115,7 @@ fn is_label(label: &str) -> bool {
 
 /// What is wrong with labels' keys and values, if anything.
 pub(super) fn label_violations(object: &Value) -> Vec<Cause> {
-    let Some(labels) = object
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object)
-    else {
+    let Some(labels) = object.pointer("/metadata/labels").and_then(Value::as_object) else {
         return Vec::new();
     };
     let mut causes = Vec::new();
@@ -143,9 +124,7 @@ pub(super) fn label_violations(object: &Value) -> Vec<Cause> {
             causes.push(Cause::new(
                 CauseKind::Invalid,
                 "metadata.labels",
-                format!(
-                    "{key:?}: name part must consist of alphanumeric characters, '-', '_' or '.'"
-                ),
+                format!("{key:?}: name part must consist of alphanumeric characters, '-', '_' or '.'"),
             ));
         }
         let value = value.as_str().unwrap_or_default();
@@ -158,9 +137,7 @@ pub(super) fn label_violations(object: &Value) -> Vec<Cause> {
 
 fn is_qualified(key: &str) -> bool {
     match key.split_once('/') {
-        Some((prefix, word)) => {
-            NameRule::Subdomain.violation(prefix).is_none() && is_label_word(word)
-        }
+        Some((prefix, word)) => NameRule::Subdomain.violation(prefix).is_none() && is_label_word(word),
         None => is_label_word(key),
     }
 }
@@ -172,9 +149,7 @@ fn is_label_word(word: &str) -> bool {
         && bytes.len() <= 63
         && edge(bytes[0])
         && edge(bytes[bytes.len() - 1])
-        && bytes
-            .iter()
-            .all(|&c| edge(c) || matches!(c, b'-' | b'_' | b'.'))
+        && bytes.iter().all(|&c| edge(c) || matches!(c, b'-' | b'_' | b'.'))
 }
 
 #[cfg(test)]
@@ -192,11 +167,7 @@ mod tests {
     #[test]
     fn names_are_judged_as_kubernetes_does() {
         assert!(NameRule::Subdomain.violation("10-244-0-192-26").is_none());
-        assert!(
-            NameRule::Subdomain
-                .violation("k8s-pod-network.0a1b")
-                .is_none()
-        );
+        assert!(NameRule::Subdomain.violation("k8s-pod-network.0a1b").is_none());
         assert!(NameRule::Subdomain.violation("Upper").is_some());
         assert!(NameRule::Subdomain.violation("a..b").is_some());
         assert!(NameRule::Subdomain.violation("-a").is_some());

@@ -18,30 +18,20 @@ pub(super) enum Patch {
 
 impl Patch {
     /// By the media type of the body.
-    pub fn read(
-        resource: &Resource,
-        media: &str,
-        body: &[u8],
-        field_manager: &str,
-    ) -> Result<Self, ApiError> {
-        let json = || {
-            serde_json::from_slice(body)
-                .map_err(|e| ApiError::bad_request(format!("invalid patch: {e}")))
-        };
+    pub fn read(resource: &Resource, media: &str, body: &[u8], field_manager: &str) -> Result<Self, ApiError> {
+        let json = || serde_json::from_slice(body).map_err(|e| ApiError::bad_request(format!("invalid patch: {e}")));
         match media.split(';').next().unwrap_or_default().trim() {
             "application/merge-patch+json" => Ok(Self::Merge(json()?)),
             "application/json-patch+json" => serde_json::from_slice(body)
                 .map(Self::Json)
                 .map_err(|e| ApiError::bad_request(format!("invalid JSON patch: {e}"))),
-            "application/strategic-merge-patch+json" if resource.is_custom() => Err(
-                ApiError::unsupported_media("application/strategic-merge-patch+json"),
-            ),
-            "application/strategic-merge-patch+json" => Ok(Self::Strategic(json()?)),
-            "application/apply-patch+yaml" if field_manager.is_empty() => {
-                Err(ApiError::bad_request(
-                    "PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch",
-                ))
+            "application/strategic-merge-patch+json" if resource.is_custom() => {
+                Err(ApiError::unsupported_media("application/strategic-merge-patch+json"))
             }
+            "application/strategic-merge-patch+json" => Ok(Self::Strategic(json()?)),
+            "application/apply-patch+yaml" if field_manager.is_empty() => Err(ApiError::bad_request(
+                "PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch",
+            )),
             "application/apply-patch+yaml" => serde_yaml_ng::from_slice(body)
                 .map(Self::Apply)
                 .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}"))),
@@ -71,12 +61,7 @@ impl Patch {
 /// The key by which a list of objects is merged, by the list's field name; other lists are replaced.
 fn merge_key(field: &str) -> Option<&'static str> {
     Some(match field {
-        "containers"
-        | "initContainers"
-        | "ephemeralContainers"
-        | "volumes"
-        | "env"
-        | "imagePullSecrets" => "name",
+        "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env" | "imagePullSecrets" => "name",
         "conditions" | "addresses" => "type",
         "ownerReferences" => "uid",
         "taints" => "key",
@@ -107,27 +92,17 @@ fn merge_strategic(target: &mut Value, patch: &Value) {
                 map.remove(field);
             }
             (Value::Array(items), Some(key)) if items.iter().all(Value::is_object) => {
-                let list = map
-                    .entry(field.clone())
-                    .or_insert_with(|| Value::Array(Vec::new()));
+                let list = map.entry(field.clone()).or_insert_with(|| Value::Array(Vec::new()));
                 merge_list(list, items, key);
             }
             (Value::Array(items), _) if field == "finalizers" => {
-                let list = map
-                    .entry(field.clone())
-                    .or_insert_with(|| Value::Array(Vec::new()));
+                let list = map.entry(field.clone()).or_insert_with(|| Value::Array(Vec::new()));
                 if let Some(list) = list.as_array_mut() {
-                    let new = items
-                        .iter()
-                        .filter(|i| !list.contains(i))
-                        .cloned()
-                        .collect::<Vec<_>>();
+                    let new = items.iter().filter(|i| !list.contains(i)).cloned().collect::<Vec<_>>();
                     list.extend(new);
                 }
             }
-            (Value::Object(_), _) => {
-                merge_strategic(map.entry(field.clone()).or_insert(Value::Null), change)
-            }
+            (Value::Object(_), _) => merge_strategic(map.entry(field.clone()).or_insert(Value::Null), change),
             _ => {
                 map.insert(field.clone(), change.clone());
             }
@@ -138,9 +113,7 @@ fn merge_strategic(target: &mut Value, patch: &Value) {
 fn merge_list(list: &mut Value, items: &[Value], key: &str) {
     let mut merged = list.as_array().cloned().unwrap_or_default();
     for item in items {
-        let at = merged
-            .iter()
-            .position(|present| present.get(key) == item.get(key));
+        let at = merged.iter().position(|present| present.get(key) == item.get(key));
         match (at, item.get("$patch").and_then(Value::as_str)) {
             (Some(at), Some("delete")) => {
                 merged.remove(at);
@@ -169,13 +142,7 @@ mod tests {
             pod["status"]["conditions"],
             json!([{"type": "Ready", "status": "Unknown"}, {"type": "Other", "status": "True"}])
         );
-        merge_strategic(
-            &mut pod,
-            &json!({"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]}}),
-        );
-        assert_eq!(
-            pod["status"]["conditions"],
-            json!([{"type": "Other", "status": "True"}])
-        );
+        merge_strategic(&mut pod, &json!({"status": {"conditions": [{"type": "Ready", "$patch": "delete"}]}}));
+        assert_eq!(pod["status"]["conditions"], json!([{"type": "Other", "status": "True"}]));
     }
 }

@@ -12,9 +12,7 @@ impl Api {
     pub fn read(&self, target: &Target, name: &str, query: &Query) -> Result<Reply, ApiError> {
         self.store.with(|state| {
             check_known(state, query)?;
-            let object = state
-                .get(&target.key(name))
-                .ok_or_else(|| ApiError::not_found(&target.resource, name))?;
+            let object = state.get(&target.key(name)).ok_or_else(|| ApiError::not_found(&target.resource, name))?;
             Ok(Reply::ok(target.present(object)))
         })
     }
@@ -26,10 +24,8 @@ impl Api {
             "" => None,
             token => Some(Page::read(token)?),
         };
-        let exact = (query.text("resourceVersionMatch") == "Exact")
-            .then(|| query.resource_version())
-            .transpose()?
-            .flatten();
+        let exact =
+            (query.text("resourceVersionMatch") == "Exact").then(|| query.resource_version()).transpose()?.flatten();
         let resource = target.key("").resource;
         let namespace = target.namespace.as_deref();
         self.store.with(|state| {
@@ -74,14 +70,8 @@ fn check_known(state: &State, query: &Query) -> Result<(), ApiError> {
     if asked <= state.revision {
         return Ok(());
     }
-    let mut error = ApiError::new(
-        504,
-        "Timeout",
-        format!(
-            "Too large resource version: {asked}, current: {}",
-            state.revision
-        ),
-    );
+    let mut error =
+        ApiError::new(504, "Timeout", format!("Too large resource version: {asked}, current: {}", state.revision));
     error.retry_after = Some(1);
     error.details = Some(json!({
         "retryAfterSeconds": 1,
@@ -106,11 +96,7 @@ impl Page {
         let parts = || {
             let (revision, rest) = token.split_once(':')?;
             let (namespace, name) = rest.split_once('/')?;
-            Some(Self {
-                revision: revision.parse().ok()?,
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            })
+            Some(Self { revision: revision.parse().ok()?, namespace: namespace.to_owned(), name: name.to_owned() })
         };
         parts().ok_or_else(|| ApiError::bad_request("continue key is not valid"))
     }

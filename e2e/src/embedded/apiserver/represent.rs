@@ -38,21 +38,12 @@ impl Form {
         match self {
             Self::Whole => object,
             Self::Metadata => partial(&object, "PartialObjectMetadata"),
-            Self::Table => table(
-                json!({"resourceVersion": text(&object, "/metadata/resourceVersion")}),
-                &[object],
-            ),
+            Self::Table => table(json!({"resourceVersion": text(&object, "/metadata/resourceVersion")}), &[object]),
         }
     }
 
     /// A list with its metadata.
-    pub fn list(
-        self,
-        resource: &Resource,
-        version: &str,
-        metadata: Value,
-        items: Vec<Value>,
-    ) -> Value {
+    pub fn list(self, resource: &Resource, version: &str, metadata: Value, items: Vec<Value>) -> Value {
         match self {
             Self::Whole => json!({
                 "kind": resource.list_kind, "apiVersion": resource.api_version(version), "metadata": metadata, "items": items,
@@ -71,7 +62,8 @@ fn partial(object: &Value, kind: &str) -> Value {
 }
 
 fn table(metadata: Value, items: &[Value]) -> Value {
-    let column = |name: &str, kind: &str| json!({"name": name, "type": kind, "format": "", "description": "", "priority": 0});
+    let column =
+        |name: &str, kind: &str| json!({"name": name, "type": kind, "format": "", "description": "", "priority": 0});
     let rows = items
         .iter()
         .map(|item| {
@@ -93,18 +85,9 @@ mod tests {
 
     #[test]
     fn the_first_known_form_wins() {
-        assert_eq!(
-            Form::accepted("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"),
-            Form::Metadata
-        );
-        assert_eq!(
-            Form::accepted("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"),
-            Form::Table
-        );
-        assert_eq!(
-            Form::accepted("application/vnd.kubernetes.protobuf,application/json"),
-            Form::Whole
-        );
+        assert_eq!(Form::accepted("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"), Form::Metadata);
+        assert_eq!(Form::accepted("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"), Form::Table);
+        assert_eq!(Form::accepted("application/vnd.kubernetes.protobuf,application/json"), Form::Whole);
         assert_eq!(Form::accepted(""), Form::Whole);
     }
 }

@@ -33,15 +33,9 @@ impl Path {
             _ => return None,
         };
         let own = |s: &str| Some(s.to_owned());
-        let mut parsed = Self {
-            group: group.to_owned(),
-            version: version.to_owned(),
-            ..Self::default()
-        };
+        let mut parsed = Self { group: group.to_owned(), version: version.to_owned(), ..Self::default() };
         let (plural, rest) = match rest {
-            ["namespaces", name, sub @ ("status" | "finalize")] => {
-                ("namespaces", vec![*name, *sub])
-            }
+            ["namespaces", name, sub @ ("status" | "finalize")] => ("namespaces", vec![*name, *sub]),
             ["namespaces", namespace, plural, rest @ ..] => {
                 parsed.namespace = own(namespace);
                 (*plural, rest.to_vec())
@@ -61,11 +55,7 @@ impl Path {
 
     /// `pods`, `ipamblocks.crd.projectcalico.org`.
     pub fn id(&self) -> String {
-        if self.group.is_empty() {
-            self.plural.clone()
-        } else {
-            format!("{}.{}", self.plural, self.group)
-        }
+        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
     }
 }
 
@@ -75,11 +65,7 @@ pub(super) struct Query(BTreeMap<String, String>);
 
 impl Query {
     pub fn parse(query: &str) -> Self {
-        Self(
-            form_urlencoded::parse(query.as_bytes())
-                .into_owned()
-                .collect(),
-        )
+        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
     }
 
     /// The value of a parameter; empty if absent.
@@ -95,21 +81,16 @@ impl Query {
     pub fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {
         match self.text(key) {
             "" => Ok(None),
-            text => text
-                .parse()
-                .map(Some)
-                .map_err(|_| ApiError::bad_request(format!("{key}: {text:?} is not a number"))),
+            text => {
+                text.parse().map(Some).map_err(|_| ApiError::bad_request(format!("{key}: {text:?} is not a number")))
+            }
         }
     }
 
     /// `resourceVersion`: none for "any" (absent, empty) and `Some(0)` for "any cached".
     pub fn resource_version(&self) -> Result<Option<u64>, ApiError> {
-        self.number("resourceVersion").map_err(|_| {
-            ApiError::bad_request(format!(
-                "invalid resource version {:?}",
-                self.text("resourceVersion")
-            ))
-        })
+        self.number("resourceVersion")
+            .map_err(|_| ApiError::bad_request(format!("invalid resource version {:?}", self.text("resourceVersion"))))
     }
 }
 
@@ -137,12 +118,7 @@ mod tests {
     fn paths_are_told_apart() {
         let pod = Path::parse("/api/v1/namespaces/default/pods/a/status").unwrap();
         assert_eq!(
-            (
-                pod.id().as_str(),
-                pod.namespace.as_deref(),
-                pod.name.as_deref(),
-                pod.subresource.as_deref()
-            ),
+            (pod.id().as_str(), pod.namespace.as_deref(), pod.name.as_deref(), pod.subresource.as_deref()),
             ("pods", Some("default"), Some("a"), Some("status"))
         );
         let block = Path::parse("/apis/crd.projectcalico.org/v1/ipamblocks").unwrap();
@@ -151,15 +127,9 @@ mod tests {
             ("ipamblocks.crd.projectcalico.org", None, None)
         );
         let namespace = Path::parse("/api/v1/namespaces/default").unwrap();
-        assert_eq!(
-            (namespace.plural.as_str(), namespace.name.as_deref()),
-            ("namespaces", Some("default"))
-        );
+        assert_eq!((namespace.plural.as_str(), namespace.name.as_deref()), ("namespaces", Some("default")));
         let finalize = Path::parse("/api/v1/namespaces/default/finalize").unwrap();
-        assert_eq!(
-            (finalize.plural.as_str(), finalize.subresource.as_deref()),
-            ("namespaces", Some("finalize"))
-        );
+        assert_eq!((finalize.plural.as_str(), finalize.subresource.as_deref()), ("namespaces", Some("finalize")));
         assert_eq!(Path::parse("/apis/apps/v1"), None);
         assert_eq!(Path::parse("/readyz"), None);
     }

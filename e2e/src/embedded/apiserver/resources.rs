@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
 use k8s_openapi::api::{
-    apps::v1 as apps, batch::v1 as batch, coordination::v1 as coordination, core::v1 as core,
-    rbac::v1 as rbac,
+    apps::v1 as apps, batch::v1 as batch, coordination::v1 as coordination, core::v1 as core, rbac::v1 as rbac,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::{Serialize, de::DeserializeOwned};
@@ -57,20 +56,12 @@ pub(super) enum Origin {
 impl Resource {
     /// `pods`, `deployments.apps`, `ipamblocks.crd.projectcalico.org`.
     pub fn id(&self) -> String {
-        if self.group.is_empty() {
-            self.plural.clone()
-        } else {
-            format!("{}.{}", self.plural, self.group)
-        }
+        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
     }
 
     /// `v1`, `apps/v1`.
     pub fn api_version(&self, version: &str) -> String {
-        if self.group.is_empty() {
-            version.to_owned()
-        } else {
-            format!("{}/{version}", self.group)
-        }
+        if self.group.is_empty() { version.to_owned() } else { format!("{}/{version}", self.group) }
     }
 
     pub fn version(&self, name: &str) -> Option<&Version> {
@@ -78,11 +69,7 @@ impl Resource {
     }
 
     pub fn storage_version(&self) -> &str {
-        self.versions
-            .iter()
-            .find(|v| v.storage)
-            .map(|v| v.name.as_str())
-            .unwrap_or("v1")
+        self.versions.iter().find(|v| v.storage).map(|v| v.name.as_str()).unwrap_or("v1")
     }
 
     pub fn is_custom(&self) -> bool {
@@ -100,10 +87,7 @@ impl Resource {
             .versions
             .iter()
             .map(|v| {
-                let schema = v
-                    .schema
-                    .as_ref()
-                    .and_then(|s| s.open_api_v3_schema.as_ref());
+                let schema = v.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
                 let sub = v.subresources.as_ref();
                 Ok(Version {
                     name: v.name.clone(),
@@ -119,15 +103,9 @@ impl Resource {
         Ok(Self {
             group: spec.group.clone(),
             plural: names.plural.clone(),
-            singular: names
-                .singular
-                .clone()
-                .unwrap_or_else(|| names.kind.to_lowercase()),
+            singular: names.singular.clone().unwrap_or_else(|| names.kind.to_lowercase()),
             kind: names.kind.clone(),
-            list_kind: names
-                .list_kind
-                .clone()
-                .unwrap_or_else(|| format!("{}List", names.kind)),
+            list_kind: names.list_kind.clone().unwrap_or_else(|| format!("{}List", names.kind)),
             short_names: names.short_names.clone().unwrap_or_default(),
             namespaced: spec.scope == "Namespaced",
             names: NameRule::Subdomain,
@@ -147,25 +125,16 @@ pub(super) struct Registry {
 impl Registry {
     /// The built-in resources.
     pub fn new() -> Self {
-        let known = builtins()
-            .into_iter()
-            .map(|r| ((r.group.clone(), r.plural.clone()), Arc::new(r)))
-            .collect();
-        Self {
-            known: RwLock::new(known),
-        }
+        let known = builtins().into_iter().map(|r| ((r.group.clone(), r.plural.clone()), Arc::new(r))).collect();
+        Self { known: RwLock::new(known) }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<(String, String), Arc<Resource>>> {
-        self.known
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.known.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub fn find(&self, group: &str, plural: &str) -> Option<Arc<Resource>> {
-        self.read()
-            .get(&(group.to_owned(), plural.to_owned()))
-            .cloned()
+        self.read().get(&(group.to_owned(), plural.to_owned())).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<Resource>> {
@@ -174,18 +143,12 @@ impl Registry {
 
     pub fn add(&self, resource: Resource) {
         let key = (resource.group.clone(), resource.plural.clone());
-        self.known
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(key, Arc::new(resource));
+        self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, Arc::new(resource));
     }
 
     pub fn remove(&self, group: &str, plural: &str) {
         let key = (group.to_owned(), plural.to_owned());
-        self.known
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .remove(&key);
+        self.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
     }
 }
 
@@ -254,23 +217,13 @@ fn builtins() -> Vec<Resource> {
     vec![
         builtin::<core::Pod>().short("po").status(),
         builtin::<core::Node>().short("no").cluster().status(),
-        builtin::<core::Namespace>()
-            .short("ns")
-            .cluster()
-            .status()
-            .named(NameRule::Label),
+        builtin::<core::Namespace>().short("ns").cluster().status().named(NameRule::Label),
         builtin::<core::Event>().short("ev"),
         builtin::<core::ConfigMap>().short("cm"),
         builtin::<core::Secret>(),
         builtin::<core::ServiceAccount>().short("sa"),
-        builtin::<core::Service>()
-            .short("svc")
-            .status()
-            .named(NameRule::Label),
-        builtin::<apps::Deployment>()
-            .short("deploy")
-            .status()
-            .scale(),
+        builtin::<core::Service>().short("svc").status().named(NameRule::Label),
+        builtin::<apps::Deployment>().short("deploy").status().scale(),
         builtin::<apps::ReplicaSet>().short("rs").status().scale(),
         builtin::<apps::StatefulSet>().short("sts").status().scale(),
         builtin::<apps::DaemonSet>().short("ds").status(),
@@ -278,18 +231,10 @@ fn builtins() -> Vec<Resource> {
         builtin::<batch::Job>().status(),
         builtin::<coordination::Lease>().conditional(),
         later_events,
-        builtin::<rbac::ClusterRole>()
-            .cluster()
-            .named(NameRule::Segment),
-        builtin::<rbac::ClusterRoleBinding>()
-            .cluster()
-            .named(NameRule::Segment),
+        builtin::<rbac::ClusterRole>().cluster().named(NameRule::Segment),
+        builtin::<rbac::ClusterRoleBinding>().cluster().named(NameRule::Segment),
         builtin::<rbac::Role>().named(NameRule::Segment),
         builtin::<rbac::RoleBinding>().named(NameRule::Segment),
-        builtin::<CustomResourceDefinition>()
-            .short("crd")
-            .cluster()
-            .status()
-            .conditional(),
+        builtin::<CustomResourceDefinition>().short("crd").cluster().status().conditional(),
     ]
 }

@@ -31,21 +31,9 @@ pub(super) fn prune(object: &mut Value, schema: &Value) -> Vec<String> {
     dropped
 }
 
-fn prune_at(
-    value: &mut Value,
-    schema: &Value,
-    whole_object: bool,
-    path: &str,
-    dropped: &mut Vec<String>,
-) {
+fn prune_at(value: &mut Value, schema: &Value, whole_object: bool, path: &str, dropped: &mut Vec<String>) {
     match value {
-        Value::Object(map) => prune_fields(
-            map,
-            schema,
-            whole_object || flag(schema, EMBEDDED),
-            path,
-            dropped,
-        ),
+        Value::Object(map) => prune_fields(map, schema, whole_object || flag(schema, EMBEDDED), path, dropped),
         Value::Array(items) => {
             if let Some(item_schema) = schema.get("items") {
                 for (at, item) in items.iter_mut().enumerate() {
@@ -64,14 +52,9 @@ fn prune_fields(
     path: &str,
     dropped: &mut Vec<String>,
 ) {
-    let keeps_all =
-        flag(schema, PRESERVE) || schema.get("additionalProperties") == Some(&Value::Bool(true));
+    let keeps_all = flag(schema, PRESERVE) || schema.get("additionalProperties") == Some(&Value::Bool(true));
     map.retain(|field, value| {
-        let here = if path.is_empty() {
-            field.clone()
-        } else {
-            format!("{path}.{field}")
-        };
+        let here = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
         if whole_object && matches!(field.as_str(), "apiVersion" | "kind" | "metadata") {
             return true;
         }
@@ -128,10 +111,7 @@ fn check(value: &Value, schema: &Value, path: &str, causes: &mut Vec<Cause>) {
         return;
     }
     if !has_type(value, schema) {
-        let expected = schema
-            .get("type")
-            .and_then(Value::as_str)
-            .unwrap_or("integer or string");
+        let expected = schema.get("type").and_then(Value::as_str).unwrap_or("integer or string");
         let found = type_name(value);
         causes.push(Cause::new(
             CauseKind::Type,
@@ -187,54 +167,25 @@ fn check_enum(value: &Value, schema: &Value, path: &str, causes: &mut Vec<Cause>
         return;
     };
     if !allowed.contains(value) {
-        let list = allowed
-            .iter()
-            .map(Value::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
-        causes.push(Cause::new(
-            CauseKind::NotSupported,
-            path,
-            format!("{value}: supported values: {list}"),
-        ));
+        let list = allowed.iter().map(Value::to_string).collect::<Vec<_>>().join(", ");
+        causes.push(Cause::new(CauseKind::NotSupported, path, format!("{value}: supported values: {list}")));
     }
 }
 
 fn invalid(path: &str, value: impl std::fmt::Display, rule: &str) -> Cause {
-    Cause::new(
-        CauseKind::Invalid,
-        path,
-        format!("{value}: {path} in body should {rule}"),
-    )
+    Cause::new(CauseKind::Invalid, path, format!("{value}: {path} in body should {rule}"))
 }
 
 fn check_object(map: &Map<String, Value>, schema: &Value, path: &str, causes: &mut Vec<Cause>) {
     let inside = |field: &str| {
-        if path.is_empty() {
-            field.to_owned()
-        } else {
-            format!("{path}.{field}")
-        }
+        if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
     };
-    for field in schema
-        .get("required")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-    {
+    for field in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
         if !map.contains_key(field) {
             causes.push(Cause::new(CauseKind::Required, inside(field), ""));
         }
     }
-    check_size(
-        map.len(),
-        schema,
-        ("minProperties", "maxProperties"),
-        "properties",
-        path,
-        causes,
-    );
+    check_size(map.len(), schema, ("minProperties", "maxProperties"), "properties", path, causes);
     for (field, value) in map {
         if let Some(schema) = field_schema(schema, field) {
             check(value, schema, &inside(field), causes);
@@ -250,12 +201,7 @@ fn check_size(
     path: &str,
     causes: &mut Vec<Cause>,
 ) {
-    let limit = |key: &str| {
-        schema
-            .get(key)
-            .and_then(Value::as_u64)
-            .and_then(|n| usize::try_from(n).ok())
-    };
+    let limit = |key: &str| schema.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
     if let Some(min) = limit(least).filter(|min| size < *min) {
         causes.push(invalid(path, size, &format!("have at least {min} {what}")));
     }
@@ -265,14 +211,7 @@ fn check_size(
 }
 
 fn check_array(items: &[Value], schema: &Value, path: &str, causes: &mut Vec<Cause>) {
-    check_size(
-        items.len(),
-        schema,
-        ("minItems", "maxItems"),
-        "items",
-        path,
-        causes,
-    );
+    check_size(items.len(), schema, ("minItems", "maxItems"), "items", path, causes);
     check_unique(items, schema, path, causes);
     if let Some(schema) = schema.get("items") {
         for (at, item) in items.iter().enumerate() {
@@ -297,42 +236,22 @@ fn check_unique(items: &[Value], schema: &Value, path: &str, causes: &mut Vec<Ca
         if keys.is_empty() {
             item.clone()
         } else {
-            keys.iter()
-                .map(|k| item.get(*k).cloned().unwrap_or_default())
-                .collect()
+            keys.iter().map(|k| item.get(*k).cloned().unwrap_or_default()).collect()
         }
     };
     for (at, item) in items.iter().enumerate() {
-        if items[..at]
-            .iter()
-            .any(|other| identity(other) == identity(item))
-        {
-            causes.push(Cause::new(
-                CauseKind::Duplicate,
-                format!("{path}[{at}]"),
-                identity(item).to_string(),
-            ));
+        if items[..at].iter().any(|other| identity(other) == identity(item)) {
+            causes.push(Cause::new(CauseKind::Duplicate, format!("{path}[{at}]"), identity(item).to_string()));
         }
     }
 }
 
 fn check_string(text: &str, schema: &Value, path: &str, causes: &mut Vec<Cause>) {
-    check_size(
-        text.chars().count(),
-        schema,
-        ("minLength", "maxLength"),
-        "chars",
-        path,
-        causes,
-    );
+    check_size(text.chars().count(), schema, ("minLength", "maxLength"), "chars", path, causes);
     if let Some(pattern) = schema.get("pattern").and_then(Value::as_str)
         && !Regex::new(pattern).is_ok_and(|r| r.is_match(text))
     {
-        causes.push(invalid(
-            path,
-            format!("{text:?}"),
-            &format!("match '{pattern}'"),
-        ));
+        causes.push(invalid(path, format!("{text:?}"), &format!("match '{pattern}'")));
     }
     if let Some(format) = schema.get("format").and_then(Value::as_str)
         && !fits_format(text, format)
@@ -367,39 +286,23 @@ fn check_number(value: &Value, schema: &Value, path: &str, causes: &mut Vec<Caus
     }
     let Some(number) = value.as_f64() else { return };
     let limit = |key: &str| schema.get(key).and_then(Value::as_f64);
-    if let Some(min) = limit("minimum")
-        .filter(|min| number < *min || (flag(schema, "exclusiveMinimum") && number == *min))
+    if let Some(min) =
+        limit("minimum").filter(|min| number < *min || (flag(schema, "exclusiveMinimum") && number == *min))
     {
-        causes.push(invalid(
-            path,
-            value,
-            &format!("be greater than or equal to {min}"),
-        ));
+        causes.push(invalid(path, value, &format!("be greater than or equal to {min}")));
     }
-    if let Some(max) = limit("maximum")
-        .filter(|max| number > *max || (flag(schema, "exclusiveMaximum") && number == *max))
+    if let Some(max) =
+        limit("maximum").filter(|max| number > *max || (flag(schema, "exclusiveMaximum") && number == *max))
     {
-        causes.push(invalid(
-            path,
-            value,
-            &format!("be less than or equal to {max}"),
-        ));
+        causes.push(invalid(path, value, &format!("be less than or equal to {max}")));
     }
-    if let Some(step) =
-        limit("multipleOf").filter(|step| *step != 0.0 && (number / step).fract() != 0.0)
-    {
+    if let Some(step) = limit("multipleOf").filter(|step| *step != 0.0 && (number / step).fract() != 0.0) {
         causes.push(invalid(path, value, &format!("be a multiple of {step}")));
     }
 }
 
 fn check_combinations(value: &Value, schema: &Value, path: &str, causes: &mut Vec<Cause>) {
-    let branches = |key: &str| {
-        schema
-            .get(key)
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default()
-    };
+    let branches = |key: &str| schema.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let fits = |schema: &Value| {
         let mut found = Vec::new();
         check(value, schema, path, &mut found);
@@ -446,10 +349,7 @@ mod tests {
     fn taken(mut object: Value) -> (Value, Vec<String>) {
         prune(&mut object, &schema());
         default(&mut object, &schema());
-        let causes = violations(&object, &schema())
-            .iter()
-            .map(Cause::to_string)
-            .collect();
+        let causes = violations(&object, &schema()).iter().map(Cause::to_string).collect();
         (object, causes)
     }
 
@@ -468,36 +368,18 @@ mod tests {
 
     #[test]
     fn nulls_that_may_not_be_are_dropped_before_defaults() {
-        let (object, causes) = taken(
-            json!({"spec": {"cidr": "c", "size": null, "state": null, "allocations": [null, 3]}}),
-        );
-        assert_eq!(
-            object,
-            json!({"spec": {"cidr": "c", "size": 26, "allocations": [null, 3]}})
-        );
+        let (object, causes) =
+            taken(json!({"spec": {"cidr": "c", "size": null, "state": null, "allocations": [null, 3]}}));
+        assert_eq!(object, json!({"spec": {"cidr": "c", "size": 26, "allocations": [null, 3]}}));
         assert!(causes.is_empty(), "{causes:?}");
     }
 
     #[test]
     fn each_violation_is_named_with_its_field() {
-        let (_, causes) = taken(
-            json!({"spec": {"state": "x", "size": 3, "seq": "1", "counts": {"a": "b"}, "port": true}}),
-        );
-        let fields: Vec<_> = causes
-            .iter()
-            .map(|c| c.split(':').next().unwrap())
-            .collect();
-        assert_eq!(
-            fields,
-            [
-                "spec.cidr",
-                "spec.counts.a",
-                "spec.port",
-                "spec.seq",
-                "spec.size",
-                "spec.state"
-            ]
-        );
+        let (_, causes) =
+            taken(json!({"spec": {"state": "x", "size": 3, "seq": "1", "counts": {"a": "b"}, "port": true}}));
+        let fields: Vec<_> = causes.iter().map(|c| c.split(':').next().unwrap()).collect();
+        assert_eq!(fields, ["spec.cidr", "spec.counts.a", "spec.port", "spec.seq", "spec.size", "spec.state"]);
         assert!(causes[0].ends_with("Required value"), "{causes:?}");
     }
 

@@ -16,12 +16,7 @@ enum Requirement {
 
 impl Requirement {
     fn holds(&self, object: &Value) -> bool {
-        let label = |key: &str| {
-            object
-                .pointer("/metadata/labels")
-                .and_then(|l| l.get(key))
-                .and_then(Value::as_str)
-        };
+        let label = |key: &str| object.pointer("/metadata/labels").and_then(|l| l.get(key)).and_then(Value::as_str);
         match self {
             Self::In(key, values) => label(key).is_some_and(|v| values.iter().any(|w| w == v)),
             Self::NotIn(key, values) => label(key).is_none_or(|v| values.iter().all(|w| w != v)),
@@ -49,18 +44,12 @@ pub(super) struct Selector {
 impl Selector {
     /// From the two query parameters; `resource` decides which fields are known.
     pub fn parse(labels: &str, fields: &str, resource: &str) -> Result<Self, ApiError> {
-        Ok(Self {
-            labels: parse_labels(labels)?,
-            fields: parse_fields(fields, resource)?,
-        })
+        Ok(Self { labels: parse_labels(labels)?, fields: parse_fields(fields, resource)? })
     }
 
     pub fn matches(&self, object: &Value) -> bool {
         self.labels.iter().all(|r| r.holds(object))
-            && self
-                .fields
-                .iter()
-                .all(|f| (text(object, &f.pointer) == f.value) == f.equal)
+            && self.fields.iter().all(|f| (text(object, &f.pointer) == f.value) == f.equal)
     }
 }
 
@@ -83,18 +72,11 @@ fn split_requirements(selector: &str) -> Vec<&str> {
         }
     }
     parts.push(&selector[start..]);
-    parts
-        .into_iter()
-        .map(str::trim)
-        .filter(|p| !p.is_empty())
-        .collect()
+    parts.into_iter().map(str::trim).filter(|p| !p.is_empty()).collect()
 }
 
 fn parse_labels(selector: &str) -> Result<Vec<Requirement>, ApiError> {
-    split_requirements(selector)
-        .into_iter()
-        .map(parse_label)
-        .collect()
+    split_requirements(selector).into_iter().map(parse_label).collect()
 }
 
 fn parse_label(part: &str) -> Result<Requirement, ApiError> {
@@ -142,20 +124,12 @@ fn parse_fields(selector: &str, resource: &str) -> Result<Vec<FieldRequirement>,
             } else if let Some((f, v)) = part.split_once("==").or_else(|| part.split_once('=')) {
                 (f, v, true)
             } else {
-                return Err(ApiError::bad_request(format!(
-                    "invalid field selector {part:?}"
-                )));
+                return Err(ApiError::bad_request(format!("invalid field selector {part:?}")));
             };
             if !is_selectable(resource, field) {
-                return Err(ApiError::bad_request(format!(
-                    "field label not supported: {field}"
-                )));
+                return Err(ApiError::bad_request(format!("field label not supported: {field}")));
             }
-            Ok(FieldRequirement {
-                pointer: format!("/{}", field.replace('.', "/")),
-                value: value.to_owned(),
-                equal,
-            })
+            Ok(FieldRequirement { pointer: format!("/{}", field.replace('.', "/")), value: value.to_owned(), equal })
         })
         .collect()
 }
@@ -199,9 +173,7 @@ mod tests {
 
     fn chosen(labels: &str) -> bool {
         let object = json!({"metadata": {"labels": {"app": "web", "tier": "front"}}});
-        Selector::parse(labels, "", "pods")
-            .unwrap()
-            .matches(&object)
+        Selector::parse(labels, "", "pods").unwrap().matches(&object)
     }
 
     #[test]
@@ -223,17 +195,10 @@ mod tests {
 
     #[test]
     fn a_selector_that_makes_no_sense_is_refused() {
-        for (labels, fields) in [
-            ("app in web", ""),
-            ("a b", ""),
-            ("app (x)", ""),
-            ("", "spec.image=x"),
-            ("", "metadata.name"),
-        ] {
-            assert!(
-                Selector::parse(labels, fields, "pods").is_err(),
-                "{labels} {fields}"
-            );
+        for (labels, fields) in
+            [("app in web", ""), ("a b", ""), ("app (x)", ""), ("", "spec.image=x"), ("", "metadata.name")]
+        {
+            assert!(Selector::parse(labels, fields, "pods").is_err(), "{labels} {fields}");
         }
     }
 

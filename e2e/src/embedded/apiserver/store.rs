@@ -59,33 +59,19 @@ impl State {
         };
         self.objects
             .range(from..)
-            .take_while(|(key, _)| {
-                key.resource == resource && namespace.is_none_or(|n| key.namespace == n)
-            })
+            .take_while(|(key, _)| key.resource == resource && namespace.is_none_or(|n| key.namespace == n))
             .map(|(key, object)| (key.clone(), object.clone()))
             .collect()
     }
 
     /// The same as it was at `revision`, or none if that is forgotten.
-    pub fn list_at(
-        &self,
-        resource: &str,
-        namespace: Option<&str>,
-        revision: u64,
-    ) -> Option<Vec<(Key, Arc<Value>)>> {
+    pub fn list_at(&self, resource: &str, namespace: Option<&str>, revision: u64) -> Option<Vec<(Key, Arc<Value>)>> {
         if revision < self.compacted {
             return None;
         }
         let mut then: BTreeMap<_, _> = self.list(resource, namespace).into_iter().collect();
-        for change in self
-            .history
-            .iter()
-            .rev()
-            .take_while(|c| c.revision > revision)
-        {
-            if change.key.resource != resource
-                || namespace.is_some_and(|n| n != change.key.namespace)
-            {
+        for change in self.history.iter().rev().take_while(|c| c.revision > revision) {
+            if change.key.resource != resource || namespace.is_some_and(|n| n != change.key.namespace) {
                 continue;
             }
             match &change.before {
@@ -104,20 +90,10 @@ impl State {
     /// Stores an object under the next revision, which becomes its resourceVersion.
     pub fn put(&mut self, key: Key, mut object: Value) -> Arc<Value> {
         self.revision += 1;
-        meta::set(
-            &mut object,
-            "resourceVersion",
-            Some(self.revision.to_string().into()),
-        );
+        meta::set(&mut object, "resourceVersion", Some(self.revision.to_string().into()));
         let after = Arc::new(object);
         let before = self.objects.insert(key.clone(), after.clone());
-        self.remember(Change {
-            revision: self.revision,
-            key,
-            before,
-            after: after.clone(),
-            deleted: false,
-        });
+        self.remember(Change { revision: self.revision, key, before, after: after.clone(), deleted: false });
         after
     }
 
@@ -126,11 +102,7 @@ impl State {
         let before = self.objects.remove(key)?;
         self.revision += 1;
         let mut last = Value::clone(&before);
-        meta::set(
-            &mut last,
-            "resourceVersion",
-            Some(self.revision.to_string().into()),
-        );
+        meta::set(&mut last, "resourceVersion", Some(self.revision.to_string().into()));
         let after = Arc::new(last);
         self.remember(Change {
             revision: self.revision,
@@ -177,13 +149,7 @@ pub(super) struct Store {
 
 impl Store {
     pub fn new() -> Self {
-        Self {
-            state: Mutex::new(State {
-                revision: 1,
-                ..State::default()
-            }),
-            newest: watch::Sender::new(1),
-        }
+        Self { state: Mutex::new(State { revision: 1, ..State::default() }), newest: watch::Sender::new(1) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -215,11 +181,7 @@ mod tests {
     use serde_json::json;
 
     fn key(name: &str) -> Key {
-        Key {
-            resource: "pods".into(),
-            namespace: "default".into(),
-            name: name.into(),
-        }
+        Key { resource: "pods".into(), namespace: "default".into(), name: name.into() }
     }
 
     #[test]
@@ -233,9 +195,7 @@ mod tests {
         state.put(key("c"), json!({"n": 1}));
         let past = state.list_at("pods", Some("default"), then).unwrap();
         assert_eq!(
-            past.iter()
-                .map(|(k, o)| (k.name.as_str(), o["n"].as_i64().unwrap()))
-                .collect::<Vec<_>>(),
+            past.iter().map(|(k, o)| (k.name.as_str(), o["n"].as_i64().unwrap())).collect::<Vec<_>>(),
             [("a", 1), ("b", 1)]
         );
         state.compact();

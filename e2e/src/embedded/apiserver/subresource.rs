@@ -10,13 +10,7 @@ use super::meta::{self, text};
 use super::patch::Patch;
 
 /// Carries out a request for a subresource of a named object.
-pub(super) fn handle(
-    api: &Api,
-    target: &Target,
-    name: &str,
-    sub: &str,
-    asked: &Asked,
-) -> Result<Reply, ApiError> {
+pub(super) fn handle(api: &Api, target: &Target, name: &str, sub: &str, asked: &Asked) -> Result<Reply, ApiError> {
     let pods = target.resource.is("", "pods");
     match sub {
         "status" if target.version.status => whole(api, target, name, asked),
@@ -37,15 +31,9 @@ fn whole(api: &Api, target: &Target, name: &str, asked: &Asked) -> Result<Reply,
             api.update(target, name, asked, |_| Ok(body.clone()))
         }
         Method::PATCH => {
-            let patch = Patch::read(
-                &target.resource,
-                asked.content_type,
-                asked.body,
-                asked.query.text("fieldManager"),
-            )?;
-            api.update(target, name, asked, |current| {
-                patch.apply(&target.resource, current)
-            })
+            let patch =
+                Patch::read(&target.resource, asked.content_type, asked.body, asked.query.text("fieldManager"))?;
+            api.update(target, name, asked, |current| patch.apply(&target.resource, current))
         }
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -53,25 +41,17 @@ fn whole(api: &Api, target: &Target, name: &str, asked: &Asked) -> Result<Reply,
 
 /// The `Scale` of a workload.
 fn scale_of(object: &Value) -> Value {
-    let labels = object
-        .pointer("/spec/selector/matchLabels")
-        .and_then(Value::as_object);
+    let labels = object.pointer("/spec/selector/matchLabels").and_then(Value::as_object);
     let selector = labels
         .into_iter()
         .flatten()
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect::<Vec<_>>()
         .join(",");
-    let metadata = [
-        "name",
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-    ]
-    .into_iter()
-    .map(|key| (key.to_owned(), object["metadata"][key].clone()))
-    .collect::<serde_json::Map<_, _>>();
+    let metadata = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"]
+        .into_iter()
+        .map(|key| (key.to_owned(), object["metadata"][key].clone()))
+        .collect::<serde_json::Map<_, _>>();
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
         "spec": {"replicas": object["spec"]["replicas"]},
@@ -80,10 +60,7 @@ fn scale_of(object: &Value) -> Value {
 }
 
 fn scale(api: &Api, target: &Target, name: &str, asked: &Asked) -> Result<Reply, ApiError> {
-    let whole = Target {
-        subresource: None,
-        ..target.clone()
-    };
+    let whole = Target { subresource: None, ..target.clone() };
     let scaled = |current: &Value, scale: &Value| {
         let mut next = current.clone();
         next["spec"]["replicas"] = scale["spec"]["replicas"].clone();
@@ -100,42 +77,23 @@ fn scale(api: &Api, target: &Target, name: &str, asked: &Asked) -> Result<Reply,
             api.update(&whole, name, asked, |current| Ok(scaled(current, &body)))
         }
         Method::PATCH => {
-            let patch = Patch::read(
-                &target.resource,
-                asked.content_type,
-                asked.body,
-                asked.query.text("fieldManager"),
-            )?;
+            let patch =
+                Patch::read(&target.resource, asked.content_type, asked.body, asked.query.text("fieldManager"))?;
             api.update(&whole, name, asked, |current| {
-                Ok(scaled(
-                    current,
-                    &patch.apply(&target.resource, &scale_of(current))?,
-                ))
+                Ok(scaled(current, &patch.apply(&target.resource, &scale_of(current))?))
             })
         }
         _ => Err(ApiError::method_not_allowed()),
     }?;
     Ok(match reply {
-        Reply::Object {
-            code,
-            body,
-            dropped,
-        } => Reply::Object {
-            code,
-            body: scale_of(&body),
-            dropped,
-        },
+        Reply::Object { code, body, dropped } => Reply::Object { code, body: scale_of(&body), dropped },
         watch => watch,
     })
 }
 
 fn success(code: u16) -> Reply {
     let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code});
-    Reply::Object {
-        code,
-        body,
-        dropped: Vec::new(),
-    }
+    Reply::Object { code, body, dropped: Vec::new() }
 }
 
 /// What the scheduler does to a pod.
@@ -150,18 +108,31 @@ fn bind(api: &Api, target: &Target, name: &str, asked: &Asked) -> Result<Reply, 
         let current = state.get(&key).cloned().ok_or_else(|| ApiError::not_found(&target.resource, name))?;
         let uid = text(&binding, "/metadata/uid");
         if !uid.is_empty() && uid != text(&current, "/metadata/uid") {
-            return Err(ApiError::conflict(&target.resource, name, "Precondition failed: UID of the binding is not the pod's"));
+            return Err(ApiError::conflict(
+                &target.resource,
+                name,
+                "Precondition failed: UID of the binding is not the pod's",
+            ));
         }
         if meta::is_deleting(&current) {
-            return Err(ApiError::conflict(&target.resource, name, &format!("pod {name} is being deleted, cannot be assigned to a host")));
+            return Err(ApiError::conflict(
+                &target.resource,
+                name,
+                &format!("pod {name} is being deleted, cannot be assigned to a host"),
+            ));
         }
         let bound = text(&current, "/spec/nodeName");
         if !bound.is_empty() {
-            return Err(ApiError::conflict(&target.resource, name, &format!("pod {name} is already assigned to node {bound:?}")));
+            return Err(ApiError::conflict(
+                &target.resource,
+                name,
+                &format!("pod {name} is already assigned to node {bound:?}"),
+            ));
         }
         let mut next = Value::clone(&current);
         next["spec"]["nodeName"] = node.into();
-        let scheduled = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": meta::now()});
+        let scheduled =
+            json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": meta::now()});
         let mut conditions = next["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.retain(|c| text(c, "/type") != "PodScheduled");
         conditions.push(scheduled);
@@ -175,8 +146,7 @@ fn bind(api: &Api, target: &Target, name: &str, asked: &Asked) -> Result<Reply, 
 fn evict(api: &Api, target: &Target, name: &str, asked: &Asked) -> Result<Reply, ApiError> {
     let eviction = asked.object()?;
     let options: DeleteOptions = match eviction.get("deleteOptions") {
-        Some(options) => serde_json::from_value(options.clone())
-            .map_err(|e| ApiError::bad_request(e.to_string()))?,
+        Some(options) => serde_json::from_value(options.clone()).map_err(|e| ApiError::bad_request(e.to_string()))?,
         None => DeleteOptions::default(),
     };
     api.delete_with(target, name, &options)?;

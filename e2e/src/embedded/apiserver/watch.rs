@@ -28,9 +28,7 @@ const BEFORE_THE_END: Duration = Duration::from_secs(2);
 
 /// When the next bookmark is due.
 fn bookmark_time(now: Instant, deadline: Instant) -> Instant {
-    let last = deadline
-        .checked_sub(BEFORE_THE_END)
-        .filter(|last| *last > now);
+    let last = deadline.checked_sub(BEFORE_THE_END).filter(|last| *last > now);
     (now + BOOKMARK_EVERY).min(last.unwrap_or(now + BOOKMARK_EVERY))
 }
 
@@ -95,10 +93,8 @@ impl Watch {
     /// Sends the present state as additions.
     fn replay(&mut self, marks_the_end: bool) {
         let (resource, namespace) = (self.target.key("").resource, self.target.namespace.clone());
-        let (objects, revision) = self
-            .api
-            .store
-            .with(|state| (state.list(&resource, namespace.as_deref()), state.revision));
+        let (objects, revision) =
+            self.api.store.with(|state| (state.list(&resource, namespace.as_deref()), state.revision));
         for (_, object) in objects {
             if self.selector.matches(&object) {
                 self.send("ADDED", &object);
@@ -121,22 +117,19 @@ impl Watch {
 
     fn send_bookmark(&mut self, annotations: Value) {
         let (kind, api_version) = match self.form {
-            Form::Whole => (
-                self.target.resource.kind.clone(),
-                self.target.resource.api_version(&self.target.version.name),
-            ),
-            Form::Metadata => (
-                "PartialObjectMetadata".to_owned(),
-                "meta.k8s.io/v1".to_owned(),
-            ),
+            Form::Whole => {
+                (self.target.resource.kind.clone(), self.target.resource.api_version(&self.target.version.name))
+            }
+            Form::Metadata => ("PartialObjectMetadata".to_owned(), "meta.k8s.io/v1".to_owned()),
             Form::Table => ("Table".to_owned(), "meta.k8s.io/v1".to_owned()),
         };
-        let mut metadata =
-            json!({"resourceVersion": self.position.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": self.position.to_string(), "creationTimestamp": null});
         if annotations.as_object().is_some_and(|a| !a.is_empty()) {
             metadata["annotations"] = annotations;
         }
-        self.push(&json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": api_version, "metadata": metadata}}));
+        self.push(
+            &json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": api_version, "metadata": metadata}}),
+        );
     }
 
     /// The next line; none when the watch is over.
@@ -200,27 +193,16 @@ impl Watch {
     fn changes(&self, state: &State) -> Result<(Vec<Change>, u64), ApiError> {
         let resource = self.target.key("").resource;
         let changes = state.since(self.position).ok_or_else(|| {
-            ApiError::expired(format!(
-                "too old resource version: {} ({})",
-                self.position, state.compacted
-            ))
+            ApiError::expired(format!("too old resource version: {} ({})", self.position, state.compacted))
         })?;
         let mine = |change: &&Change| {
-            change.key.resource == resource
-                && self
-                    .target
-                    .namespace
-                    .as_ref()
-                    .is_none_or(|n| *n == change.key.namespace)
+            change.key.resource == resource && self.target.namespace.as_ref().is_none_or(|n| *n == change.key.namespace)
         };
         Ok((changes.filter(mine).cloned().collect(), state.revision))
     }
 
     fn send_change(&mut self, change: &Change) {
-        let before = change
-            .before
-            .as_ref()
-            .filter(|object| self.selector.matches(object));
+        let before = change.before.as_ref().filter(|object| self.selector.matches(object));
         let seen_after = !change.deleted && self.selector.matches(&change.after);
         match (before, seen_after) {
             (None, true) => self.send("ADDED", &change.after),
@@ -228,11 +210,7 @@ impl Watch {
             (Some(_), false) if change.deleted => self.send("DELETED", &change.after),
             (Some(before), false) => {
                 let mut last = Value::clone(before);
-                meta::set(
-                    &mut last,
-                    "resourceVersion",
-                    Some(change.revision.to_string().into()),
-                );
+                meta::set(&mut last, "resourceVersion", Some(change.revision.to_string().into()));
                 self.send("DELETED", &last);
             }
             (None, false) => {}

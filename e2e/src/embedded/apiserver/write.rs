@@ -32,30 +32,17 @@ impl Api {
         self.create_object(target, body, asked)
     }
 
-    fn create_object(
-        &self,
-        target: &Target,
-        body: Value,
-        asked: &Asked,
-    ) -> Result<Reply, ApiError> {
+    fn create_object(&self, target: &Target, body: Value, asked: &Asked) -> Result<Reply, ApiError> {
         let resource = &target.resource;
         if !text(&body, "/metadata/resourceVersion").is_empty() {
-            return Err(ApiError::new(
-                500,
-                "",
-                "resourceVersion should not be set on objects to be created",
-            ));
+            return Err(ApiError::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         let admitted = admit(resource, &target.version, body, asked.is_strict())?;
         let mut object = admitted.object;
         place(target, &mut object)?;
         let generated = name(&object).is_empty();
         if generated && !text(&object, "/metadata/generateName").is_empty() {
-            let generated = format!(
-                "{}{}",
-                text(&object, "/metadata/generateName"),
-                meta::suffix(5)
-            );
+            let generated = format!("{}{}", text(&object, "/metadata/generateName"), meta::suffix(5));
             meta::set(&mut object, "name", Some(generated.into()));
         }
         admit::birth(resource, &target.version, &mut object);
@@ -67,20 +54,12 @@ impl Api {
             if state.get(&key).is_some() {
                 return Err(ApiError::already_exists(resource, name(&object)));
             }
-            Ok(if asked.is_dry_run() {
-                Arc::new(object)
-            } else {
-                state.put(key, object)
-            })
+            Ok(if asked.is_dry_run() { Arc::new(object) } else { state.put(key, object) })
         })?;
         if let Some(crd) = definition.filter(|_| !asked.is_dry_run()) {
             self.establish(&crd, &target.key(name(&stored)));
         }
-        Ok(Reply::Object {
-            code: 201,
-            body: target.present(&stored),
-            dropped: admitted.dropped,
-        })
+        Ok(Reply::Object { code: 201, body: target.present(&stored), dropped: admitted.dropped })
     }
 
     /// Serves the resource of a definition and says so in its status.
@@ -116,10 +95,7 @@ impl Api {
         let key = target.key(wanted);
         let mut dropped = Vec::new();
         let stored = self.store.with(|state| {
-            let current = state
-                .get(&key)
-                .cloned()
-                .ok_or_else(|| ApiError::not_found(&target.resource, wanted))?;
+            let current = state.get(&key).cloned().ok_or_else(|| ApiError::not_found(&target.resource, wanted))?;
             let body = build(&target.present(&current))?;
             let admitted = admit(&target.resource, &target.version, body, asked.is_strict())?;
             dropped = admitted.dropped;
@@ -128,43 +104,28 @@ impl Api {
                 return Ok(Arc::new(next));
             }
             let stored = state.put(key.clone(), next);
-            Ok(if delete::is_due(&stored) {
-                state.remove(&key).unwrap_or(stored)
-            } else {
-                stored
-            })
+            Ok(if delete::is_due(&stored) { state.remove(&key).unwrap_or(stored) } else { stored })
         })?;
-        if let Some(crd) = definition(&target.resource, &stored)?
-            .filter(|_| target.subresource.is_none() && !asked.is_dry_run())
+        if let Some(crd) =
+            definition(&target.resource, &stored)?.filter(|_| target.subresource.is_none() && !asked.is_dry_run())
         {
             if let Ok(resource) = Resource::from_crd(&crd) {
                 self.registry.add(resource);
             }
         }
-        Ok(Reply::Object {
-            code: 200,
-            body: target.present(&stored),
-            dropped,
-        })
+        Ok(Reply::Object { code: 200, body: target.present(&stored), dropped })
     }
 }
 
 /// The namespace of an object is that of its path.
 fn place(target: &Target, object: &mut Value) -> Result<(), ApiError> {
-    let (own, path) = (
-        text(object, "/metadata/namespace"),
-        target.namespace.as_deref().unwrap_or_default(),
-    );
+    let (own, path) = (text(object, "/metadata/namespace"), target.namespace.as_deref().unwrap_or_default());
     if !own.is_empty() && own != path {
         return Err(ApiError::bad_request(format!(
             "the namespace of the provided object does not match the namespace sent on the request ({own:?} and {path:?})"
         )));
     }
-    meta::set(
-        object,
-        "namespace",
-        target.namespace.clone().map(Value::from),
-    );
+    meta::set(object, "namespace", target.namespace.clone().map(Value::from));
     Ok(())
 }
 
@@ -172,25 +133,15 @@ fn check_namespace(state: &State, target: &Target, name: &str) -> Result<(), Api
     let Some(namespace) = &target.namespace else {
         return Ok(());
     };
-    let key = Key {
-        resource: "namespaces".into(),
-        namespace: String::new(),
-        name: namespace.clone(),
-    };
+    let key = Key { resource: "namespaces".into(), namespace: String::new(), name: namespace.clone() };
     match state.get(&key) {
         None => {
-            let mut error = ApiError::new(
-                404,
-                "NotFound",
-                format!("namespaces {namespace:?} not found"),
-            );
+            let mut error = ApiError::new(404, "NotFound", format!("namespaces {namespace:?} not found"));
             error.details = Some(json!({"name": namespace, "kind": "namespaces"}));
             Err(error)
         }
         Some(found) if meta::is_deleting(found) => {
-            let why = format!(
-                "unable to create new content in namespace {namespace} because it is being terminated"
-            );
+            let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
             Err(ApiError::forbidden(&target.resource, name, &why))
         }
         Some(_) => Ok(()),
@@ -252,10 +203,7 @@ fn replace_field(object: &mut Value, field: &str, value: Option<&Value>) {
 }
 
 /// The definition in an object, if it is one that can be served.
-fn definition(
-    resource: &Resource,
-    object: &Value,
-) -> Result<Option<CustomResourceDefinition>, ApiError> {
+fn definition(resource: &Resource, object: &Value) -> Result<Option<CustomResourceDefinition>, ApiError> {
     if !resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
         return Ok(None);
     }
@@ -267,10 +215,7 @@ fn definition(
         causes.push(Cause::new(
             CauseKind::Invalid,
             "metadata.name",
-            format!(
-                "{:?}: must be spec.names.plural+\".\"+spec.group",
-                name(object)
-            ),
+            format!("{:?}: must be spec.names.plural+\".\"+spec.group", name(object)),
         ));
     }
     if crd.spec.versions.iter().filter(|v| v.storage).count() != 1 {
@@ -281,11 +226,7 @@ fn definition(
         ));
     }
     for (at, version) in crd.spec.versions.iter().enumerate() {
-        if version
-            .schema
-            .as_ref()
-            .is_none_or(|s| s.open_api_v3_schema.is_none())
-        {
+        if version.schema.as_ref().is_none_or(|s| s.open_api_v3_schema.is_none()) {
             causes.push(Cause::new(
                 CauseKind::Required,
                 format!("spec.versions[{at}].schema.openAPIV3Schema"),
@@ -293,9 +234,5 @@ fn definition(
             ));
         }
     }
-    if causes.is_empty() {
-        Ok(Some(crd))
-    } else {
-        Err(ApiError::invalid(resource, name(object), &causes))
-    }
+    if causes.is_empty() { Ok(Some(crd)) } else { Err(ApiError::invalid(resource, name(object), &causes)) }
 }
