@@ -7,11 +7,12 @@
 //! | [`plugin`] | the CNI executable: environment and stdin in, JSON out |
 //! | [`driver`] | runs a decision: reads, asks, writes, retries |
 //! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
-//! | [`cni`], [`netconf`], [`pod`], [`range`], [`claim`] | pure: text to types, choices, claim decisions |
+//! | [`cni`], [`conflist`], [`netconf`], [`pod`], [`range`], [`claim`] | pure: text to types, choices, claim decisions |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod claim;
 pub mod cni;
+pub mod conflist;
 pub mod driver;
 pub mod netconf;
 pub mod plugin;

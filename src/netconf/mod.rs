@@ -160,3 +160,6 @@ fn calico_api_group(outer: &Object<'_>) -> Result<Option<CalicoApiGroup>, CniErr
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,3 +157,6 @@ impl fmt::Display for Subnet {
         write!(f, "{} ({} to {})", self.network, self.start, self.end)
     }
 }
+
+#[cfg(test)]
+mod tests;
