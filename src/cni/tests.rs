@@ -344,6 +344,12 @@ proptest! {
     }
 
     #[test]
+    fn no_resolv_conf_panics(text in "((nameserver|domain|search|options|#|;)?[ \t]?\\PC{0,10}\n){0,5}") {
+        let dns = Dns::from_resolv_conf(&text);
+        prop_assert!(dns.nameservers.iter().all(|server| !server.contains(char::is_whitespace) || !server.is_ascii()));
+    }
+
+    #[test]
     fn no_environment_panics(values in proptest::collection::vec(proptest::option::of("\\PC{0,20}"), 6), verb in 0..7usize) {
         let names = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH", "CNI_ARGS"];
         let verbs = ["ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"];

@@ -179,6 +179,30 @@ fn the_wait_is_a_bounded_number_of_seconds() {
 }
 
 #[test]
+fn when_a_held_address_may_pass_on_is_a_policy_with_a_grace() {
+    use crate::claim::{Fencing, Policy};
+    let policy = |takeover: Value| parse(&guide_with("/ipam/takeover", takeover)).unwrap().ipam.takeover;
+    let expected = |fencing, seconds| Policy { fencing, grace: jiff::SignedDuration::from_secs(seconds) };
+    assert_eq!(policy(Value::Null), expected(Fencing::PodDeleted, 60));
+    assert_eq!(policy(json!({"graceSeconds": 0})), expected(Fencing::PodDeleted, 0));
+    assert_eq!(policy(json!({"proof": "nodeFenced"})), expected(Fencing::NodeFenced, 60));
+    refused(guide_with("/ipam/takeover", json!({"proof": "hope"})), &["ipam.takeover.proof: \"hope\"", "nodeFenced"]);
+    refused(guide_with("/ipam/takeover", json!("podDeleted")), &["ipam.takeover", "object"]);
+    refused(
+        guide_with("/ipam/takeover", json!({"graceSeconds": 86_401})),
+        &["ipam.takeover.graceSeconds: 86401", "0 to 86400"],
+    );
+    refused(guide_with("/ipam/takeover", json!({"grace_seconds": 1})), &["did you mean graceSeconds?"]);
+}
+
+#[test]
+fn the_state_directory_is_an_absolute_path() {
+    assert_eq!(parse(&guide()).unwrap().ipam.state_dir, Path::new("/run/kube-ipam"));
+    assert_eq!(parse(&guide_with("/ipam/stateDir", json!("/run/x"))).unwrap().ipam.state_dir, Path::new("/run/x"));
+    refused(guide_with("/ipam/stateDir", json!("run")), &["ipam.stateDir: \"run\"", "absolute"]);
+}
+
+#[test]
 fn routes_are_destinations_with_an_optional_next_hop_of_their_family() {
     let routes =
         json!([{"dst": "0.0.0.0/0"}, {"dst": "10.96.0.0/12", "gw": "10.244.0.1"}, {"dst": "::/0", "gw": "fe80::1"}]);
@@ -472,6 +496,7 @@ fn places() -> Vec<String> {
     let mut found = vec![
         "/ipam/ranges".into(),
         "/ipam/waitSeconds".into(),
+        "/ipam/takeover".into(),
         "/ipam/ipv4_pools".into(),
         "/prevResult".into(),
         "/hostname".into(),

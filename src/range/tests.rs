@@ -186,11 +186,24 @@ fn subnets_of_a_set_are_of_one_family_and_do_not_overlap() {
         json!({"ranges": [[{"subnet": "10.1.0.0/16"}, {"subnet": "10.1.2.0/24"}]]}),
         &["ipam.ranges[0]: \"10.1.2.0/24\"", "overlaps 10.1.0.0/16"],
     );
-    refused(json!({"ranges": [[{"subnet": "10.1.2.0/24"}, {"subnet": "10.1.0.0/16"}]]}), &["overlaps 10.1.2.0/24"]);
+    refused(
+        json!({"ranges": [[{"subnet": "10.1.2.0/24"}, {"subnet": "10.1.0.0/16"}]]}),
+        &["10.1.2.0/24\" overlaps 10.1.0.0/16"],
+    );
     refused(
         json!({"ranges": [[{"subnet": "10.1.0.0/16"}, {"subnet": "fd00::/64"}]]}),
         &["another family", "[[{IPv4}], [{IPv6}]]"],
     );
+}
+
+#[test]
+fn an_error_about_very_many_subnets_stays_short() {
+    let subnets: Vec<_> =
+        (0..20_000u32).map(|n| json!({"subnet": format!("{}/30", Ipv4Addr::from(0x0a00_0000 + 4 * n))})).collect();
+    let set = v4(json!({"ranges": [subnets]}));
+    let why = set.permits_fixed(ip("192.0.2.1")).unwrap_err().to_string();
+    assert!(why.contains("10.0.0.0/30") && why.ends_with("and 19996 more") && why.len() < 200, "{why}");
+    assert!(set.to_string().ends_with("and 19996 more") && set.to_string().len() < 400, "{set}");
 }
 
 #[test]
