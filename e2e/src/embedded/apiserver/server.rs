@@ -88,21 +88,35 @@ impl Server {
     ///
     /// `collection` is the path a client would post to.
     pub fn create(&self, collection: &str, object: &Value) -> anyhow::Result<()> {
-        let path = request::Path::parse(collection)
-            .with_context(|| format!("{collection} is not the path of a resource"))?;
+        self.write(&http::Method::POST, collection, object)
+    }
+
+    /// Sets an object's status, likewise; what it had is kept where `status` says nothing.
+    pub fn set_status(&self, collection: &str, name: &str, status: &Value) -> anyhow::Result<()> {
+        let path = format!("{collection}/{name}/status");
+        self.write(&http::Method::PATCH, &path, &json!({"status": status}))
+    }
+
+    fn write(&self, method: &http::Method, path: &str, object: &Value) -> anyhow::Result<()> {
+        let target = request::Path::parse(path)
+            .with_context(|| format!("{path} is not the path of a resource"))?;
         let body = object.to_string();
+        let patches = method == http::Method::PATCH;
         let asked = Asked {
-            method: &http::Method::POST,
+            method,
             query: &request::Query::default(),
             accept: "",
-            content_type: "application/json",
+            content_type: if patches {
+                "application/merge-patch+json"
+            } else {
+                "application/json"
+            },
             body: body.as_bytes(),
         };
-        self.shared
-            .api
-            .handle(path, &asked)
+        let outcome = self.shared.api.handle(target, &asked);
+        outcome
             .map(drop)
-            .map_err(|error| anyhow::anyhow!("{}", error.message))
+            .map_err(|error| anyhow::anyhow!("{path}: {}", error.message))
     }
 
     /// Where it listens.
@@ -132,6 +146,8 @@ impl Server {
             HeaderName::from_static("user-agent"),
             HeaderValue::from_str(agent)?,
         ));
+        // A client that repeats a 504 by itself hides from the test what its request did.
+        config.default_retry = false;
         config.auth_info.token = token.map(|t| t.to_owned().into());
         Ok(kube::Client::try_from(config)?)
     }
