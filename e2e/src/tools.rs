@@ -13,24 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 const KUBERNETES: &str = "v1.35.4";
-const PROGRAMS: [&str; 5] = [
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-    "kubectl",
-];
-const FROM_THE_SYSTEM: [&str; 9] = [
-    "containerd",
-    "containerd-shim-runc-v2",
-    "ctr",
-    "runc",
-    "ip",
-    "ping",
-    "nsenter",
-    "unshare",
-    "mount",
-];
+const PROGRAMS: [&str; 5] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
+const FROM_THE_SYSTEM: [&str; 9] =
+    ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "ip", "ping", "nsenter", "unshare", "mount"];
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// Why no real cluster can run here. With `CI=true` in the environment it is a failure, else a loud skip.
@@ -68,10 +53,7 @@ impl Unavailable {
         }
         let thread = std::thread::current();
         let test = thread.name().unwrap_or("?");
-        let _ = writeln!(
-            std::io::stderr().lock(),
-            "\nSKIPPED {test}: real tier: {self}\n"
-        );
+        let _ = writeln!(std::io::stderr().lock(), "\nSKIPPED {test}: real tier: {self}\n");
     }
 }
 
@@ -90,20 +72,13 @@ impl Tools {
         }
         for program in FROM_THE_SYSTEM {
             if !in_path(program) {
-                return Err(Unavailable::NoProgram {
-                    program,
-                    package: package_of(program),
-                });
+                return Err(Unavailable::NoProgram { program, package: package_of(program) });
             }
         }
         if !Path::new(CNI_PLUGINS).join("ptp").exists() {
             return Err(Unavailable::NoCniPlugins);
         }
-        for hierarchy in [
-            "/sys/fs/cgroup/memory",
-            "/sys/fs/cgroup/pids",
-            "/sys/fs/cgroup/cpu",
-        ] {
+        for hierarchy in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpu"] {
             if !Path::new(hierarchy).is_dir() {
                 return Err(Unavailable::NoCgroupV1(hierarchy));
             }
@@ -144,9 +119,7 @@ impl Tools {
 
     /// etcd, which comes as a crate.
     pub fn etcd(&self) -> Result<PathBuf> {
-        etcd_bin_vendored::etcd_bin_path()
-            .map(Path::to_path_buf)
-            .map_err(|error| anyhow::anyhow!("{error}"))
+        etcd_bin_vendored::etcd_bin_path().map(Path::to_path_buf).map_err(|error| anyhow::anyhow!("{error}"))
     }
 
     /// The program that runs in every container: cargo builds it beside the tests.
@@ -163,12 +136,8 @@ pub fn cni_plugins() -> &'static Path {
 /// Cargo's target directory, found from the running program.
 pub fn target_directory() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
-    let found = program
-        .ancestors()
-        .find(|directory| directory.join("CACHEDIR.TAG").exists());
-    found
-        .map(Path::to_path_buf)
-        .with_context(|| format!("no cargo target directory above {}", program.display()))
+    let found = program.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
+    found.map(Path::to_path_buf).with_context(|| format!("no cargo target directory above {}", program.display()))
 }
 
 /// A binary of this crate: cargo has built it with the integration tests, but not with an example or a unit test.
@@ -176,23 +145,16 @@ fn beside_the_tests(name: &str) -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let mut profile = program.parent().context("a program lies in a directory")?;
     if profile.ends_with("deps") || profile.ends_with("examples") {
-        profile = profile
-            .parent()
-            .context("deps lies in a profile's directory")?;
+        profile = profile.parent().context("deps lies in a profile's directory")?;
     }
     let binary = profile.join(name);
     if !binary.exists() {
         let mut cargo = Command::new("cargo");
-        cargo
-            .args(["build", "--quiet", "--package", "e2e", "--bin", name])
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.args(["build", "--quiet", "--package", "e2e", "--bin", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
         if profile.ends_with("release") {
             cargo.arg("--release");
         }
-        ensure!(
-            cargo.status().context("running cargo")?.success(),
-            "cargo could not build {name}"
-        );
+        ensure!(cargo.status().context("running cargo")?.success(), "cargo could not build {name}");
     }
     Ok(binary)
 }
@@ -204,12 +166,7 @@ fn finished_directory() -> Result<PathBuf> {
         hash.update(fs::read(&path).with_context(|| path.display().to_string())?);
     }
     hash.update(build_flags().join(" "));
-    let name: String = hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let name: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     Ok(target_directory()?.join("e2e-tools").join(name))
 }
 
@@ -231,10 +188,7 @@ fn build_flags() -> [String; 5] {
 fn build_into(directory: &Path) -> Result<()> {
     let started = Instant::now();
     let mut said = std::io::stderr();
-    writeln!(
-        said,
-        "building Kubernetes {KUBERNETES}: five minutes on two cores the first time ..."
-    )?;
+    writeln!(said, "building Kubernetes {KUBERNETES}: five minutes on two cores the first time ...")?;
     let unfinished = directory.with_extension("unfinished");
     fs::create_dir_all(&unfinished)?;
     for program in PROGRAMS {
@@ -252,11 +206,7 @@ fn build_into(directory: &Path) -> Result<()> {
         if !status.success() {
             bail!("go could not build {program}: {status}");
         }
-        writeln!(
-            said,
-            "  {program} after {:.0} s",
-            started.elapsed().as_secs_f32()
-        )?;
+        writeln!(said, "  {program} after {:.0} s", started.elapsed().as_secs_f32())?;
     }
     fs::rename(&unfinished, directory).with_context(|| directory.display().to_string())
 }

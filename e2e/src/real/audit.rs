@@ -58,10 +58,7 @@ impl AuditLog {
     pub fn since(&self, mark: Mark) -> Result<Vec<Call>> {
         let log = std::fs::read(&self.path).with_context(|| self.path.display().to_string())?;
         let new = log.get(mark.0 as usize..).unwrap_or_default();
-        let complete = new
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |end| end + 1);
+        let complete = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let events = serde_json::Deserializer::from_slice(&new[..complete]).into_iter::<Event>();
         events.map(|event| Ok(Call::from(event?))).collect()
     }
@@ -71,9 +68,7 @@ impl AuditLog {
 pub fn count(calls: &[Call]) -> BTreeMap<(String, String, String), usize> {
     let mut counts = BTreeMap::new();
     for call in calls {
-        *counts
-            .entry((call.user.clone(), call.verb.clone(), call.resource.clone()))
-            .or_default() += 1;
+        *counts.entry((call.user.clone(), call.verb.clone(), call.resource.clone())).or_default() += 1;
     }
     counts
 }
@@ -137,13 +132,8 @@ mod tests {
         let line = r#"{"verb":"update","user":{"username":"kube-ipam"},"objectRef":{"resource":"ipamblocks","name":"10-244-0-0-26"},"responseStatus":{"code":409}}"#;
         std::fs::write(log.path(), format!("{line}\n{line}\n{{\"verb\":")).unwrap();
         let calls = log.since(Mark(line.len() as u64 + 1)).unwrap();
-        let [call] = calls.as_slice() else {
-            panic!("one call after the mark, not {calls:?}")
-        };
-        assert_eq!(
-            (call.verb.as_str(), call.object.as_str(), call.code),
-            ("update", "10-244-0-0-26", 409)
-        );
+        let [call] = calls.as_slice() else { panic!("one call after the mark, not {calls:?}") };
+        assert_eq!((call.verb.as_str(), call.object.as_str(), call.code), ("update", "10-244-0-0-26", 409));
         assert_eq!(count(&calls).into_values().sum::<usize>(), 1);
     }
 }

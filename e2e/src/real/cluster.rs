@@ -48,6 +48,8 @@ pub struct Options {
     pub images: Vec<Image>,
     /// Write an audit log.
     pub audit: bool,
+    /// Give user `kube-ipam` no rights but what RBAC objects grant it. Else it may do everything.
+    pub restricted: bool,
 }
 
 /// A running cluster. Dropping it removes every trace.
@@ -59,10 +61,12 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts control plane and nodes side by side. Returns when pods can be created, and run if there is a `conflist`.
-    pub async fn start(tools: Tools, options: Options) -> Result<Cluster> {
+    pub async fn start(tools: Tools, mut options: Options) -> Result<Cluster> {
         let site = Arc::new(Site::prepare(tools)?);
         write_images(&site, &options.images)?;
-        let control_plane = ControlPlane::prepare(site.clone(), options.audit).await?;
+        let (audit, restricted, crds) = (options.audit, options.restricted, std::mem::take(&mut options.crds));
+        let parts = ControlPlaneOptions { audit, controllers: true, restricted, crds };
+        let control_plane = ControlPlane::prepare(site.clone(), &parts).await?;
         let mut nodes = Vec::new();
         for (index, name) in (0..).zip(&options.nodes) {
             let node = Node::prepare(site.clone(), &control_plane.netns(), name, index)?;
@@ -71,26 +75,11 @@ impl Cluster {
             node.start()?;
             nodes.push(node);
         }
-        let (audit, controllers) = (options.audit, true);
-        control_plane
-            .run(ControlPlaneOptions {
-                audit,
-                controllers,
-                crds: options.crds,
-            })
-            .await?;
-        let cluster = Cluster {
-            nodes,
-            control_plane,
-        };
+        control_plane.run(parts).await?;
+        let cluster = Cluster { nodes, control_plane };
         let accounts: Api<ServiceAccount> = Api::default_namespaced(cluster.client());
-        let has_account =
-            await_condition(accounts, "default", |account: Option<&ServiceAccount>| {
-                account.is_some()
-            });
-        tokio::time::timeout(Duration::from_secs(60), has_account)
-            .await
-            .context("no default service account")??;
+        let has_account = await_condition(accounts, "default", |account: Option<&ServiceAccount>| account.is_some());
+        tokio::time::timeout(Duration::from_secs(60), has_account).await.context("no default service account")??;
         if options.conflist.is_some() {
             cluster.ready().await?;
         }
@@ -129,37 +118,25 @@ impl Cluster {
 
     /// The node of this name.
     pub fn node(&self, name: &str) -> Result<&Node> {
-        self.nodes
-            .iter()
-            .find(|node| node.name() == name)
-            .with_context(|| format!("no node is called {name}"))
+        self.nodes.iter().find(|node| node.name() == name).with_context(|| format!("no node is called {name}"))
     }
 
     /// Waits until every node is ready.
     pub async fn ready(&self) -> Result<()> {
         let client = self.client();
-        try_join_all(self.nodes.iter().map(|node| node.ready(&client)))
-            .await
-            .map(drop)
+        try_join_all(self.nodes.iter().map(|node| node.ready(&client))).await.map(drop)
     }
 
     /// `kubectl` with this cluster's kubeconfig. See [`super::succeed`] to run it.
     pub fn kubectl(&self) -> Command {
         let mut command = Command::new(self.control_plane.site().tools.path("kubectl"));
-        command
-            .env("KUBECONFIG", self.kubeconfig())
-            .env_remove("HTTPS_PROXY")
-            .env_remove("https_proxy");
+        command.env("KUBECONFIG", self.kubeconfig()).env_remove("HTTPS_PROXY").env_remove("https_proxy");
         command
     }
 
     /// The network of a running pod on one of the real nodes.
     pub fn sandbox(&self, pod: &Pod) -> Result<Sandbox> {
-        let node = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.node_name.as_deref())
-            .context("the pod has no node yet")?;
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).context("the pod has no node yet")?;
         self.node(node)?.sandbox(pod)
     }
 
@@ -167,9 +144,7 @@ impl Cluster {
     pub async fn running(&self, name: &str, limit: Duration) -> Result<Pod> {
         let pods: Api<Pod> = Api::default_namespaced(self.client());
         let running = await_condition(pods, name, conditions::is_pod_running());
-        let pod = tokio::time::timeout(limit, running)
-            .await
-            .with_context(|| format!("pod {name} does not run"))??;
+        let pod = tokio::time::timeout(limit, running).await.with_context(|| format!("pod {name} does not run"))??;
         pod.with_context(|| format!("pod {name} is gone"))
     }
 
@@ -188,27 +163,14 @@ impl Cluster {
         let task = tokio::spawn(async move {
             let writer = reflector::store::Writer::new(resource);
             let store = writer.as_reader();
-            let mut events = watcher(api, watcher::Config::default())
-                .default_backoff()
-                .reflect(writer)
-                .boxed();
+            let mut events = watcher(api, watcher::Config::default()).default_backoff().reflect(writer).boxed();
             while let Some(event) = events.next().await {
-                let settled = matches!(
-                    &event,
-                    Ok(watcher::Event::InitApply(_) | watcher::Event::Init)
-                );
+                let settled = matches!(&event, Ok(watcher::Event::InitApply(_) | watcher::Event::Init));
                 if settled {
                     continue;
                 }
-                let blocks: Vec<_> = store
-                    .state()
-                    .iter()
-                    .map(|block| block.as_ref().clone())
-                    .collect();
-                if let Err(error) = event
-                    .map_err(anyhow::Error::from)
-                    .and_then(|_| machines.sync(&blocks))
-                {
+                let blocks: Vec<_> = store.state().iter().map(|block| block.as_ref().clone()).collect();
+                if let Err(error) = event.map_err(anyhow::Error::from).and_then(|_| machines.sync(&blocks)) {
                     tracing::warn!("routes: {error:#}");
                 }
             }
@@ -217,14 +179,9 @@ impl Cluster {
     }
 
     fn machines(&self) -> Machines {
-        let addresses =
-            |node: &Node| vec![IpAddr::V4(node.facts().ipv4), IpAddr::V6(node.facts().ipv6)];
+        let addresses = |node: &Node| vec![IpAddr::V4(node.facts().ipv4), IpAddr::V6(node.facts().ipv6)];
         Machines {
-            addresses: self
-                .nodes
-                .iter()
-                .map(|node| (node.name().to_owned(), addresses(node)))
-                .collect(),
+            addresses: self.nodes.iter().map(|node| (node.name().to_owned(), addresses(node))).collect(),
             namespaces: self
                 .nodes
                 .iter()
@@ -243,11 +200,7 @@ impl Drop for Cluster {
 
 impl fmt::Debug for Options {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Options")
-            .field("nodes", &self.nodes)
-            .field("crds", &self.crds)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Options").field("nodes", &self.nodes).field("crds", &self.crds).finish_non_exhaustive()
     }
 }
 
@@ -272,10 +225,7 @@ struct Machines {
 impl Machines {
     fn sync(&self, blocks: &[DynamicObject]) -> Result<()> {
         for (netns, node) in &self.namespaces {
-            routes::sync(
-                netns,
-                &routes::wanted(blocks, &self.addresses, node.as_deref())?,
-            )?;
+            routes::sync(netns, &routes::wanted(blocks, &self.addresses, node.as_deref())?)?;
         }
         Ok(())
     }
@@ -289,10 +239,7 @@ fn write_images(site: &Site, others: &[Image]) -> Result<()> {
     let image = |tag: &str, arguments: &[&str]| Image {
         tags: vec![tag.into()],
         binary: binary.clone(),
-        arguments: arguments
-            .iter()
-            .map(|argument| argument.to_string())
-            .collect(),
+        arguments: arguments.iter().map(|argument| argument.to_string()).collect(),
     };
     let own = [image("nginx:latest", &[]), image(PAUSE_IMAGE, &["pause"])];
     for (number, image) in own.iter().chain(others).enumerate() {
@@ -306,13 +253,9 @@ fn furnish(node: &Node, options: &Options) -> Result<()> {
         node.install_plugin(binary)?;
     }
     if let Some(directory) = &options.calico_bin {
-        let files =
-            std::fs::read_dir(directory).with_context(|| directory.display().to_string())?;
+        let files = std::fs::read_dir(directory).with_context(|| directory.display().to_string())?;
         for name in files.collect::<Result<Vec<_>, _>>()? {
-            if ["calico", "calico-ipam"]
-                .iter()
-                .any(|plugin| name.file_name() == *plugin)
-            {
+            if ["calico", "calico-ipam"].iter().any(|plugin| name.file_name() == *plugin) {
                 node.install_plugin(&name.path())?;
             }
         }

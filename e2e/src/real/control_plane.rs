@@ -29,6 +29,8 @@ pub struct ControlPlaneOptions {
     pub audit: bool,
     /// Run controller-manager and scheduler.
     pub controllers: bool,
+    /// Give user `kube-ipam` no rights but what RBAC objects grant it. Else it may do everything.
+    pub restricted: bool,
     /// Custom resource definitions to apply before anything else.
     pub crds: Crds,
 }
@@ -52,24 +54,18 @@ struct Processes {
 impl ControlPlane {
     /// Starts a control plane alone, for what needs no nodes.
     pub async fn start(tools: Tools, options: ControlPlaneOptions) -> Result<ControlPlane> {
-        let control_plane =
-            ControlPlane::prepare(Arc::new(Site::prepare(tools)?), options.audit).await?;
+        let control_plane = ControlPlane::prepare(Arc::new(Site::prepare(tools)?), &options).await?;
         control_plane.run(options).await?;
         Ok(control_plane)
     }
 
     /// Makes the network that nodes join, and a client for later. Nothing runs yet.
-    pub(super) async fn prepare(site: Arc<Site>, audit: bool) -> Result<ControlPlane> {
+    pub(super) async fn prepare(site: Arc<Site>, options: &ControlPlaneOptions) -> Result<ControlPlane> {
         join_host(&site.slot, &site.netns(NETNS))?;
-        write_files(&site)?;
+        write_files(&site, options.restricted)?;
         let client = client(&admin_kubeconfig(&site)).await?;
-        let audit = audit.then(|| AuditLog::new(&site.slot.directory().join("audit.log")));
-        Ok(ControlPlane {
-            processes: Mutex::default(),
-            client,
-            audit,
-            site,
-        })
+        let audit = options.audit.then(|| AuditLog::new(&site.slot.directory().join("audit.log")));
+        Ok(ControlPlane { processes: Mutex::default(), client, audit, site })
     }
 
     /// Returns when the API server is ready and the CRDs are served.
@@ -116,21 +112,13 @@ impl ControlPlane {
 
     /// Starts the API server, and waits until it is ready.
     pub async fn start_api_server(&self) -> Result<()> {
-        let process = self.spawn(
-            "kube-apiserver",
-            &self.site.tools.path("kube-apiserver"),
-            self.api_server_flags(),
-        )?;
+        let process = self.spawn("kube-apiserver", &self.site.tools.path("kube-apiserver"), self.api_server_flags())?;
         self.processes().api_server = Some(process);
         let started = Instant::now();
         let mut last = String::new();
         while started.elapsed() < START_LIMIT {
             self.processes().still_run()?;
-            match self
-                .client
-                .request_text(http::Request::get("/readyz").body(Vec::new())?)
-                .await
-            {
+            match self.client.request_text(http::Request::get("/readyz").body(Vec::new())?).await {
                 Ok(_) => return Ok(()),
                 Err(error) => last = error.to_string(),
             }
@@ -157,10 +145,7 @@ impl ControlPlane {
         let pki = |name: &str| self.site.pki.path(name).display().to_string();
         let flags = vec![
             kubeconfig.clone(),
-            format!(
-                "--service-account-private-key-file={}",
-                pki("service-accounts.key")
-            ),
+            format!("--service-account-private-key-file={}", pki("service-accounts.key")),
             format!("--root-ca-file={}", pki("ca.crt")),
             format!("--node-monitor-grace-period={NODE_GRACE}"),
             "--node-monitor-period=1s".into(),
@@ -171,11 +156,7 @@ impl ControlPlane {
         let name = "kube-controller-manager";
         let controller_manager = self.spawn(name, &self.site.tools.path(name), flags)?;
         let flags = vec![kubeconfig, "--leader-elect=false".into()];
-        let scheduler = self.spawn(
-            "kube-scheduler",
-            &self.site.tools.path("kube-scheduler"),
-            flags,
-        )?;
+        let scheduler = self.spawn("kube-scheduler", &self.site.tools.path("kube-scheduler"), flags)?;
         let mut processes = self.processes();
         processes.controller_manager = Some(controller_manager);
         processes.scheduler = Some(scheduler);
@@ -185,11 +166,7 @@ impl ControlPlane {
     fn etcd_flags(&self) -> Vec<String> {
         let directory = self.site.slot.directory().join("etcd");
         let pki = |name: &str| self.site.pki.path(name).display().to_string();
-        let urls = format!(
-            "{},{},http://127.0.0.1:2379",
-            self.site.etcd_url(),
-            self.site.etcd_tls_url()
-        );
+        let urls = format!("{},{},http://127.0.0.1:2379", self.site.etcd_url(), self.site.etcd_tls_url());
         vec![
             format!("--data-dir={}", directory.display()),
             format!("--listen-client-urls={urls}"),
@@ -215,27 +192,18 @@ impl ControlPlane {
             format!("--tls-cert-file={}", pki("server.crt")),
             format!("--tls-private-key-file={}", pki("server.key")),
             format!("--client-ca-file={}", pki("ca.crt")),
-            format!(
-                "--token-auth-file={}",
-                directory.join("tokens.csv").display()
-            ),
+            format!("--token-auth-file={}", directory.join("tokens.csv").display()),
             "--authorization-mode=Node,RBAC".into(),
             "--enable-admission-plugins=NodeRestriction".into(),
             "--kubelet-preferred-address-types=InternalIP".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-key-file={}", pki("service-accounts.pub")),
-            format!(
-                "--service-account-signing-key-file={}",
-                pki("service-accounts.key")
-            ),
+            format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
             format!("--service-cluster-ip-range={SERVICE_CIDR}"),
             "--allow-privileged=true".into(),
         ];
         if let Some(audit) = &self.audit {
-            flags.push(format!(
-                "--audit-policy-file={}",
-                directory.join("audit-policy.json").display()
-            ));
+            flags.push(format!("--audit-policy-file={}", directory.join("audit-policy.json").display()));
             flags.push(format!("--audit-log-path={}", audit.path().display()));
         }
         flags
@@ -246,20 +214,13 @@ impl ControlPlane {
     }
 
     fn processes(&self) -> MutexGuard<'_, Processes> {
-        self.processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Processes {
     fn still_run(&mut self) -> Result<()> {
-        let all = [
-            &mut self.etcd,
-            &mut self.api_server,
-            &mut self.controller_manager,
-            &mut self.scheduler,
-        ];
+        let all = [&mut self.etcd, &mut self.api_server, &mut self.controller_manager, &mut self.scheduler];
         all.into_iter().flatten().try_for_each(Process::still_runs)
     }
 }
@@ -267,44 +228,27 @@ impl Processes {
 impl Drop for ControlPlane {
     fn drop(&mut self) {
         let mut processes = self.processes();
-        let Processes {
-            scheduler,
-            controller_manager,
-            api_server,
-            etcd,
-        } = &mut *processes;
-        [scheduler, controller_manager, api_server, etcd]
-            .into_iter()
-            .flatten()
-            .for_each(Process::let_go);
+        let Processes { scheduler, controller_manager, api_server, etcd } = &mut *processes;
+        [scheduler, controller_manager, api_server, etcd].into_iter().flatten().for_each(Process::let_go);
     }
 }
 
 impl std::fmt::Debug for ControlPlane {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("ControlPlane")
-            .field("site", &self.site)
-            .finish_non_exhaustive()
+        formatter.debug_struct("ControlPlane").field("site", &self.site).finish_non_exhaustive()
     }
 }
 
 /// The users who log in with a token: their names are also their tokens.
 pub(super) const TOKEN_USERS: [&str; 2] = ["kube-ipam", "calico"];
 
-fn write_files(site: &Site) -> Result<()> {
+fn write_files(site: &Site, restricted: bool) -> Result<()> {
     let directory = site.slot.directory();
-    let tokens: String = TOKEN_USERS
-        .iter()
-        .map(|user| format!("{user},{user},{user},system:masters\n"))
-        .collect();
+    let group = |user: &str| if restricted && user == "kube-ipam" { "kube-ipam" } else { "system:masters" };
+    let tokens: String = TOKEN_USERS.iter().map(|user| format!("{user},{user},{user},{}\n", group(user))).collect();
     fs::write(directory.join("tokens.csv"), tokens)?;
     fs::write(directory.join("audit-policy.json"), audit::POLICY)?;
-    site.pki.write_kubeconfig(
-        &admin_kubeconfig(site),
-        &site.api_server(),
-        &Identity::unrestricted("admin"),
-    )
+    site.pki.write_kubeconfig(&admin_kubeconfig(site), &site.api_server(), &Identity::unrestricted("admin"))
 }
 
 fn admin_kubeconfig(site: &Site) -> PathBuf {
@@ -315,11 +259,7 @@ async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     // Fails if there is one already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Kubeconfig::read_from(kubeconfig)?;
-    let config =
-        kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-    ensure!(
-        config.proxy_url.is_none(),
-        "a proxy is set for a cluster on this machine"
-    );
+    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    ensure!(config.proxy_url.is_none(), "a proxy is set for a cluster on this machine");
     kube::Client::try_from(config).context("the admin's client")
 }

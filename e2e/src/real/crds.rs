@@ -34,31 +34,21 @@ pub async fn apply(client: &kube::Client, crds: &Crds) -> Result<()> {
         Crds::File(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             let documents = serde_yaml_ng::Deserializer::from_str(&text).map(Value::deserialize);
-            let documents = documents
-                .collect::<Result<Vec<_>, _>>()
-                .with_context(|| path.display().to_string())?;
-            documents
-                .into_iter()
-                .filter(|document| document["kind"] == "CustomResourceDefinition")
-                .collect()
+            let documents = documents.collect::<Result<Vec<_>, _>>().with_context(|| path.display().to_string())?;
+            documents.into_iter().filter(|document| document["kind"] == "CustomResourceDefinition").collect()
         }
-        Crds::Definitions(definitions) => definitions
-            .iter()
-            .map(serde_json::to_value)
-            .collect::<Result<Vec<_>, _>>()?,
+        Crds::Definitions(definitions) => {
+            definitions.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?
+        }
     };
     try_join_all(documents.iter().map(|document| establish(&api, document))).await?;
     Ok(())
 }
 
 async fn establish(api: &Api<CustomResourceDefinition>, document: &Value) -> Result<()> {
-    let name = document["metadata"]["name"]
-        .as_str()
-        .context("a definition without a name")?;
+    let name = document["metadata"]["name"].as_str().context("a definition without a name")?;
     let parameters = PatchParams::apply("e2e").force();
-    api.patch(name, &parameters, &Patch::Apply(document))
-        .await
-        .with_context(|| format!("applying {name}"))?;
+    api.patch(name, &parameters, &Patch::Apply(document)).await.with_context(|| format!("applying {name}"))?;
     let established = await_condition(api.clone(), name, conditions::is_crd_established());
     tokio::time::timeout(ESTABLISH_LIMIT, established)
         .await

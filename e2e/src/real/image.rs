@@ -26,11 +26,7 @@ impl Image {
     pub fn write(&self, path: &Path) -> Result<()> {
         let layer = self.layer()?;
         let layer_digest = sha256(&layer);
-        let name = self
-            .binary
-            .file_name()
-            .context("the binary has a name")?
-            .to_string_lossy();
+        let name = self.binary.file_name().context("the binary has a name")?.to_string_lossy();
         let config = serde_json::to_vec(&json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
@@ -39,18 +35,11 @@ impl Image {
         }))?;
         let config_name = format!("{}.json", sha256(&config));
         let layer_name = format!("{layer_digest}/layer.tar");
-        let manifest =
-            json!([{ "Config": config_name, "RepoTags": self.tags, "Layers": [layer_name] }]);
-        let mut archive =
-            Builder::new(fs::File::create(path).with_context(|| path.display().to_string())?);
+        let manifest = json!([{ "Config": config_name, "RepoTags": self.tags, "Layers": [layer_name] }]);
+        let mut archive = Builder::new(fs::File::create(path).with_context(|| path.display().to_string())?);
         append(&mut archive, &config_name, 0o644, &config)?;
         append(&mut archive, &layer_name, 0o644, &layer)?;
-        append(
-            &mut archive,
-            "manifest.json",
-            0o644,
-            &serde_json::to_vec(&manifest)?,
-        )?;
+        append(&mut archive, "manifest.json", 0o644, &serde_json::to_vec(&manifest)?)?;
         Ok(archive.into_inner()?.flush()?)
     }
 
@@ -61,11 +50,7 @@ impl Image {
             header.set_entry_type(EntryType::Directory);
             layer.append_data(&mut header, directory, &[][..])?;
         }
-        let name = self
-            .binary
-            .file_name()
-            .context("the binary has a name")?
-            .to_string_lossy();
+        let name = self.binary.file_name().context("the binary has a name")?.to_string_lossy();
         append(&mut layer, &name, 0o755, &read(&self.binary)?)?;
         for library in libraries(&self.binary)? {
             let inside = library.strip_prefix("/")?.to_string_lossy().into_owned();
@@ -77,14 +62,9 @@ impl Image {
 
 /// The shared libraries the binary loads, the loader included; none for a static one.
 fn libraries(binary: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd")
-        .arg(binary)
-        .output()
-        .context("running ldd")?;
+    let output = Command::new("ldd").arg(binary).output().context("running ldd")?;
     let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let words = listed
-        .split_whitespace()
-        .filter(|word| word.starts_with('/') && !word.ends_with(':'));
+    let words = listed.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
     Ok(words.map(PathBuf::from).collect())
 }
 
@@ -104,8 +84,5 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn sha256(content: &[u8]) -> String {
-    Sha256::digest(content)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -32,24 +32,12 @@ pub fn ip_batch(netns: Option<&str>, lines: &str) -> Result<()> {
     if let Some(netns) = netns {
         command.args(["-netns", netns]);
     }
-    command
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().context("running ip")?;
-    child
-        .stdin
-        .take()
-        .context("ip has a stdin")?
-        .write_all(lines.as_bytes())?;
+    child.stdin.take().context("ip has a stdin")?.write_all(lines.as_bytes())?;
     let output = child.wait_with_output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "ip -batch in {netns:?}: {}\n{lines}",
-        stderr.trim()
-    );
+    ensure!(output.status.success(), "ip -batch in {netns:?}: {}\n{lines}", stderr.trim());
     Ok(())
 }
 
@@ -85,14 +73,8 @@ pub fn join_host(slot: &Slot, netns: &str) -> Result<()> {
 /// Makes a node's namespace, joined to the control plane's bridge, with `eth0` at the host part given.
 pub fn join_node(slot: &Slot, control_plane: &str, netns: &str, host: u8) -> Result<()> {
     ip(None, &format!("netns add {netns}"))?;
-    ip(
-        Some(control_plane),
-        &format!("link add veth{host} type veth peer name eth0 netns {netns}"),
-    )?;
-    ip(
-        Some(control_plane),
-        &format!("link set veth{host} master br0 up"),
-    )?;
+    ip(Some(control_plane), &format!("link add veth{host} type veth peer name eth0 netns {netns}"))?;
+    ip(Some(control_plane), &format!("link set veth{host} master br0 up"))?;
     let (v4, v6) = (slot.ipv4(host), slot.ipv6(host));
     ip_batch(
         Some(netns),

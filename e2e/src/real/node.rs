@@ -80,12 +80,7 @@ pub struct NodeFacts {
 
 impl Node {
     /// Joins a new node to the network and writes its files. It does not run yet.
-    pub(super) fn prepare(
-        site: Arc<Site>,
-        control_plane_netns: &str,
-        name: &str,
-        index: u8,
-    ) -> Result<Node> {
+    pub(super) fn prepare(site: Arc<Site>, control_plane_netns: &str, name: &str, index: u8) -> Result<Node> {
         let host = CONTROL_PLANE_HOST + FIRST_HOST + index;
         let facts = NodeFacts {
             name: name.into(),
@@ -109,10 +104,7 @@ impl Node {
         node.write(paths::NODENAME, name)?;
         for plugin in fs::read_dir(cni_plugins())? {
             let plugin = plugin?;
-            symlink(
-                plugin.path(),
-                node.file(paths::CNI_BIN).join(plugin.file_name()),
-            )?;
+            symlink(plugin.path(), node.file(paths::CNI_BIN).join(plugin.file_name()))?;
         }
         Ok(node)
     }
@@ -143,19 +135,13 @@ impl Node {
     pub fn write_conflist(&self, content: &str) -> Result<()> {
         let unfinished = format!("{}.new", paths::CONFLIST);
         self.write(&unfinished, content)?;
-        Ok(fs::rename(
-            self.file(&unfinished),
-            self.file(paths::CONFLIST),
-        )?)
+        Ok(fs::rename(self.file(&unfinished), self.file(paths::CONFLIST))?)
     }
 
     /// Copies a binary among the node's CNI plugins, under its own name. Replaces what was there, running or not.
     pub fn install_plugin(&self, binary: &Path) -> Result<()> {
         let name = binary.file_name().context("a plugin has a name")?;
-        let (target, unfinished) = (
-            self.file(paths::CNI_BIN).join(name),
-            self.file(paths::CNI_BIN).join(".new"),
-        );
+        let (target, unfinished) = (self.file(paths::CNI_BIN).join(name), self.file(paths::CNI_BIN).join(".new"));
         fs::copy(binary, &unfinished).with_context(|| binary.display().to_string())?;
         Ok(fs::rename(unfinished, target)?)
     }
@@ -164,12 +150,7 @@ impl Node {
     pub fn start(&self) -> Result<()> {
         if !Path::new("/run/netns").join(&self.netns).exists() {
             let host = CONTROL_PLANE_HOST + FIRST_HOST + self.facts.index;
-            join_node(
-                &self.site.slot,
-                &self.control_plane_netns,
-                &self.netns,
-                host,
-            )?;
+            join_node(&self.site.slot, &self.control_plane_netns, &self.netns, host)?;
         }
         if self.started().is_some() {
             wait_for_a_new_second();
@@ -186,13 +167,8 @@ impl Node {
             self.site.api_ready_file().display().to_string(),
         ];
         let arguments: Vec<String> = own.into_iter().chain(self.kubelet_flags()).collect();
-        let process = Process::start(
-            self.name(),
-            &self.netns,
-            &self.site.log(self.name()),
-            Path::new("/bin/sh"),
-            &arguments,
-        )?;
+        let process =
+            Process::start(self.name(), &self.netns, &self.site.log(self.name()), Path::new("/bin/sh"), &arguments)?;
         *self.started() = Some(Timestamp::now());
         *self.process() = Some(process);
         Ok(())
@@ -207,25 +183,15 @@ impl Node {
 
     /// Waits until the node has said since its last start that it is ready, which needs a network configuration.
     pub async fn ready(&self, client: &kube::Client) -> Result<()> {
-        let since = self
-            .started()
-            .with_context(|| format!("{} was never started", self.name()))?
-            .as_second();
+        let since = self.started().with_context(|| format!("{} was never started", self.name()))?.as_second();
         let reported = |node: Option<&NodeObject>| {
             let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
             conditions.into_iter().flatten().any(|condition| {
-                let heartbeat = condition
-                    .last_heartbeat_time
-                    .as_ref()
-                    .map_or(0, |time| time.0.as_second());
+                let heartbeat = condition.last_heartbeat_time.as_ref().map_or(0, |time| time.0.as_second());
                 condition.type_ == "Ready" && condition.status == "True" && heartbeat >= since
             })
         };
-        let wait = await_condition(
-            Api::<NodeObject>::all(client.clone()),
-            self.name(),
-            reported,
-        );
+        let wait = await_condition(Api::<NodeObject>::all(client.clone()), self.name(), reported);
         let waited = tokio::time::timeout(READY_LIMIT, wait).await;
         if let Some(process) = self.process().as_mut() {
             process.still_runs()?;
@@ -236,21 +202,9 @@ impl Node {
 
     /// A command that will run on the node: in its namespaces for processes, mounts, network and host name.
     pub fn command(&self, program: &str) -> Result<Command> {
-        let leader = self
-            .process()
-            .as_ref()
-            .with_context(|| format!("{} is off", self.name()))?
-            .leader()?;
+        let leader = self.process().as_ref().with_context(|| format!("{} is off", self.name()))?.leader()?;
         let mut command = Command::new("nsenter");
-        command.args([
-            "--target",
-            &leader.to_string(),
-            "--mount",
-            "--uts",
-            "--net",
-            "--pid",
-            program,
-        ]);
+        command.args(["--target", &leader.to_string(), "--mount", "--uts", "--net", "--pid", program]);
         Ok(command)
     }
 
@@ -261,19 +215,14 @@ impl Node {
 
     /// SIGKILL for containerd, which comes back by itself. Pods go on.
     pub fn restart_containerd(&self) -> Result<()> {
-        super::process::succeed(self.command("pkill")?.args(["-KILL", "-x", "containerd"]))
-            .map(drop)
+        super::process::succeed(self.command("pkill")?.args(["-KILL", "-x", "containerd"])).map(drop)
     }
 
     /// Cuts the node off the network, or joins it again. It goes on running.
     pub fn connect(&self, connected: bool) -> Result<()> {
         let state = if connected { "up" } else { "down" };
         let host = CONTROL_PLANE_HOST + FIRST_HOST + self.facts.index;
-        ip(
-            Some(&self.control_plane_netns),
-            &format!("link set veth{host} {state}"),
-        )
-        .map(drop)
+        ip(Some(&self.control_plane_netns), &format!("link set veth{host} {state}")).map(drop)
     }
 
     /// The network of a pod that runs on this node.
@@ -294,15 +243,8 @@ impl Node {
     fn write_credentials(&self) -> Result<()> {
         let (pki, server) = (&self.site.pki, self.site.api_server());
         let identity = Identity::new(&format!("system:node:{}", self.name()), "system:nodes");
-        pki.write_kubeconfig(
-            &self.directory().join("kubelet.kubeconfig"),
-            &server,
-            &identity,
-        )?;
-        for (user, path) in TOKEN_USERS
-            .iter()
-            .zip([paths::KUBE_IPAM_KUBECONFIG, paths::CALICO_KUBECONFIG])
-        {
+        pki.write_kubeconfig(&self.directory().join("kubelet.kubeconfig"), &server, &identity)?;
+        for (user, path) in TOKEN_USERS.iter().zip([paths::KUBE_IPAM_KUBECONFIG, paths::CALICO_KUBECONFIG]) {
             pki.write_token_kubeconfig(&self.file(path), &server, user)?;
         }
         let etcd = pki.client(&Identity::new("kube-ipam", "kube-ipam"))?;
@@ -360,20 +302,14 @@ conf_dir = "/etc/cni/net.d"
             "nodeStatusUpdateFrequency": "4s",
             "nodeLeaseDurationSeconds": 16,
         });
-        Ok(fs::write(
-            directory.join("kubelet.json"),
-            serde_json::to_vec_pretty(&kubelet)?,
-        )?)
+        Ok(fs::write(directory.join("kubelet.json"), serde_json::to_vec_pretty(&kubelet)?)?)
     }
 
     fn kubelet_flags(&self) -> [String; 6] {
         let directory = self.directory();
         [
             format!("--config={}", directory.join("kubelet.json").display()),
-            format!(
-                "--kubeconfig={}",
-                directory.join("kubelet.kubeconfig").display()
-            ),
+            format!("--kubeconfig={}", directory.join("kubelet.kubeconfig").display()),
             format!("--cert-dir={}", directory.join("kubelet-pki").display()),
             format!("--hostname-override={}", self.name()),
             format!("--node-ip={}", self.facts.ipv4),
@@ -401,16 +337,11 @@ conf_dir = "/etc/cni/net.d"
 /// Heartbeats are told in whole seconds: without this, one from before the start could pass for one after it.
 fn wait_for_a_new_second() {
     let passed = Timestamp::now().subsec_nanosecond();
-    std::thread::sleep(Duration::from_nanos(
-        1_000_000_000 - passed.unsigned_abs() as u64,
-    ));
+    std::thread::sleep(Duration::from_nanos(1_000_000_000 - passed.unsigned_abs() as u64));
 }
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Node")
-            .field("facts", &self.facts)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Node").field("facts", &self.facts).finish_non_exhaustive()
     }
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use k8s_openapi::ByteString;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use serde_json::json;
 
@@ -25,10 +25,7 @@ pub struct Identity {
 impl Identity {
     /// A user of one group.
     pub fn new(user: &str, group: &str) -> Identity {
-        Identity {
-            user: user.into(),
-            group: group.into(),
-        }
+        Identity { user: user.into(), group: group.into() }
     }
 
     /// A user whom every access check lets pass.
@@ -58,26 +55,14 @@ impl Pki {
         fs::create_dir_all(directory)?;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         params.distinguished_name = named("kube-ipam-e2e", None);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let service_accounts = KeyPair::generate()?;
         fs::write(directory.join("ca.crt"), authority.pem())?;
-        fs::write(
-            directory.join("service-accounts.key"),
-            service_accounts.serialize_pem(),
-        )?;
-        fs::write(
-            directory.join("service-accounts.pub"),
-            service_accounts.public_key_pem(),
-        )?;
-        Ok(Pki {
-            authority,
-            directory: directory.into(),
-        })
+        fs::write(directory.join("service-accounts.key"), service_accounts.serialize_pem())?;
+        fs::write(directory.join("service-accounts.pub"), service_accounts.public_key_pem())?;
+        Ok(Pki { authority, directory: directory.into() })
     }
 
     /// The path of one of the files written: `ca.crt`, `service-accounts.key`, `service-accounts.pub`, and `<name>.crt`, `<name>.key`.
@@ -87,20 +72,10 @@ impl Pki {
 
     /// Writes `<name>.crt` and `<name>.key` for a server at these addresses and names (usable as a client too).
     pub fn write_server(&self, name: &str, addresses: &[IpAddr], names: &[&str]) -> Result<()> {
-        let mut params = CertificateParams::new(
-            names
-                .iter()
-                .map(|name| name.to_string())
-                .collect::<Vec<_>>(),
-        )?;
-        params
-            .subject_alt_names
-            .extend(addresses.iter().copied().map(SanType::IpAddress));
+        let mut params = CertificateParams::new(names.iter().map(|name| name.to_string()).collect::<Vec<_>>())?;
+        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
         params.distinguished_name = named(name, None);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let signed = self.sign(params)?;
         fs::write(self.path(&format!("{name}.crt")), signed.certificate)?;
         fs::write(self.path(&format!("{name}.key")), signed.key)?;
@@ -130,12 +105,7 @@ impl Pki {
         self.write_kubeconfig_for(path, server, json!({ "token": token }))
     }
 
-    fn write_kubeconfig_for(
-        &self,
-        path: &Path,
-        server: &str,
-        user: serde_json::Value,
-    ) -> Result<()> {
+    fn write_kubeconfig_for(&self, path: &Path, server: &str, user: serde_json::Value) -> Result<()> {
         let cluster = json!({ "server": server, "certificate-authority-data": base64(&self.authority.pem()) });
         let config = json!({
             "apiVersion": "v1",
@@ -154,19 +124,13 @@ impl Pki {
     fn sign(&self, params: CertificateParams) -> Result<Signed> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.authority)?;
-        Ok(Signed {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
+        Ok(Signed { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 }
 
 impl std::fmt::Debug for Pki {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Pki")
-            .field("directory", &self.directory)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Pki").field("directory", &self.directory).finish_non_exhaustive()
     }
 }
 

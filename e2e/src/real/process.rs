@@ -29,29 +29,11 @@ pub struct Process {
 impl Process {
     /// Starts `program` in the named network namespace, with its own pid, mount and host name namespaces.
     /// Its output is appended to `log`. Nothing of the environment but `PATH` and `HOME` is passed on.
-    pub fn start(
-        name: &str,
-        netns: &str,
-        log: &Path,
-        program: &Path,
-        arguments: &[String],
-    ) -> Result<Process> {
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| log.display().to_string())?;
+    pub fn start(name: &str, netns: &str, log: &Path, program: &Path, arguments: &[String]) -> Result<Process> {
+        let output = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
         let child = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{netns}"))
-            .args([
-                "unshare",
-                "--mount",
-                "--uts",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount-proc",
-            ])
+            .args(["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["sh", "-c", LEASH, "leash"])
             .arg(program)
             .args(arguments)
@@ -63,11 +45,7 @@ impl Process {
             .stderr(output)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
-        Ok(Process {
-            name: name.into(),
-            log: log.into(),
-            child,
-        })
+        Ok(Process { name: name.into(), log: log.into(), child })
     }
 
     /// An error with the end of the log, if the program ended by itself.
@@ -91,9 +69,7 @@ impl Process {
         let parent = self.child.id();
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
         let first = children.split_whitespace().next();
-        first
-            .and_then(|pid| pid.parse().ok())
-            .with_context(|| format!("{} has no process any more", self.name))
+        first.and_then(|pid| pid.parse().ok()).with_context(|| format!("{} has no process any more", self.name))
     }
 
     /// Asks for SIGKILL without waiting, so that several can die at the same time.
@@ -120,16 +96,8 @@ impl Drop for Process {
 
 /// Runs a command to its end and returns its standard output; its stderr is in the error if it fails.
 pub fn succeed(command: &mut Command) -> Result<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{command:?}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}: {}",
-        output.status,
-        stderr.trim()
-    );
+    ensure!(output.status.success(), "{command:?}: {}: {}", output.status, stderr.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

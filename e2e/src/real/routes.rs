@@ -28,11 +28,7 @@ pub fn ipam_blocks() -> ApiResource {
 
 /// The routes of one machine: to every block and every borrowed address that lies on another node.
 /// `here` is the machine's node name, or `None` for one without pods.
-pub fn wanted(
-    blocks: &[DynamicObject],
-    nodes: &NodeAddresses,
-    here: Option<&str>,
-) -> Result<BTreeSet<Route>> {
+pub fn wanted(blocks: &[DynamicObject], nodes: &NodeAddresses, here: Option<&str>) -> Result<BTreeSet<Route>> {
     let mut routes = BTreeSet::new();
     for block in blocks {
         let spec = block.data.get("spec").context("a block has a spec")?;
@@ -40,16 +36,9 @@ pub fn wanted(
         if block.deleted {
             continue;
         }
-        let host = block
-            .affinity
-            .as_deref()
-            .and_then(|affinity| affinity.strip_prefix("host:"));
+        let host = block.affinity.as_deref().and_then(|affinity| affinity.strip_prefix("host:"));
         let mut add = |destination: IpNetwork, node: &str| {
-            let hop = nodes
-                .get(node)
-                .into_iter()
-                .flatten()
-                .find(|hop| hop.is_ipv4() == destination.is_ipv4());
+            let hop = nodes.get(node).into_iter().flatten().find(|hop| hop.is_ipv4() == destination.is_ipv4());
             if let (Some(hop), true) = (hop, here != Some(node)) {
                 routes.insert((destination, *hop));
             }
@@ -70,34 +59,16 @@ pub fn wanted(
 pub fn sync(netns: &str, wanted: &BTreeSet<Route>) -> Result<()> {
     let mut present = BTreeSet::new();
     for family in ["-4", "-6"] {
-        let printed = ip(
-            Some(netns),
-            &format!("-json {family} route show proto {PROTOCOL}"),
-        )?;
-        let lines: Vec<Line> = serde_json::from_str(if printed.trim().is_empty() {
-            "[]"
-        } else {
-            &printed
-        })?;
+        let printed = ip(Some(netns), &format!("-json {family} route show proto {PROTOCOL}"))?;
+        let lines: Vec<Line> = serde_json::from_str(if printed.trim().is_empty() { "[]" } else { &printed })?;
         for line in lines {
-            present.insert((
-                line.dst.parse::<IpNetwork>()?,
-                line.gateway.context("our routes have a next hop")?,
-            ));
+            present.insert((line.dst.parse::<IpNetwork>()?, line.gateway.context("our routes have a next hop")?));
         }
     }
-    let removed = present
-        .difference(wanted)
-        .map(|(to, hop)| format!("route del {to} via {hop} proto {PROTOCOL}\n"));
-    let added = wanted
-        .difference(&present)
-        .map(|(to, hop)| format!("route add {to} via {hop} proto {PROTOCOL}\n"));
+    let removed = present.difference(wanted).map(|(to, hop)| format!("route del {to} via {hop} proto {PROTOCOL}\n"));
+    let added = wanted.difference(&present).map(|(to, hop)| format!("route add {to} via {hop} proto {PROTOCOL}\n"));
     let lines: String = removed.chain(added).collect();
-    if lines.is_empty() {
-        Ok(())
-    } else {
-        ip_batch(Some(netns), &lines)
-    }
+    if lines.is_empty() { Ok(()) } else { ip_batch(Some(netns), &lines) }
 }
 
 #[derive(Deserialize)]
@@ -124,16 +95,10 @@ struct Line {
 
 impl Block {
     fn nodes_of_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.allocations
-            .iter()
-            .enumerate()
-            .filter_map(|(ordinal, index)| {
-                let secondary = self.attributes.get((*index)?)?.secondary.as_ref()?;
-                Some((
-                    nth_address(self.cidr.network(), ordinal),
-                    secondary.get("node")?.as_str(),
-                ))
-            })
+        self.allocations.iter().enumerate().filter_map(|(ordinal, index)| {
+            let secondary = self.attributes.get((*index)?)?.secondary.as_ref()?;
+            Some((nth_address(self.cidr.network(), ordinal), secondary.get("node")?.as_str()))
+        })
     }
 }
 
@@ -158,8 +123,7 @@ mod tests {
                 { "releasedAt": "2026-11-01T00:00:00Z" },
             ],
         });
-        DynamicObject::new("10-244-0-192-26", &ipam_blocks())
-            .data(serde_json::json!({ "spec": spec }))
+        DynamicObject::new("10-244-0-192-26", &ipam_blocks()).data(serde_json::json!({ "spec": spec }))
     }
 
     fn nodes() -> NodeAddresses {
@@ -169,32 +133,17 @@ mod tests {
 
     fn routes_of(here: Option<&str>) -> Vec<String> {
         let routes = wanted(&[block()], &nodes(), here).unwrap();
-        routes
-            .into_iter()
-            .map(|(to, hop)| format!("{to} via {hop}"))
-            .collect()
+        routes.into_iter().map(|(to, hop)| format!("{to} via {hop}")).collect()
     }
 
     #[test]
     fn a_block_leads_to_its_host_and_a_borrowed_address_to_its_node() {
-        assert_eq!(
-            routes_of(None),
-            [
-                "10.244.0.192/26 via 172.29.0.11",
-                "10.244.0.193/32 via 172.29.0.12"
-            ]
-        );
+        assert_eq!(routes_of(None), ["10.244.0.192/26 via 172.29.0.11", "10.244.0.193/32 via 172.29.0.12"]);
     }
 
     #[test]
     fn a_node_has_no_route_to_what_it_holds_itself() {
-        assert_eq!(
-            routes_of(Some("node1")),
-            ["10.244.0.193/32 via 172.29.0.12"]
-        );
-        assert_eq!(
-            routes_of(Some("node2")),
-            ["10.244.0.192/26 via 172.29.0.11"]
-        );
+        assert_eq!(routes_of(Some("node1")), ["10.244.0.193/32 via 172.29.0.12"]);
+        assert_eq!(routes_of(Some("node2")), ["10.244.0.192/26 via 172.29.0.11"]);
     }
 }

@@ -28,26 +28,12 @@ impl Site {
         let pki = Pki::create(&slot.directory().join("pki"))?;
         let address = slot.ipv4(CONTROL_PLANE_HOST);
         let service: Ipv4Addr = API_SERVICE_ADDRESS.parse()?;
-        let addresses: Vec<IpAddr> =
-            vec![address.into(), service.into(), Ipv4Addr::LOCALHOST.into()];
-        let names = [
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-            "localhost",
-        ];
+        let addresses: Vec<IpAddr> = vec![address.into(), service.into(), Ipv4Addr::LOCALHOST.into()];
+        let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
         pki.write_server("server", &addresses, &names)?;
-        let logs = target_directory()?
-            .join("e2e-logs")
-            .join(std::process::id().to_string())
-            .join(slot.name("logs"));
+        let logs = target_directory()?.join("e2e-logs").join(std::process::id().to_string()).join(slot.name("logs"));
         fs::create_dir_all(&logs)?;
-        Ok(Site {
-            tools,
-            pki,
-            logs,
-            slot,
-        })
+        Ok(Site { tools, pki, logs, slot })
     }
 
     /// `https://172.29.<number>.1`: reachable from the host and from every node.

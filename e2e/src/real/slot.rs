@@ -45,22 +45,15 @@ impl Slot {
                 clear(number);
             }
             if mine.is_none() && !address_in_use(number)? {
-                mine = Some(Slot {
-                    number,
-                    _lock: lock,
-                });
+                mine = Some(Slot { number, _lock: lock });
             }
         }
-        let Some(slot) = mine else {
-            bail!("256 clusters run on this machine already")
-        };
+        let Some(slot) = mine else { bail!("256 clusters run on this machine already") };
         let directory = slot.directory();
         fs::create_dir_all(&directory)?;
         // Memory: etcd waits for its disk at every write, and a container's layers cannot lie on an overlay.
         let mut mount = std::process::Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "mode=755", "kube-ipam-e2e"])
-            .arg(&directory);
+        mount.args(["-t", "tmpfs", "-o", "mode=755", "kube-ipam-e2e"]).arg(&directory);
         super::process::succeed(&mut mount)?;
         Ok(slot)
     }
@@ -123,10 +116,7 @@ fn address_in_use(number: u8) -> Result<bool> {
 fn clear(number: u8) {
     let prefix = prefix(number);
     if let Ok(entries) = fs::read_dir("/run/netns") {
-        for name in entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-        {
+        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
             if name.starts_with(&prefix) {
                 let _ = ip(None, &format!("netns del {name}"));
             }
@@ -138,10 +128,7 @@ fn clear(number: u8) {
     }
     remove_cgroups(&prefix);
     let directory = directory(number);
-    let _ = std::process::Command::new("umount")
-        .args(["--lazy", "--quiet"])
-        .arg(&directory)
-        .output();
+    let _ = std::process::Command::new("umount").args(["--lazy", "--quiet"]).arg(&directory).output();
     let _ = fs::remove_dir(&directory);
 }
 
@@ -149,15 +136,8 @@ fn clear(number: u8) {
 fn remove_cgroups(prefix: &str) {
     let tops = || {
         let hierarchies = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-        let children = hierarchies.flat_map(|hierarchy| {
-            fs::read_dir(hierarchy.path())
-                .into_iter()
-                .flatten()
-                .flatten()
-        });
-        children
-            .filter(|child| child.file_name().to_string_lossy().starts_with(prefix))
-            .map(|child| child.path())
+        let children = hierarchies.flat_map(|hierarchy| fs::read_dir(hierarchy.path()).into_iter().flatten().flatten());
+        children.filter(|child| child.file_name().to_string_lossy().starts_with(prefix)).map(|child| child.path())
     };
     for _ in 0..50 {
         tops().for_each(|top| remove_tree(&top));
