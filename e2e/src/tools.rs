@@ -226,3 +226,11 @@ fn package_of(program: &str) -> &'static str {
         _ => "util-linux",
     }
 }
+
+/// The kube-ipam binary under test: `KUBE_IPAM_BIN`, else the one that cargo built beside the tests.
+pub fn kube_ipam() -> Result<PathBuf> {
+    match std::env::var_os("KUBE_IPAM_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => beside_the_tests("kube-ipam"),
+    }
+}

@@ -1,0 +1,178 @@
+//! A lab: one cluster of any tier with kube-ipam on its nodes, and what the scenarios ask of it.
+//! Scenarios know this type only, so that every tier runs the same ones.
+
+mod conflist;
+mod machine;
+mod world;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use calico::{IPAMBlock, IPPool};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client};
+use serde_json::json;
+
+pub use conflist::Network;
+pub use machine::Machine;
+pub use world::{Limits, address, node_of};
+
+/// A cluster with kube-ipam.
+pub struct Lab {
+    pub(crate) machine: Machine,
+    client: Client,
+    main: MainPlugin,
+    limits: Limits,
+}
+
+/// The plugin that runs kube-ipam on the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MainPlugin {
+    /// A stand-in that only runs the IPAM plugin.
+    StandIn,
+    /// The reference plugin `ptp`.
+    Ptp,
+    /// Calico's own.
+    Calico,
+}
+
+impl Lab {
+    /// The embedded tier: two stand-in nodes.
+    pub async fn embedded() -> Result<Self> {
+        let (machine, client) = Machine::embedded().await?;
+        Self::prepare(machine, client, MainPlugin::StandIn).await
+    }
+
+    /// The real tier, with two real nodes; `None` if it cannot run here, which has been said on stderr.
+    /// `CALICO_BIN` makes Calico's main plugin run the pods, `CALICO_CRDS` its own definitions serve the objects.
+    pub async fn real() -> Result<Option<Self>> {
+        let calico_bin = std::env::var_os("CALICO_BIN").map(PathBuf::from);
+        let main = if calico_bin.is_some() { MainPlugin::Calico } else { MainPlugin::Ptp };
+        let crds = std::env::var_os("CALICO_CRDS").map(PathBuf::from);
+        let Some((machine, client)) = Machine::real(calico_bin, crds, main).await? else { return Ok(None) };
+        Self::prepare(machine, client, main).await.map(Some)
+    }
+
+    async fn prepare(machine: Machine, client: Client, main: MainPlugin) -> Result<Self> {
+        let limits = if matches!(machine, Machine::Embedded(_)) { Limits::QUICK } else { Limits::REAL };
+        let lab = Self { machine, client, main, limits };
+        for (name, cidr, block_size) in [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)] {
+            lab.create(json!({
+                "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": name},
+                "spec": {
+                    "cidr": cidr, "blockSize": block_size, "ipipMode": "Never", "vxlanMode": "Never",
+                    "nodeSelector": "all()", "allowedUses": ["Workload", "Tunnel"],
+                },
+            }))
+            .await?;
+        }
+        lab.create(json!({
+            "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"},
+            "spec": {"datastoreReady": true, "clusterGUID": "0123456789abcdef", "calicoVersion": "v3.32.1"},
+        }))
+        .await?;
+        Ok(lab)
+    }
+
+    /// A client with every right.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The names of the two nodes.
+    pub fn nodes(&self) -> [String; 2] {
+        machine::NODES.map(str::to_owned)
+    }
+
+    /// The name of the node that is not `node`.
+    pub fn other_node(&self, node: &str) -> String {
+        self.nodes().into_iter().find(|n| n != node).unwrap_or_default()
+    }
+
+    /// What runs kube-ipam on the nodes.
+    pub fn main_plugin(&self) -> MainPlugin {
+        self.main
+    }
+
+    /// How long things may take here.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Gives every node another network configuration; new pods follow it.
+    pub async fn configure(&self, network: &Network) -> Result<()> {
+        self.machine.configure(network, self.main).await
+    }
+
+    /// What the pod's own interface says, where it has one.
+    pub fn interface(&self, pod: &Pod) -> Result<Option<Vec<IpAddr>>> {
+        match &self.machine {
+            Machine::Embedded(_) => Ok(None),
+            Machine::Real(real) => {
+                Ok(Some(real.cluster.sandbox(pod)?.addresses()?.into_iter().map(|a| a.ip()).collect()))
+            }
+        }
+    }
+
+    /// Pings `to` from inside `pod`, where pods have interfaces. Routes come from the IPAM blocks alone.
+    pub async fn ping(&self, pod: &Pod, to: IpAddr) -> Result<()> {
+        if let Machine::Real(real) = &self.machine {
+            real.cluster.sandbox(pod)?.reaches(to, self.limits.ready).await.with_context(|| format!("ping to {to}"))?;
+        }
+        Ok(())
+    }
+
+    /// The node stops as if its power were cut.
+    pub async fn kill_node(&self, name: &str) -> Result<()> {
+        self.machine.kill_node(name).await
+    }
+
+    /// A killed node comes back.
+    pub async fn start_node(&self, name: &str) -> Result<()> {
+        self.machine.start_node(name, &self.client).await
+    }
+
+    /// Runs the kube-ipam command line on this cluster; what it printed, and whether it ended well.
+    pub fn kube_ipam(&self, arguments: &[&str]) -> Result<(bool, String)> {
+        let output = std::process::Command::new(crate::tools::kube_ipam()?)
+            .args(arguments)
+            .env_remove("CNI_COMMAND")
+            .arg("--kubeconfig")
+            .arg(self.machine.kubeconfig())
+            .args(["--etcd-url", &self.machine.etcd_url()?, "--network", conflist::LEDGER])
+            .output()?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        Ok((output.status.success(), text))
+    }
+
+    /// `calicoctl` on this cluster, with CALICO_BIN; `None` without.
+    pub fn calicoctl(&self, arguments: &[&str]) -> Result<Option<String>> {
+        let Some(directory) = std::env::var_os("CALICO_BIN") else { return Ok(None) };
+        let output = std::process::Command::new(Path::new(&directory).join("calicoctl"))
+            .args(arguments)
+            .arg("--allow-version-mismatch")
+            .env("DATASTORE_TYPE", "kubernetes")
+            .env("KUBECONFIG", self.machine.kubeconfig())
+            .output()?;
+        ensure!(output.status.success(), "calicoctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
+    /// The block entry of an address must be this pod's, on its node.
+    pub async fn assert_recorded(&self, address: IpAddr, pod: &Pod) -> Result<()> {
+        let pools: Vec<IPPool> = Api::<IPPool>::all(self.client()).list(&Default::default()).await?.items;
+        let pool = calico::covering(&pools, address).with_context(|| format!("no pool covers {address}"))?;
+        let name = calico::cidr_name(&pool.spec.block_of(address));
+        let block: IPAMBlock = Api::all(self.client()).get(&name).await?;
+        let calico::Entry::Used { attribute, .. } = block.spec.entry(address) else {
+            bail!("block {name} does not record {address}");
+        };
+        let found = ["namespace", "pod", "node"].map(|k| attribute.secondary(k).unwrap_or_default().to_owned());
+        let meta = &pod.metadata;
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+        let wanted = [meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default(), node];
+        ensure!(found == wanted, "block {name} says {address} is of {found:?}, and it is {wanted:?}'s");
+        Ok(())
+    }
+}
