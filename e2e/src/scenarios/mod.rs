@@ -1,0 +1,136 @@
+//! The scenarios: what users do, and what must then be true. Each takes a lab of any tier and a namespace of
+//! its own, uses addresses of its own, and leaves the cluster as it found it.
+
+mod conflict;
+mod dual_stack;
+mod exhaustion;
+mod guide;
+mod node_failure;
+mod stateful;
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, MainPlugin, address};
+
+/// A scenario and its name.
+pub struct Scenario {
+    /// A sentence.
+    pub name: &'static str,
+    run: for<'a> fn(&'a Lab, &'a str) -> BoxFuture<'a, Result<()>>,
+}
+
+macro_rules! scenarios {
+    ($($name:literal => $run:path),* $(,)?) => {
+        /// All of them, in the order in which they run.
+        pub fn all() -> Vec<Scenario> {
+            vec![$(Scenario { name: $name, run: |lab, namespace| Box::pin($run(lab, namespace)) }),*]
+        }
+    };
+}
+
+scenarios! {
+    "the_guide_works_as_written_and_a_fixed_address_moves_with_its_pod" => guide::walk_through,
+    "scaled_to_zero_and_back_a_deployment_has_its_address_again" => guide::to_zero_and_back,
+    "bad_annotations_are_refused_in_the_pods_events_and_give_no_address" => guide::bad_annotations,
+    "each_pod_of_a_statefulset_has_the_nth_address_of_the_list" => stateful::three_with_a_list,
+    "a_second_owner_is_refused_and_told_who_has_the_address" => conflict::two_owners,
+    "a_rolling_update_that_waits_for_itself_is_told_the_remedy" => conflict::surge,
+    "an_exhausted_range_says_so_and_recovers" => exhaustion::range,
+    "under_strict_affinity_a_foreign_block_is_named" => exhaustion::strict_affinity,
+    "in_dual_stack_a_pod_has_both_addresses_or_none" => dual_stack::both_families,
+    "the_address_of_a_killed_node_moves_once_and_the_node_comes_back_clean" => node_failure::killed_and_back,
+}
+
+impl Scenario {
+    /// Runs it in a fresh namespace, which is removed afterwards, and looks whether the records are sound.
+    ///
+    /// # Errors
+    /// What was not as it must be.
+    pub async fn run(&self, lab: &Lab) -> Result<()> {
+        let words: Vec<&str> = self.name.split('_').collect();
+        let namespace = lab.namespace(&words[..words.len().min(6)].join("-")).await?;
+        (self.run)(lab, &namespace).await?;
+        lab.drop_namespace(&namespace).await?;
+        audit(lab)
+    }
+}
+
+/// `kube-ipam check` finds nothing, and with CALICO_BIN neither does `calicoctl ipam check`.
+fn audit(lab: &Lab) -> Result<()> {
+    let (sound, text) = lab.kube_ipam(&["check"])?;
+    ensure!(sound, "kube-ipam check: {text}");
+    if let Some(text) = lab.calicoctl(&["ipam", "check"])? {
+        ensure!(text.contains("found 0 problems") || text.contains("Check complete; found 0"), "calicoctl ipam check: {text}");
+    }
+    Ok(())
+}
+
+/// A Deployment of the guide's form.
+fn deployment(namespace: &str, name: &str, replicas: usize, annotations: Value) -> Value {
+    workload("Deployment", namespace, name, replicas, annotations, json!({"strategy": {"type": "Recreate"}}))
+}
+
+fn workload(kind: &str, namespace: &str, name: &str, replicas: usize, annotations: Value, more: Value) -> Value {
+    let mut object = json!({
+        "apiVersion": "apps/v1", "kind": kind,
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}, "annotations": annotations},
+                "spec": {
+                    "terminationGracePeriodSeconds": 2,
+                    "containers": [{"name": "nginx", "image": "nginx:latest", "imagePullPolicy": "IfNotPresent", "resources": {}}],
+                },
+            },
+        },
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        object["spec"][key] = value.clone();
+    }
+    object
+}
+
+/// The annotations of the guide for one or more addresses.
+fn fixed(addresses: &str) -> Value {
+    json!({"kube-ipam.ip": addresses, "kube-ipam.netmask": "255.255.0.0", "kube-ipam.gateway": "10.244.0.1"})
+}
+
+/// A pod's address is on record for it, and on its own interface.
+async fn assert_has(lab: &Lab, pod: &Pod, expected: IpAddr) -> Result<()> {
+    let shown = address(pod)?;
+    ensure!(shown == expected, "pod {} has {shown}, expected {expected}", pod.name_any());
+    lab.assert_recorded(expected, pod).await?;
+    if let Some(addresses) = lab.interface(pod)? {
+        ensure!(addresses.contains(&expected), "the interface of {} has {addresses:?}", pod.name_any());
+    }
+    if let Some(text) = lab.calicoctl(&["ipam", "show", "--ip", &expected.to_string()])? {
+        ensure!(text.contains("is in use") && text.contains(&pod.name_any()), "calicoctl ipam show --ip: {text}");
+    }
+    Ok(())
+}
+
+/// A pod without wishes has an address of the range.
+fn assert_random(pod: &Pod) -> Result<IpAddr> {
+    let found = address(pod)?;
+    let (low, high): (IpAddr, IpAddr) = ("10.244.0.10".parse()?, "10.244.0.200".parse()?);
+    ensure!((low..=high).contains(&found), "{found} is not in the range {low} to {high}");
+    Ok(found)
+}
+
+fn only<T>(mut items: Vec<T>) -> Result<T> {
+    ensure!(items.len() == 1, "{} instead of one", items.len());
+    items.pop().context("one")
+}
+
+/// Calico's main plugin narrows pods to /32; under others the configured mask is on the interface.
+fn uses_calico(lab: &Lab) -> bool {
+    lab.main_plugin() == MainPlugin::Calico
+}
