@@ -22,10 +22,13 @@ async fn main() -> Result<()> {
     let begin = Instant::now();
     let said = |what: &str| println!("{:6.2} s  {what}", begin.elapsed().as_secs_f32());
     let crds = PathBuf::from(std::env::args().nth(1).context("a file with Calico's CRDs")?);
+    let calico = std::env::args().nth(2).map(PathBuf::from).filter(|path| path.is_dir());
+    let calico_runs = calico.is_some();
     let options = Options {
         nodes: vec!["node1".into(), "node2".into()],
         crds: Crds::File(crds),
-        conflist: Some(Box::new(conflist)),
+        conflist: Some(Box::new(if calico_runs { calico_conflist } else { conflist })),
+        calico_bin: calico,
         audit: true,
         ..Options::default()
     };
@@ -33,14 +36,24 @@ async fn main() -> Result<()> {
     said("cluster started");
     let keeper = cluster.keep_routes();
     for node in cluster.nodes() {
-        add_blocks(&cluster, node.facts()).await?;
+        if !calico_runs {
+            add_blocks(&cluster, node.facts()).await?;
+        }
+    }
+    if calico_runs {
+        add_calico(&cluster).await?;
     }
     let deployments: Api<Deployment> = Api::default_namespaced(cluster.client());
     let mark = cluster.audit().context("asked for")?.mark();
     deployments.create(&PostParams::default(), &from_value(deployment())?).await?;
+    said("deployed");
+    if std::env::args().nth(3).as_deref() == Some("hang") {
+        println!("KUBECONFIG={}", cluster.kubeconfig().display());
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
     let pods = running(&cluster, 2).await?;
     said("two pods run");
-    if std::env::args().nth(2).as_deref() == Some("hang") {
+    if std::env::args().nth(3).as_deref() == Some("hang") {
         println!("KUBECONFIG={}", cluster.kubeconfig().display());
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }
@@ -66,6 +79,27 @@ async fn main() -> Result<()> {
     println!("{output}");
 
     let node = cluster.node("node2")?;
+    let connect = format!("exec 3<>/dev/tcp/{}/443", e2e::real::API_SERVICE_ADDRESS);
+    e2e::real::succeed(sandbox.command("bash").args(["-c", &connect])).context("the API server's service")?;
+    if let Some(calico) = std::env::args().nth(2) {
+        let show = ["ipam", "show", "--show-blocks"];
+        println!("{}", e2e::real::succeed(cluster.calicoctl(calico.as_ref()).args(show))?);
+        println!("{}", e2e::real::succeed(cluster.calicoctl(calico.as_ref()).args(["ipam", "check"]))?);
+    }
+    cluster.control_plane().kill_api_server();
+    cluster.control_plane().kill_etcd();
+    said("API server and etcd killed");
+    cluster.control_plane().start_etcd()?;
+    cluster.control_plane().start_api_server().await?;
+    said("and back");
+    node.restart_containerd()?;
+    node.restart_kubelet()?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let after = running(&cluster, 2).await?;
+    ping_each_other(&cluster, &after).await?;
+    let uids = |pods: &[Pod]| pods.iter().map(|pod| pod.metadata.uid.clone()).collect::<Vec<_>>();
+    anyhow::ensure!(uids(&pods) == uids(&after), "pods survive restarts");
+    said("containerd and kubelet restarted, pods kept");
     node.kill();
     said("node2 killed");
     node.start()?;
@@ -104,6 +138,43 @@ fn conflist(node: &NodeFacts) -> String {
         ],
     })
     .to_string()
+}
+
+fn calico_conflist(node: &NodeFacts) -> String {
+    json!({
+        "name": "k8s-pod-network", "cniVersion": "0.3.1",
+        "plugins": [{
+            "type": "calico", "log_level": "info", "log_file_path": "/var/log/calico/cni/cni.log",
+            "datastore_type": "kubernetes", "nodename": node.name, "mtu": 0,
+            "ipam": { "type": "calico-ipam" }, "policy": { "type": "k8s" },
+            "kubernetes": { "kubeconfig": "/etc/cni/net.d/calico-kubeconfig" },
+        }],
+    })
+    .to_string()
+}
+
+async fn add_calico(cluster: &Cluster) -> Result<()> {
+    for (kind, plural, name, spec) in [
+        (
+            "ClusterInformation",
+            "clusterinformations",
+            "default",
+            json!({ "datastoreReady": true, "clusterType": "k8s" }),
+        ),
+        ("KubeControllersConfiguration", "kubecontrollersconfigurations", "default", json!({ "controllers": {} })),
+        (
+            "IPPool",
+            "ippools",
+            "pool",
+            json!({ "cidr": "10.244.0.0/16", "blockSize": 26, "nodeSelector": "all()", "ipipMode": "Never", "vxlanMode": "Never" }),
+        ),
+    ] {
+        let kind = kube::api::GroupVersionKind::gvk("crd.projectcalico.org", "v1", kind);
+        let resource = kube::api::ApiResource::from_gvk_with_plural(&kind, plural);
+        let api: Api<DynamicObject> = Api::all_with(cluster.client(), &resource);
+        api.create(&PostParams::default(), &DynamicObject::new(name, &resource).data(json!({ "spec": spec }))).await?;
+    }
+    Ok(())
 }
 
 fn subnets(node: &NodeFacts) -> [String; 2] {

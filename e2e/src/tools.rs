@@ -14,8 +14,20 @@ use sha2::{Digest, Sha256};
 
 const KUBERNETES: &str = "v1.35.4";
 const PROGRAMS: [&str; 5] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
-const FROM_THE_SYSTEM: [&str; 9] =
-    ["containerd", "containerd-shim-runc-v2", "ctr", "runc", "ip", "ping", "nsenter", "unshare", "mount"];
+const FROM_THE_SYSTEM: [&str; 12] = [
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "runc",
+    "ip",
+    "iptables",
+    "ping",
+    "pkill",
+    "hostname",
+    "nsenter",
+    "unshare",
+    "mount",
+];
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// Why no real cluster can run here. With `CI=true` in the environment it is a failure, else a loud skip.
@@ -216,13 +228,13 @@ fn in_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-fn package_of(program: &str) -> &'static str {
+fn package_of(program: &'static str) -> &'static str {
     match program {
         "containerd" | "containerd-shim-runc-v2" | "ctr" => "containerd",
-        "runc" => "runc",
+        "runc" | "iptables" | "hostname" | "mount" => program,
         "ip" => "iproute2",
         "ping" => "iputils-ping",
-        "mount" => "mount",
+        "pkill" => "procps",
         _ => "util-linux",
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,6 +131,16 @@ impl Cluster {
     pub fn kubectl(&self) -> Command {
         let mut command = Command::new(self.control_plane.site().tools.path("kubectl"));
         command.env("KUBECONFIG", self.kubeconfig()).env_remove("HTTPS_PROXY").env_remove("https_proxy");
+        command
+    }
+
+    /// `calicoctl` from a directory of Calico's binaries, on this cluster's datastore.
+    pub fn calicoctl(&self, calico_bin: &Path) -> Command {
+        let mut command = Command::new(calico_bin.join("calicoctl"));
+        command
+            .arg("--allow-version-mismatch")
+            .env("DATASTORE_TYPE", "kubernetes")
+            .env("KUBECONFIG", self.kubeconfig());
         command
     }
 

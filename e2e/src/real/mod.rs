@@ -23,6 +23,7 @@ mod slot;
 pub use cluster::{Cluster, Options, RouteKeeper};
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use crds::Crds;
+pub use network::API_SERVICE_ADDRESS;
 pub use node::{Node, NodeFacts};
 pub use process::succeed;
 pub use sandbox::Sandbox;

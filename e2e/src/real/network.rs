@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::slot::Slot;
 
 /// The services' addresses. The first is the API server's own, which lies on the control plane's loopback:
-/// with a route to it on every node, in-cluster clients work without kube-proxy.
+/// which is every node's default route, so in-cluster clients work without kube-proxy.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 /// See [`SERVICE_CIDR`].
 pub const API_SERVICE_ADDRESS: &str = "10.96.0.1";
@@ -71,6 +71,8 @@ pub fn join_host(slot: &Slot, netns: &str) -> Result<()> {
 }
 
 /// Makes a node's namespace, joined to the control plane's bridge, with `eth0` at the host part given.
+/// It needs default routes even though nothing lies behind them: proxy ARP, by which Calico's pods reach
+/// their gateway 169.254.1.1, answers only for what the node has a route to.
 pub fn join_node(slot: &Slot, control_plane: &str, netns: &str, host: u8) -> Result<()> {
     ip(None, &format!("netns add {netns}"))?;
     ip(Some(control_plane), &format!("link add veth{host} type veth peer name eth0 netns {netns}"))?;
@@ -83,8 +85,10 @@ pub fn join_node(slot: &Slot, control_plane: &str, netns: &str, host: u8) -> Res
              addr add {v4}/24 dev eth0
              addr add {v6}/64 dev eth0 nodad
              link set eth0 up
-             route add {SERVICE_CIDR} via {}",
-            slot.ipv4(CONTROL_PLANE_HOST)
+             route add default via {}
+             route add default via {}",
+            slot.ipv4(CONTROL_PLANE_HOST),
+            slot.ipv6(CONTROL_PLANE_HOST)
         ),
     )
 }
