@@ -20,7 +20,6 @@ pub(super) fn default(resource: &Resource, object: &mut Value) {
         "daemonsets.apps" => json!({"spec": {
             "updateStrategy": {"type": "RollingUpdate"}, "template": {"spec": POD_DEFAULTS.clone_json()}}}),
         "jobs.batch" => json!({"spec": {"completions": 1, "parallelism": 1, "backoffLimit": 6}}),
-        "namespaces" => json!({"spec": {"finalizers": ["kubernetes"]}}),
         _ => return,
     };
     fill(object, &defaults);
@@ -70,7 +69,7 @@ pub(super) fn at_birth(resource: &Resource, object: &mut Value) {
             object["status"] = json!({"phase": "Active"});
             fill(
                 object,
-                &json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}}),
+                &json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}, "spec": {"finalizers": ["kubernetes"]}}),
             );
         }
         "jobs.batch" => label_job(object),
