@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 
 /// Files for an etcd that speaks TLS and asks clients for a certificate.
@@ -135,22 +135,26 @@ impl Etcd {
 
     /// Stops it in its tracks: connections stay open and nothing is answered.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        let pid = self.signal(Signal::STOP)?;
+        // A signal takes effect some time after it is sent: return once every thread stands still.
+        waitpid(Some(pid), WaitOptions::UNTRACED).context("etcd does not stop")?;
+        Ok(())
     }
 
     /// Lets it go on after `pause`.
     pub fn resume(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+        self.signal(Signal::CONT).map(drop)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    fn signal(&self, signal: Signal) -> Result<Pid> {
         let process = self.process();
         let child = process.as_ref().context("etcd does not run")?;
         let pid = i32::try_from(child.id())
             .ok()
             .and_then(Pid::from_raw)
             .context("etcd has no process id")?;
-        kill_process(pid, signal).context("etcd cannot be signalled")
+        kill_process(pid, signal).context("etcd cannot be signalled")?;
+        Ok(pid)
     }
 
     fn command(&self) -> Result<Command> {

@@ -44,6 +44,7 @@ pub struct Cluster {
     etcd: Option<Etcd>,
     directory: TempDir,
     kubeconfig: PathBuf,
+    token: Option<String>,
 }
 
 /// `User-Agent` of the controllers in the API server's call log.
@@ -70,11 +71,11 @@ impl Cluster {
         }
         let directory = TempDir::with_prefix("cluster-")?;
         let kubeconfig = directory.path().join("kubeconfig");
-        let token = options.tokens.keys().next();
-        server.write_kubeconfig(&kubeconfig, token.map(String::as_str))?;
+        let token = options.tokens.keys().next().cloned();
+        server.write_kubeconfig(&kubeconfig, token.as_deref())?;
         let controllers = match options.without_controllers {
             true => None,
-            false => Some(Controllers::start(&server, token.map(String::as_str))?),
+            false => Some(Controllers::start(&server, token.as_deref())?),
         };
         let etcd = match etcd {
             Some(starting) => Some(starting.await.context("etcd's start panicked")??),
@@ -86,6 +87,7 @@ impl Cluster {
             etcd,
             directory,
             kubeconfig,
+            token,
         })
     }
 
@@ -101,9 +103,9 @@ impl Cluster {
             .context("the cluster was started without etcd")
     }
 
-    /// A client that the call log shows as `agent`.
+    /// A client that the call log shows as `agent`, with the first token if there are tokens.
     pub fn client(&self, agent: &str) -> Result<kube::Client> {
-        self.server.client(agent)
+        self.server.client_with_token(agent, self.token.as_deref())
     }
 
     /// A kubeconfig file, with the first token if there are tokens.

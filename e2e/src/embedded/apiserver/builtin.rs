@@ -20,7 +20,6 @@ pub(super) fn default(resource: &Resource, object: &mut Value) {
         "daemonsets.apps" => json!({"spec": {
             "updateStrategy": {"type": "RollingUpdate"}, "template": {"spec": POD_DEFAULTS.clone_json()}}}),
         "jobs.batch" => json!({"spec": {"completions": 1, "parallelism": 1, "backoffLimit": 6}}),
-        "namespaces" => json!({"spec": {"finalizers": ["kubernetes"]}}),
         _ => return,
     };
     fill(object, &defaults);
@@ -64,7 +63,10 @@ pub(super) fn at_birth(resource: &Resource, object: &mut Value) {
         "namespaces" => {
             let name = meta::name(object).to_owned();
             object["status"] = json!({"phase": "Active"});
-            fill(object, &json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}}));
+            fill(
+                object,
+                &json!({"metadata": {"labels": {"kubernetes.io/metadata.name": name}}, "spec": {"finalizers": ["kubernetes"]}}),
+            );
         }
         "jobs.batch" => label_job(object),
         _ => {}

@@ -113,22 +113,22 @@ pub(super) fn is_ready(node: &Node) -> bool {
 }
 
 fn fits(pod: &Pod, node: &Node) -> bool {
-    let (Some(pod), Some(spec)) = (&pod.spec, &node.spec) else {
-        return false;
-    };
+    let Some(pod) = &pod.spec else { return false };
     let tolerations = pod.tolerations.as_deref().unwrap_or_default();
-    let repelled = spec
-        .taints
+    let taints = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.as_deref())
+        .unwrap_or_default();
+    let repelled = taints
         .iter()
-        .flatten()
         .any(|taint| taint.effect != "PreferNoSchedule" && !tolerates(tolerations, taint));
-    is_ready(node)
-        && spec.unschedulable != Some(true)
-        && !repelled
-        && pod
-            .node_selector
-            .as_ref()
-            .is_none_or(|selector| selects(selector, node))
+    let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
+    let selected = pod
+        .node_selector
+        .as_ref()
+        .is_none_or(|selector| selects(selector, node));
+    is_ready(node) && !cordoned && !repelled && selected
 }
 
 /// True if some toleration covers the taint.
