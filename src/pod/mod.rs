@@ -7,3 +7,12 @@ mod pools;
 pub use fixed::FixedRequest;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
+
+/// `kube-ipam.ip`: the fixed addresses a pod may have, separated by commas.
+pub const IP: &str = "kube-ipam.ip";
+/// `kube-ipam.netmask`: the mask its fixed addresses are believed to have; checked against the subnet.
+pub const NETMASK: &str = "kube-ipam.netmask";
+/// `kube-ipam.gateway`: the gateway to answer with instead of the configured one.
+pub const GATEWAY: &str = "kube-ipam.gateway";
+/// `kube-ipam.owner`: who owns the fixed addresses, instead of the pod's controller.
+pub const OWNER: &str = "kube-ipam.owner";

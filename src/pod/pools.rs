@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::cni::CniError;
+use crate::cni::error::shown;
 use crate::netconf::PoolRef;
+use crate::range::Family;
 
 /// What `cni.projectcalico.org/ipv4pools`, `ipv6pools` and `ipFamilies` ask for; the pod's over the namespace's, key by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,7 +33,57 @@ impl PoolAnnotations {
         pod: &BTreeMap<String, String>,
         namespace: &BTreeMap<String, String>,
     ) -> Result<PoolAnnotations, CniError> {
-        let _ = (pod, namespace);
-        unimplemented!()
+        let said = |key| [pod, namespace].into_iter().find_map(|on| on.get(key).filter(|value| !value.is_empty()));
+        let pools = |key, family| said(key).map(|value| pools(key, value, family)).transpose();
+        Ok(PoolAnnotations {
+            v4: pools(IPV4_POOLS, Family::V4)?.unwrap_or_default(),
+            v6: pools(IPV6_POOLS, Family::V6)?.unwrap_or_default(),
+            families: said(IP_FAMILIES).map(|value| families(value)).transpose()?,
+        })
+    }
+}
+
+const IPV4_POOLS: &str = "cni.projectcalico.org/ipv4pools";
+const IPV6_POOLS: &str = "cni.projectcalico.org/ipv6pools";
+const IP_FAMILIES: &str = "cni.projectcalico.org/ipFamilies";
+
+fn pools(key: &str, value: &str, family: Family) -> Result<Vec<PoolRef>, CniError> {
+    let pool = |text: &String| {
+        PoolRef::parse(text, family).map_err(|error| {
+            CniError::annotation(key, value, format!("names {}, which {}", shown(text), error.wrong), error.right)
+        })
+    };
+    list(key, value, "[\"default-ipv4-ippool\"]")?.iter().map(pool).collect()
+}
+
+fn families(value: &str) -> Result<Families, CniError> {
+    let example = "[\"IPv4\", \"IPv6\"]";
+    let mut families = Families { v4: false, v6: false };
+    for family in list(IP_FAMILIES, value, example)? {
+        match family.as_str() {
+            "IPv4" => families.v4 = true,
+            "IPv6" => families.v6 = true,
+            other => {
+                let wrong = format!("names {}, which is no family", shown(other));
+                return Err(CniError::annotation(
+                    IP_FAMILIES,
+                    value,
+                    wrong,
+                    format!("write {example}, or one of them"),
+                ));
+            }
+        }
+    }
+    Ok(families)
+}
+
+/// A JSON list of at least one string.
+fn list(key: &str, value: &str, example: &str) -> Result<Vec<String>, CniError> {
+    match serde_json::from_str::<Vec<String>>(value) {
+        Ok(list) if !list.is_empty() => Ok(list),
+        Ok(_) => Err(CniError::annotation(key, value, "is an empty list", format!("write {example}, or leave it out"))),
+        Err(_) => {
+            Err(CniError::annotation(key, value, "is not a JSON list of strings", format!("write it like {example}")))
+        }
     }
 }
