@@ -80,9 +80,9 @@ impl JsonSchema for IPAMConfigSpec {
             "required": ["autoAllocateBlocks", "strictAffinity"],
             "properties": {
                 "autoAllocateBlocks": {"type": "boolean"},
-                "ipCooldownSeconds": {"type": "integer"},
+                "ipCooldownSeconds": {"type": "integer", "minimum": 0, "maximum": 1200},
                 "kubeVirtVMAddressPersistence": {"type": "string", "enum": ["Enabled", "Disabled"]},
-                "maxBlocksPerHost": {"type": "integer"},
+                "maxBlocksPerHost": {"type": "integer", "minimum": 0, "maximum": 2_147_483_647},
                 "strictAffinity": {"type": "boolean"},
             },
         })

@@ -38,8 +38,8 @@ pub(crate) fn offset(network: &IpNetwork, address: IpAddr) -> Option<u128> {
         return None;
     }
     let offset = number(address).checked_sub(number(network.network()))?;
-    // Not `offset < count`: the count of ::/0 does not fit.
-    (offset <= count(network) - 1 || network.prefix() == 0).then_some(offset)
+    // The count of ::/0 does not fit, but everything is in it.
+    (offset < count(network) || network.prefix() == 0).then_some(offset)
 }
 
 /// Whether every address of `inner` is in `outer`.

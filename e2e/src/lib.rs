@@ -1,1 +1,8 @@
-//! Test clusters.
+//! Test clusters and the scenarios that run on them.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod conformance;
+pub mod embedded;
+pub mod real;
+pub mod tools;

@@ -227,7 +227,11 @@ impl KubeStore {
             Ok(Err(::kube::Error::Discovery(::kube::error::DiscoveryError::MissingApiGroup(_)))) => return Ok(None),
             Ok(Err(e)) => return Err(StoreError::new("discover", what, Failure::Unknown(chain(&e)))),
             Err(_) => {
-                return Err(StoreError::new("discover", what, Failure::Unknown("no answer from the API server".into())));
+                return Err(StoreError::new(
+                    "discover",
+                    what,
+                    Failure::Unknown("no answer from the API server".into()),
+                ));
             }
         };
         let found = group.recommended_kind(&owner.kind);

@@ -6,6 +6,7 @@
 
 pub mod conformance;
 pub mod etcd;
+pub mod faulty;
 pub mod kube;
 pub mod memory;
 

@@ -13,12 +13,12 @@ use crate::holder::Holder;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AssignError {
     /// Somebody has the address.
-    #[error("address {address} is in use{}", by_whom(by.as_ref()))]
+    #[error("address {address} is in use{}", by_whom(by.as_deref()))]
     Taken {
         /// The address.
         address: IpAddr,
-        /// Who has it.
-        by: Option<AllocationAttribute>,
+        /// Who has it; `None` if the block is malformed and does not say.
+        by: Option<Box<AllocationAttribute>>,
     },
     /// The address was released a short time ago; its cooldown is not over.
     #[error("address {address} was released at {released_at} and still cools down")]
@@ -92,7 +92,7 @@ impl IPAMBlockSpec {
                 return Err(AssignError::Cooling { address, released_at: released_at.to_owned() });
             }
             Entry::Used { attribute, .. } => {
-                return Err(AssignError::Taken { address, by: Some(attribute.clone()) });
+                return Err(AssignError::Taken { address, by: Some(Box::new(attribute.clone())) });
             }
             Entry::Unreadable | Entry::NotInBlock => {
                 return Err(AssignError::Taken { address, by: None });

@@ -146,6 +146,11 @@ impl IPAMBlockSpec {
 
     fn cool(&mut self, ordinals: &[usize], now: Timestamp) {
         let index = self.attributes.len();
+        // In a malformed block an allocation may name the attribute that is about to exist: it must not come
+        // to mean this one, for nobody knows whose it is.
+        for dangling in self.allocations.iter_mut().flatten().filter(|named| **named >= index) {
+            *dangling = dangling.saturating_add(1);
+        }
         self.attributes
             .push(AllocationAttribute { released_at: Some(wire_time(now)), ..AllocationAttribute::default() });
         for &ordinal in ordinals {

@@ -1,0 +1,234 @@
+//! The captured steps, and a cluster's objects on which this crate's operations are performed in the order
+//! in which a writer would.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use calico::invariants::{self, Snapshot};
+use calico::{
+    Affinity, AffinityState, AllowedUse, AssignError, BlockAffinity, Family, Holder, IPAMBlock, IPAMBlockSpec,
+    IPAMConfig, IPAMConfigSpec, IPAMHandle, IPAMHandleSpec, IPPool, IPReservation, PoolRequest, Released, Reservations,
+};
+use ipnetwork::IpNetwork;
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Every captured step, in order: its name and its content.
+pub fn steps() -> Vec<(String, Value)> {
+    let mut names: Vec<String> = std::fs::read_dir(directory())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 21);
+    names.into_iter().map(|name| (name.clone(), file(&name))).collect()
+}
+
+/// A captured step by its number.
+pub fn step(number: &str) -> Value {
+    let found = steps().into_iter().find(|(name, _)| name.starts_with(number));
+    found.unwrap_or_else(|| panic!("no step {number}")).1
+}
+
+/// A captured file.
+pub fn file(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(directory().join(name)).unwrap()).unwrap()
+}
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// The objects of one kind in a step.
+pub fn objects<T: DeserializeOwned>(step: &Value, plural: &str) -> Vec<T> {
+    serde_json::from_value(step[plural].clone()).unwrap()
+}
+
+pub fn network(text: &str) -> IpNetwork {
+    text.parse().unwrap()
+}
+
+pub fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn time(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+/// The objects of a cluster, by name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    pub pools: Vec<IPPool>,
+    pub config: IPAMConfigSpec,
+    pub reservations: Vec<IPReservation>,
+    pub blocks: BTreeMap<String, IPAMBlock>,
+    pub affinities: BTreeMap<String, BlockAffinity>,
+    pub handles: BTreeMap<String, IPAMHandle>,
+}
+
+fn by_name<T: DeserializeOwned + kube::Resource>(step: &Value, plural: &str) -> BTreeMap<String, T> {
+    objects::<T>(step, plural).into_iter().map(|object| (object.name_any(), object)).collect()
+}
+
+fn values<T: Serialize>(objects: &BTreeMap<String, T>) -> Value {
+    serde_json::to_value(objects.values().collect::<Vec<_>>()).unwrap()
+}
+
+impl Cluster {
+    /// The objects of a step. Pools, configuration and reservations are what people write.
+    pub fn load(step: &Value) -> Self {
+        let config = objects::<IPAMConfig>(step, "ipamconfigs").pop();
+        Self {
+            pools: objects(step, "ippools"),
+            config: config.map(|config| config.spec).unwrap_or_default(),
+            reservations: objects(step, "ipreservations"),
+            blocks: by_name(step, "ipamblocks"),
+            affinities: by_name(step, "blockaffinities"),
+            handles: by_name(step, "ipamhandles"),
+        }
+    }
+
+    /// What writers wrote, as JSON, to be compared with [`written`].
+    pub fn written(&self) -> BTreeMap<&'static str, Value> {
+        [
+            ("ipamblocks", values(&self.blocks)),
+            ("blockaffinities", values(&self.affinities)),
+            ("ipamhandles", values(&self.handles)),
+        ]
+        .into()
+    }
+
+    /// Every violation of an invariant among the objects.
+    pub fn violations(&self) -> Vec<invariants::Violation> {
+        let blocks: Vec<_> = self.blocks.values().cloned().collect();
+        let handles: Vec<_> = self.handles.values().cloned().collect();
+        let affinities: Vec<_> = self.affinities.values().cloned().collect();
+        invariants::all(&Snapshot { blocks: &blocks, handles: &handles, affinities: &affinities })
+    }
+
+    /// The block that an explicitly named address lies in, by the pools a request may use.
+    pub fn block_for(&self, address: IpAddr) -> Option<IpNetwork> {
+        let none = BTreeMap::new();
+        let request = PoolRequest {
+            family: Family::of(address),
+            requested: &[],
+            use_: AllowedUse::Workload,
+            node_labels: &none,
+            namespace_labels: &none,
+            automatic: false,
+        };
+        let pools = calico::eligible(&self.pools, &request).ok()?;
+        Some(calico::covering(pools, address)?.spec.block_of(address))
+    }
+
+    /// Claims a block: pending affinity, block, confirmed affinity.
+    pub fn claim(&mut self, cidr: &IpNetwork, owner: &Affinity, now: Timestamp) {
+        let affinity = BlockAffinity::pending(owner, cidr);
+        self.affinities.insert(affinity.name_any(), affinity.clone());
+        let block = IPAMBlockSpec::new(*cidr, owner, now).object();
+        assert!(self.blocks.insert(block.name_any(), block).is_none(), "{cidr} was claimed before");
+        let confirmed = affinity.with_state(AffinityState::Confirmed);
+        self.affinities.insert(confirmed.name_any(), confirmed);
+    }
+
+    pub fn block(&mut self, cidr: &IpNetwork) -> &mut IPAMBlockSpec {
+        &mut self.blocks.get_mut(&calico::cidr_name(cidr)).unwrap().spec
+    }
+
+    fn strict_for(&self, host: &Affinity) -> Option<Affinity> {
+        self.config.strict_affinity.then(|| host.clone())
+    }
+
+    /// Assigns this very address to a pod on a host. Handle and block change only if the block agrees.
+    pub fn assign(
+        &mut self,
+        address: IpAddr,
+        host: &Affinity,
+        holder: &Holder,
+        now: Timestamp,
+    ) -> Result<(), AssignError> {
+        let cidr = self.block_for(address).unwrap();
+        let (strict, cooldown) = (self.strict_for(host), self.config.cooldown_seconds());
+        let mut block = self.block(&cidr).clone();
+        block.collect(cooldown, now);
+        block.assign(address, holder, strict.as_ref())?;
+        self.commit(block, holder);
+        Ok(())
+    }
+
+    /// Assigns the next unreserved address of a block.
+    pub fn assign_first(
+        &mut self,
+        cidr: &IpNetwork,
+        host: &Affinity,
+        holder: &Holder,
+        now: Timestamp,
+    ) -> Result<Option<IpAddr>, AssignError> {
+        let (strict, cooldown) = (self.strict_for(host), self.config.cooldown_seconds());
+        let reserved = Reservations::new(&self.reservations);
+        let mut block = self.block(cidr).clone();
+        block.collect(cooldown, now);
+        let given = block.assign_first(|address| !reserved.covers(address), holder, strict.as_ref())?;
+        if given.is_some() {
+            self.commit(block, holder);
+        }
+        Ok(given)
+    }
+
+    fn commit(&mut self, mut block: IPAMBlockSpec, holder: &Holder) {
+        let cidr = block.cidr;
+        let name = calico::handle_name(&holder.handle);
+        let handle = self.handles.entry(name).or_insert_with(|| IPAMHandleSpec::new(&holder.handle).object());
+        handle.spec.increment(&cidr, 1);
+        block.advance();
+        *self.block(&cidr) = block;
+    }
+
+    /// Releases everything a handle has; gives what was released.
+    pub fn release(&mut self, handle: &str, now: Timestamp) -> Vec<Released> {
+        let Some(object) = self.handles.get(&calico::handle_name(handle)) else {
+            return Vec::new();
+        };
+        let cooldown = self.config.cooldown_seconds();
+        let mut all = Vec::new();
+        for cidr in object.spec.blocks().collect::<Vec<_>>() {
+            let mut block = self.block(&cidr).clone();
+            block.collect(cooldown, now);
+            let released = block.release_handle(handle, cooldown, now);
+            if !released.is_empty() {
+                block.advance();
+                *self.block(&cidr) = block;
+                self.count_down(&cidr, &released);
+            }
+            all.extend(released);
+        }
+        all
+    }
+
+    pub fn count_down(&mut self, cidr: &IpNetwork, released: &[Released]) {
+        let block = self.block(cidr);
+        if block.is_empty() && block.affinity.is_none() {
+            self.blocks.remove(&calico::cidr_name(cidr));
+        }
+        for released in released {
+            let name = calico::handle_name(released.attribute.handle().unwrap());
+            let handle = self.handles.get_mut(&name).unwrap();
+            handle.spec.decrement(cidr, 1).unwrap();
+            if handle.spec.is_empty() {
+                self.handles.remove(&name);
+            }
+        }
+    }
+}
+
+/// What writers wrote in a step.
+pub fn written(step: &Value) -> BTreeMap<&'static str, Value> {
+    ["ipamblocks", "blockaffinities", "ipamhandles"].into_iter().map(|plural| (plural, step[plural].clone())).collect()
+}

@@ -1,0 +1,166 @@
+//! A real cluster of two nodes, from start to end, with the times each part took.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use e2e::real::{Cluster, Crds, NodeFacts, Options, routes};
+use e2e::tools::Tools;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
+use serde_json::{from_value, json};
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt().with_env_filter("warn,kube_client=off").init();
+    let Some(tools) = Tools::or_skip()? else {
+        return Ok(());
+    };
+    let begin = Instant::now();
+    let said = |what: &str| println!("{:6.2} s  {what}", begin.elapsed().as_secs_f32());
+    let crds = PathBuf::from(std::env::args().nth(1).context("a file with Calico's CRDs")?);
+    let options = Options {
+        nodes: vec!["node1".into(), "node2".into()],
+        crds: Crds::File(crds),
+        conflist: Some(Box::new(conflist)),
+        audit: true,
+        ..Options::default()
+    };
+    let cluster = Cluster::start(tools, options).await?;
+    said("cluster started");
+    let keeper = cluster.keep_routes();
+    for node in cluster.nodes() {
+        add_block(&cluster, node.facts()).await?;
+    }
+    let deployments: Api<Deployment> = Api::default_namespaced(cluster.client());
+    let mark = cluster.audit().context("asked for")?.mark();
+    deployments.create(&PostParams::default(), &from_value(deployment())?).await?;
+    let pods = running(&cluster, 2).await?;
+    said("two pods run");
+    if std::env::args().nth(2).as_deref() == Some("hang") {
+        println!("KUBECONFIG={}", cluster.kubeconfig().display());
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
+    ping_each_other(&cluster, &pods)?;
+    said("they reach each other");
+
+    let api: Api<Pod> = Api::default_namespaced(cluster.client());
+    let victim = pods[0].metadata.name.clone().context("a name")?;
+    api.delete(&victim, &DeleteParams::default()).await?;
+    kube::runtime::wait::await_condition(api.clone(), &victim, |pod: Option<&Pod>| pod.is_none()).await?;
+    said("one deleted");
+    let pods = running(&cluster, 2).await?;
+    said("and made again");
+    ping_each_other(&cluster, &pods)?;
+    println!("{}", cluster.sandbox(&pods[0])?.routes()?);
+    let output = e2e::real::succeed(cluster.kubectl().args(["get", "pods,nodes", "-o", "wide"]))?;
+    println!("{output}");
+
+    let node = cluster.node("node2")?;
+    node.kill();
+    said("node2 killed");
+    node.start()?;
+    node.ready(&cluster.client()).await?;
+    said("node2 ready again");
+    let reached = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let pods = running(&cluster, 2).await?;
+            if ping_each_other(&cluster, &pods).is_ok() {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    reached.await??;
+    said("its pod runs again and is reached");
+    let calls = cluster.audit().context("asked for")?.since(mark)?;
+    println!("{} API calls, {} kinds", calls.len(), e2e::real::audit::count(&calls).len());
+    drop(keeper);
+    drop(cluster);
+    said("all gone");
+    Ok(())
+}
+
+fn conflist(node: &NodeFacts) -> String {
+    let network = node.index;
+    let ipam = json!({
+        "type": "host-local", "ranges": [[{ "subnet": format!("10.244.{network}.0/24") }]], "routes": [{ "dst": "0.0.0.0/0" }],
+    });
+    json!({
+        "name": "k8s-pod-network", "cniVersion": "0.3.1",
+        "plugins": [
+            { "type": "ptp", "ipam": ipam },
+            { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } },
+            { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+        ],
+    })
+    .to_string()
+}
+
+async fn add_block(cluster: &Cluster, node: &NodeFacts) -> Result<()> {
+    let resource = routes::ipam_blocks();
+    let api: Api<DynamicObject> = Api::all_with(cluster.client(), &resource);
+    let name = format!("10-244-{}-0-24", node.index);
+    let spec = json!({
+        "cidr": format!("10.244.{}.0/24", node.index), "affinity": format!("host:{}", node.name), "strictAffinity": false,
+        "allocations": [], "unallocated": [], "attributes": [],
+    });
+    let block = DynamicObject::new(&name, &resource).data(json!({ "spec": spec }));
+    api.create(&PostParams::default(), &block).await?;
+    Ok(())
+}
+
+fn deployment() -> serde_json::Value {
+    let spread = json!([{
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": { "matchLabels": { "app": "web" } },
+    }]);
+    let containers = json!([{
+        "name": "nginx", "image": "nginx:latest", "imagePullPolicy": "IfNotPresent",
+        "readinessProbe": { "httpGet": { "path": "/", "port": 80 }, "periodSeconds": 1 },
+    }]);
+    json!({
+        "metadata": { "name": "web" },
+        "spec": {
+            "replicas": 2,
+            "selector": { "matchLabels": { "app": "web" } },
+            "template": {
+                "metadata": { "labels": { "app": "web" } },
+                "spec": { "containers": containers, "topologySpreadConstraints": spread },
+            },
+        },
+    })
+}
+
+async fn running(cluster: &Cluster, count: usize) -> Result<Vec<Pod>> {
+    let api: Api<Pod> = Api::default_namespaced(cluster.client());
+    let ready = |pod: &Pod| {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+        pod.metadata.deletion_timestamp.is_none()
+            && conditions
+                .into_iter()
+                .flatten()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    let found = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let pods: Vec<_> = api.list(&ListParams::default()).await?.items.into_iter().filter(ready).collect();
+            if pods.len() == count {
+                return anyhow::Ok(pods);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    found.await.context("the pods do not run")?
+}
+
+fn ping_each_other(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
+    for (from, to) in [(0, 1), (1, 0)] {
+        let address: IpAddr = cluster.sandbox(&pods[to])?.addresses()?[0].ip();
+        cluster.sandbox(&pods[from])?.ping(address).with_context(|| format!("{from} to {address}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! The embedded tier: a whole control plane that needs nothing but Rust.
+
+pub mod apiserver;

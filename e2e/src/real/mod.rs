@@ -1,0 +1,29 @@
+//! Clusters of real parts: etcd, kube-apiserver, controller-manager, scheduler, and nodes with kubelet and
+//! containerd, all in network namespaces of this machine. Needs root; see [`crate::tools`] for what else.
+//!
+//! Layout: [`Cluster`] joins a [`ControlPlane`] and [`Node`]s on a [`Site`]; [`Sandbox`] looks into a pod's
+//! network, [`routes`] connects the nodes, [`audit`] counts API calls.
+//!
+//! Keeps: whatever way the test process ends, nothing of a cluster outlives the start of the next one.
+
+pub mod audit;
+mod cluster;
+mod control_plane;
+pub mod crds;
+pub mod image;
+mod network;
+pub mod node;
+mod pki;
+mod process;
+pub mod routes;
+mod sandbox;
+mod site;
+mod slot;
+
+pub use cluster::{Cluster, Options, RouteKeeper};
+pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use crds::Crds;
+pub use node::{Node, NodeFacts};
+pub use process::succeed;
+pub use sandbox::Sandbox;
+pub use site::Site;
