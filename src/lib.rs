@@ -9,13 +9,14 @@
 //! | [`audit`] | judges the whole live state by the named invariants |
 //! | [`driver`] | runs a decision: reads, asks, writes, retries |
 //! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
-//! | [`cni`], [`netconf`], [`pod`], [`range`], [`claim`] | pure: text to types, choices, claim decisions |
+//! | [`cni`], [`conflist`], [`netconf`], [`pod`], [`range`], [`claim`] | pure: text to types, choices, claim decisions |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod audit;
 pub mod claim;
 pub mod cli;
 pub mod cni;
+pub mod conflist;
 pub mod driver;
 pub mod netconf;
 pub mod plugin;

@@ -96,6 +96,11 @@ mod tests {
     }
 
     #[test]
+    fn a_handle_object_is_named_in_lower_case() {
+        assert_eq!(handle_name("k8s-pod-network.AB12"), "k8s-pod-network.ab12");
+    }
+
+    #[test]
     fn a_handle_with_a_carriage_return_means_the_part_before_it() {
         assert_eq!(clean_handle("k8s-pod-network.a1\r\neth0"), "k8s-pod-network.a1");
         assert_eq!(clean_handle("k8s-pod-network.a1"), "k8s-pod-network.a1");

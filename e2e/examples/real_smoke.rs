@@ -33,7 +33,7 @@ async fn main() -> Result<()> {
     said("cluster started");
     let keeper = cluster.keep_routes();
     for node in cluster.nodes() {
-        add_block(&cluster, node.facts()).await?;
+        add_blocks(&cluster, node.facts()).await?;
     }
     let deployments: Api<Deployment> = Api::default_namespaced(cluster.client());
     let mark = cluster.audit().context("asked for")?.mark();
@@ -44,7 +44,7 @@ async fn main() -> Result<()> {
         println!("KUBECONFIG={}", cluster.kubeconfig().display());
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }
-    ping_each_other(&cluster, &pods)?;
+    ping_each_other(&cluster, &pods).await?;
     said("they reach each other");
 
     let api: Api<Pod> = Api::default_namespaced(cluster.client());
@@ -54,8 +54,14 @@ async fn main() -> Result<()> {
     said("one deleted");
     let pods = running(&cluster, 2).await?;
     said("and made again");
-    ping_each_other(&cluster, &pods)?;
-    println!("{}", cluster.sandbox(&pods[0])?.routes()?);
+    ping_each_other(&cluster, &pods).await?;
+    let sandbox = cluster.sandbox(&pods[0])?;
+    println!(
+        "{:?} {:?}\n{}",
+        sandbox.addresses()?,
+        pods[0].status.as_ref().and_then(|status| status.pod_ips.clone()),
+        sandbox.routes()?
+    );
     let output = e2e::real::succeed(cluster.kubectl().args(["get", "pods,nodes", "-o", "wide"]))?;
     println!("{output}");
 
@@ -68,7 +74,7 @@ async fn main() -> Result<()> {
     let reached = tokio::time::timeout(Duration::from_secs(60), async {
         loop {
             let pods = running(&cluster, 2).await?;
-            if ping_each_other(&cluster, &pods).is_ok() {
+            if ping_each_other(&cluster, &pods).await.is_ok() {
                 return anyhow::Ok(());
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -85,10 +91,10 @@ async fn main() -> Result<()> {
 }
 
 fn conflist(node: &NodeFacts) -> String {
-    let network = node.index;
-    let ipam = json!({
-        "type": "host-local", "ranges": [[{ "subnet": format!("10.244.{network}.0/24") }]], "routes": [{ "dst": "0.0.0.0/0" }],
-    });
+    let subnets = subnets(node);
+    let ranges: Vec<_> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
+    let routes = json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]);
+    let ipam = json!({ "type": "host-local", "ranges": ranges, "routes": routes });
     json!({
         "name": "k8s-pod-network", "cniVersion": "0.3.1",
         "plugins": [
@@ -100,16 +106,22 @@ fn conflist(node: &NodeFacts) -> String {
     .to_string()
 }
 
-async fn add_block(cluster: &Cluster, node: &NodeFacts) -> Result<()> {
+fn subnets(node: &NodeFacts) -> [String; 2] {
+    [format!("10.244.{}.0/24", node.index), format!("fd00:10:244:{}::/120", node.index)]
+}
+
+async fn add_blocks(cluster: &Cluster, node: &NodeFacts) -> Result<()> {
     let resource = routes::ipam_blocks();
     let api: Api<DynamicObject> = Api::all_with(cluster.client(), &resource);
-    let name = format!("10-244-{}-0-24", node.index);
-    let spec = json!({
-        "cidr": format!("10.244.{}.0/24", node.index), "affinity": format!("host:{}", node.name), "strictAffinity": false,
-        "allocations": [], "unallocated": [], "attributes": [],
-    });
-    let block = DynamicObject::new(&name, &resource).data(json!({ "spec": spec }));
-    api.create(&PostParams::default(), &block).await?;
+    for subnet in subnets(node) {
+        let name = subnet.replace([':', '.', '/'], "-").replace("--", "-");
+        let spec = json!({
+            "cidr": subnet, "affinity": format!("host:{}", node.name), "strictAffinity": false,
+            "allocations": [], "unallocated": [], "attributes": [],
+        });
+        let block = DynamicObject::new(&name, &resource).data(json!({ "spec": spec }));
+        api.create(&PostParams::default(), &block).await?;
+    }
     Ok(())
 }
 
@@ -157,10 +169,16 @@ async fn running(cluster: &Cluster, count: usize) -> Result<Vec<Pod>> {
     found.await.context("the pods do not run")?
 }
 
-fn ping_each_other(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
+async fn ping_each_other(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
     for (from, to) in [(0, 1), (1, 0)] {
-        let address: IpAddr = cluster.sandbox(&pods[to])?.addresses()?[0].ip();
-        cluster.sandbox(&pods[from])?.ping(address).with_context(|| format!("{from} to {address}"))?;
+        for address in cluster.sandbox(&pods[to])?.addresses()? {
+            let address: IpAddr = address.ip();
+            cluster
+                .sandbox(&pods[from])?
+                .reaches(address, Duration::from_secs(5))
+                .await
+                .with_context(|| format!("{from} to {address}"))?;
+        }
     }
     Ok(())
 }

@@ -21,3 +21,6 @@ pub use error::{CniError, code};
 pub use invocation::{Invocation, Verb, invocation};
 pub use stdin::{READ_STDIN_LIMIT, parse_stdin};
 pub use version::{CniVersion, version_answer};
+
+#[cfg(test)]
+mod tests;

@@ -604,7 +604,7 @@ fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>)
 
 fn refused(error: AssignError, block: IpNetwork) -> Error {
     match error {
-        AssignError::Taken { address, by } => Error::Taken { address, by: by.map(Box::new) },
+        AssignError::Taken { address, by } => Error::Taken { address, by },
         AssignError::Corrupt(reason) => Error::Damaged { block, reason },
         other => Error::Assign(other),
     }

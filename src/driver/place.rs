@@ -285,13 +285,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let in_range = |a: IpAddr| search.ranges().is_none_or(|r| r.permits_random(a));
         let (mut used, mut reserved, mut out_of_reach) = (0, 0, 0);
         for block in &seen.blocks {
-            for (address, entry) in block.spec.entries().filter(|(a, _)| in_range(*a)) {
-                match entry {
-                    calico::Entry::Free if search.reservations.covers(address) => reserved += 1,
-                    calico::Entry::Free => out_of_reach += 1,
-                    _ => used += 1,
-                }
-            }
+            used += block.spec.entries().filter(|(a, _)| in_range(*a)).count() as u128;
+            reserved += block.spec.free(|a| in_range(a) && search.reservations.covers(a)) as u128;
+            out_of_reach += block.spec.free(|a| search.permits(a)) as u128;
         }
         let names: Vec<String> = pools.iter().map(|p| format!("{} {}", p.name_any(), p.spec.cidr)).collect();
         let range = search.ranges().map_or_else(|| format!("IPPools {}", names.join(", ")), |r| format!("range {r}"));

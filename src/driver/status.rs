@@ -1,6 +1,6 @@
 //! STATUS: could an ADD be served now?
 
-use calico::{Entry, Family, IPAMBlock, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation, Reservations};
+use calico::{Family, IPAMBlock, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation, Reservations};
 
 use super::snapshot::check_coverage;
 use super::{Driver, Error, Exhaustion};
@@ -41,13 +41,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 /// more could be made of it.
 fn look_for_room(ranges: &RangeSet, blocks: &[IPAMBlock], reservations: &Reservations) -> Result<(), Error> {
     let (mut used, mut reserved) = (0, 0);
-    let entries = blocks.iter().flat_map(|b| b.spec.entries()).filter(|(a, _)| ranges.permits_random(*a));
-    for (address, entry) in entries {
-        match entry {
-            Entry::Free if reservations.covers(address) => reserved += 1,
-            Entry::Free => return Ok(()),
-            _ => used += 1,
+    for block in blocks {
+        if block.spec.free(|a| ranges.permits_random(a) && !reservations.covers(a)) > 0 {
+            return Ok(());
         }
+        used += block.spec.entries().filter(|(a, _)| ranges.permits_random(*a)).count() as u128;
+        reserved += block.spec.free(|a| ranges.permits_random(a)) as u128;
     }
     if used + reserved < ranges.size() {
         return Ok(());

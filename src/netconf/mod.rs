@@ -17,6 +17,7 @@ use crate::cni::object::Object;
 use crate::cni::{Answer, CniError, CniVersion};
 
 pub use etcd::EtcdConfig;
+pub(crate) use ipam::pool_ref;
 pub use ipam::{Dialect, Ipam, PoolRef};
 pub use node::NodeName;
 
@@ -159,3 +160,6 @@ fn calico_api_group(outer: &Object<'_>) -> Result<Option<CalicoApiGroup>, CniErr
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

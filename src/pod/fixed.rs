@@ -1,6 +1,6 @@
 //! The annotations `kube-ipam.ip`, `kube-ipam.netmask` and `kube-ipam.gateway`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, ip_mask_to_prefix};
@@ -191,14 +191,14 @@ fn refuse_misspelt(annotations: &BTreeMap<String, String>) -> Result<(), CniErro
 
 /// A list of addresses, without empty parts and duplicates.
 fn addresses(key: &str, value: &str) -> Result<Vec<IpAddr>, CniError> {
-    let mut ips = Vec::new();
+    let (mut ips, mut seen) = (Vec::new(), HashSet::new());
     for part in value.split(',').map(str::trim) {
         let refuse = |wrong: String, right: String| Err(CniError::annotation(key, value, wrong, right));
         if part.is_empty() {
             return refuse("has an empty place".to_owned(), "write addresses separated by commas".to_owned());
         }
         match text::address(part) {
-            Ok(ip) if ips.contains(&ip) => {
+            Ok(ip) if !seen.insert(ip) => {
                 return refuse(format!("has {ip} twice"), "name each address once".to_owned());
             }
             Ok(ip) => ips.push(ip),
@@ -214,8 +214,7 @@ fn permitted(ip: IpAddr, value: &str, ipam: &Ipam) -> Result<(), CniError> {
     let refuse = |wrong: String, right: String| Err(CniError::annotation(IP, value, wrong, right));
     match (ipam.ranges(family), ipam.dialect) {
         (Some(ranges), _) => ranges.permits_fixed(ip).or_else(|why| {
-            let networks: Vec<_> = ranges.subnets().iter().map(|subnet| subnet.network.to_string()).collect();
-            let right = format!("give an address of {} that is not network, broadcast or gateway", networks.join(", "));
+            let right = format!("give an address of {} that is not network, broadcast or gateway", ranges.networks());
             refuse(format!("has {ip}, which {why}"), right)
         }),
         (None, Dialect::KubeIpam) => {

@@ -16,3 +16,6 @@ pub const NETMASK: &str = "kube-ipam.netmask";
 pub const GATEWAY: &str = "kube-ipam.gateway";
 /// `kube-ipam.owner`: who owns the fixed addresses, instead of the pod's controller.
 pub const OWNER: &str = "kube-ipam.owner";
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::cni::CniError;
 use crate::cni::error::shown;
-use crate::netconf::PoolRef;
+use crate::netconf::{PoolRef, pool_ref};
 use crate::range::Family;
 
 /// What `cni.projectcalico.org/ipv4pools`, `ipv6pools` and `ipFamilies` ask for; the pod's over the namespace's, key by key.
@@ -49,7 +49,7 @@ const IP_FAMILIES: &str = "cni.projectcalico.org/ipFamilies";
 
 fn pools(key: &str, value: &str, family: Family) -> Result<Vec<PoolRef>, CniError> {
     let pool = |text: &String| {
-        PoolRef::parse(text, family).map_err(|error| {
+        pool_ref(text, family).map_err(|error| {
             CniError::annotation(key, value, format!("names {}, which {}", shown(text), error.wrong), error.right)
         })
     };

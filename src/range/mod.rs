@@ -83,8 +83,7 @@ impl RangeSet {
     /// Whether an annotation may ask for this address: anywhere in a subnet, but not its network, broadcast, anycast or gateway address.
     pub fn permits_fixed(&self, ip: IpAddr) -> Result<(), Why> {
         let Some(subnet) = self.subnet_of(ip) else {
-            let subnets: Vec<_> = self.0.iter().map(|subnet| subnet.network.to_string()).collect();
-            return Err(Why::Outside { subnets: subnets.join(", ") });
+            return Err(Why::Outside { subnets: self.networks() });
         };
         let network = subnet.network;
         if ip == network.network() {
@@ -95,6 +94,20 @@ impl RangeSet {
             Err(Why::Gateway { network })
         } else {
             Ok(())
+        }
+    }
+
+    /// The subnets' CIDRs, for an error.
+    pub(crate) fn networks(&self) -> String {
+        self.listed(|subnet| subnet.network.to_string())
+    }
+
+    fn listed(&self, text: impl Fn(&Subnet) -> String) -> String {
+        const MOST: usize = 4;
+        let first: Vec<String> = self.0.iter().take(MOST).map(text).collect();
+        match self.0.len().saturating_sub(MOST) {
+            0 => first.join(", "),
+            more => format!("{} and {more} more", first.join(", ")),
         }
     }
 
@@ -142,13 +155,10 @@ fn number(ip: IpAddr) -> u128 {
     }
 }
 
+/// The first few subnets with their ranges.
 impl fmt::Display for RangeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, subnet) in self.0.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{subnet}")?;
-        }
-        Ok(())
+        f.write_str(&self.listed(Subnet::to_string))
     }
 }
 
@@ -157,3 +167,6 @@ impl fmt::Display for Subnet {
         write!(f, "{} ({} to {})", self.network, self.start, self.end)
     }
 }
+
+#[cfg(test)]
+mod tests;

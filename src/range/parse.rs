@@ -50,17 +50,17 @@ pub(crate) fn parse(
 }
 
 fn range_set(path: &str, subnets: Vec<Subnet>) -> Result<RangeSet, CniError> {
-    for (index, later) in subnets.iter().enumerate() {
-        for earlier in &subnets[..index] {
-            let refuse = |wrong, right| Err(CniError::field(path, &later.network.to_string(), wrong, right));
-            if Family::of(earlier.start) != Family::of(later.start) {
-                let wrong = format!("is of another family than {} in the same set", earlier.network);
-                return refuse(wrong, "give each family its own set: [[{IPv4}], [{IPv6}]]");
-            }
-            if earlier.network.contains(later.network.ip()) || later.network.contains(earlier.network.ip()) {
-                return refuse(format!("overlaps {}", earlier.network), "leave one of them out, or split them");
-            }
-        }
+    let refuse = |subnet: &Subnet, wrong, right| Err(CniError::field(path, &subnet.network.to_string(), wrong, right));
+    let family = Family::of(subnets[0].start);
+    if let Some(other) = subnets.iter().find(|subnet| Family::of(subnet.start) != family) {
+        let wrong = format!("is of another family than {} in the same set", subnets[0].network);
+        return refuse(other, wrong, "give each family its own set: [[{IPv4}], [{IPv6}]]");
+    }
+    // Two CIDRs are apart or one holds the other, so in this order one that holds any other holds its neighbour.
+    let mut sorted: Vec<&Subnet> = subnets.iter().collect();
+    sorted.sort_by_key(|subnet| (subnet.network.ip(), subnet.network.prefix()));
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0].network.contains(pair[1].network.ip())) {
+        return refuse(pair[1], format!("overlaps {}", pair[0].network), "leave one of them out, or split them");
     }
     Ok(RangeSet(subnets))
 }

@@ -48,6 +48,8 @@ pub struct Options {
     pub images: Vec<Image>,
     /// Write an audit log.
     pub audit: bool,
+    /// Give user `kube-ipam` no rights but what RBAC objects grant it. Else it may do everything.
+    pub restricted: bool,
 }
 
 /// A running cluster. Dropping it removes every trace.
@@ -59,10 +61,12 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts control plane and nodes side by side. Returns when pods can be created, and run if there is a `conflist`.
-    pub async fn start(tools: Tools, options: Options) -> Result<Cluster> {
+    pub async fn start(tools: Tools, mut options: Options) -> Result<Cluster> {
         let site = Arc::new(Site::prepare(tools)?);
         write_images(&site, &options.images)?;
-        let control_plane = ControlPlane::prepare(site.clone(), options.audit).await?;
+        let (audit, restricted, crds) = (options.audit, options.restricted, std::mem::take(&mut options.crds));
+        let parts = ControlPlaneOptions { audit, controllers: true, restricted, crds };
+        let control_plane = ControlPlane::prepare(site.clone(), &parts).await?;
         let mut nodes = Vec::new();
         for (index, name) in (0..).zip(&options.nodes) {
             let node = Node::prepare(site.clone(), &control_plane.netns(), name, index)?;
@@ -71,8 +75,7 @@ impl Cluster {
             node.start()?;
             nodes.push(node);
         }
-        let (audit, controllers) = (options.audit, true);
-        control_plane.run(ControlPlaneOptions { audit, controllers, crds: options.crds }).await?;
+        control_plane.run(parts).await?;
         let cluster = Cluster { nodes, control_plane };
         let accounts: Api<ServiceAccount> = Api::default_namespaced(cluster.client());
         let has_account = await_condition(accounts, "default", |account: Option<&ServiceAccount>| account.is_some());

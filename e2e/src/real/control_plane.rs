@@ -29,6 +29,8 @@ pub struct ControlPlaneOptions {
     pub audit: bool,
     /// Run controller-manager and scheduler.
     pub controllers: bool,
+    /// Give user `kube-ipam` no rights but what RBAC objects grant it. Else it may do everything.
+    pub restricted: bool,
     /// Custom resource definitions to apply before anything else.
     pub crds: Crds,
 }
@@ -52,17 +54,17 @@ struct Processes {
 impl ControlPlane {
     /// Starts a control plane alone, for what needs no nodes.
     pub async fn start(tools: Tools, options: ControlPlaneOptions) -> Result<ControlPlane> {
-        let control_plane = ControlPlane::prepare(Arc::new(Site::prepare(tools)?), options.audit).await?;
+        let control_plane = ControlPlane::prepare(Arc::new(Site::prepare(tools)?), &options).await?;
         control_plane.run(options).await?;
         Ok(control_plane)
     }
 
     /// Makes the network that nodes join, and a client for later. Nothing runs yet.
-    pub(super) async fn prepare(site: Arc<Site>, audit: bool) -> Result<ControlPlane> {
+    pub(super) async fn prepare(site: Arc<Site>, options: &ControlPlaneOptions) -> Result<ControlPlane> {
         join_host(&site.slot, &site.netns(NETNS))?;
-        write_files(&site)?;
+        write_files(&site, options.restricted)?;
         let client = client(&admin_kubeconfig(&site)).await?;
-        let audit = audit.then(|| AuditLog::new(&site.slot.directory().join("audit.log")));
+        let audit = options.audit.then(|| AuditLog::new(&site.slot.directory().join("audit.log")));
         Ok(ControlPlane { processes: Mutex::default(), client, audit, site })
     }
 
@@ -240,9 +242,10 @@ impl std::fmt::Debug for ControlPlane {
 /// The users who log in with a token: their names are also their tokens.
 pub(super) const TOKEN_USERS: [&str; 2] = ["kube-ipam", "calico"];
 
-fn write_files(site: &Site) -> Result<()> {
+fn write_files(site: &Site, restricted: bool) -> Result<()> {
     let directory = site.slot.directory();
-    let tokens: String = TOKEN_USERS.iter().map(|user| format!("{user},{user},{user},system:masters\n")).collect();
+    let group = |user: &str| if restricted && user == "kube-ipam" { "kube-ipam" } else { "system:masters" };
+    let tokens: String = TOKEN_USERS.iter().map(|user| format!("{user},{user},{user},{}\n", group(user))).collect();
     fs::write(directory.join("tokens.csv"), tokens)?;
     fs::write(directory.join("audit-policy.json"), audit::POLICY)?;
     site.pki.write_kubeconfig(&admin_kubeconfig(site), &site.api_server(), &Identity::unrestricted("admin"))

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
@@ -59,6 +60,19 @@ impl Sandbox {
     /// One echo request from the pod, answered within a second or an error.
     pub fn ping(&self, to: IpAddr) -> Result<()> {
         succeed(self.command("ping").args(["-n", "-c", "1", "-W", "1", &to.to_string()])).map(drop)
+    }
+
+    /// Pings until one is answered: a new IPv6 address takes a second before it may be used.
+    pub async fn reaches(&self, to: IpAddr, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let sandbox = *self;
+            match tokio::task::spawn_blocking(move || sandbox.ping(to)).await? {
+                Ok(()) => return Ok(()),
+                Err(error) if started.elapsed() > limit => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
     }
 }
 

@@ -1,0 +1,226 @@
+//! One etcd member on loopback, in a directory of its own.
+//!
+//! Invariant: `kill` and `restart` keep the ports and the data, so that clients meet the same etcd again.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// Files for an etcd that speaks TLS and asks clients for a certificate.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The server's certificate, PEM; must be valid for 127.0.0.1.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// The authority of clients' certificates, PEM.
+    pub client_ca: PathBuf,
+}
+
+/// A running (or killed) etcd. Dropping it ends it and removes its data.
+#[derive(Debug)]
+pub struct Etcd {
+    process: Mutex<Option<Child>>,
+    ports: Ports,
+    tls: Option<Tls>,
+    directory: TempDir,
+    said: Arc<Mutex<VecDeque<String>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    client: u16,
+    peer: u16,
+}
+
+/// Lines of etcd's log kept for error messages.
+const LINES: usize = 40;
+
+/// What etcd logs once clients are served.
+const READY: &str = "ready to serve client requests";
+
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Etcd {
+    /// Starts etcd and waits until it serves. Blocks for some 100 ms.
+    pub fn start(tls: Option<Tls>) -> Result<Self> {
+        let mut last = None;
+        // Another process may take a port between our looking and etcd's binding.
+        for _ in 0..5 {
+            let etcd = Self {
+                process: Mutex::new(None),
+                ports: free_ports()?,
+                tls: tls.clone(),
+                directory: TempDir::with_prefix("etcd-")?,
+                said: Arc::default(),
+            };
+            match etcd.restart() {
+                Ok(()) => return Ok(etcd),
+                Err(error) if format!("{error:#}").contains("address already in use") => {
+                    last = Some(error)
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("etcd found no free port")))
+    }
+
+    /// `http://127.0.0.1:<port>`, or https.
+    pub fn url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme(), self.ports.client)
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// A client, without TLS.
+    pub async fn client(&self) -> Result<etcd_client::Client> {
+        Ok(etcd_client::Client::connect([self.url()], None).await?)
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Child>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it abruptly.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.process().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again after `kill`, with the data it had, and waits until it serves.
+    pub fn restart(&self) -> Result<()> {
+        self.kill();
+        let mut child = self.command()?.spawn().context("etcd does not start")?;
+        let (ready, is_ready) = mpsc::channel();
+        if let Some(log) = child.stderr.take() {
+            let said = self.said.clone();
+            thread::Builder::new()
+                .name("etcd-log".to_owned())
+                .spawn(move || follow(log, &said, &ready))?;
+        }
+        *self.process() = Some(child);
+        match is_ready.recv_timeout(START_TIMEOUT) {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                self.kill();
+                let lines = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+                let said = lines
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join("\n");
+                match why {
+                    RecvTimeoutError::Timeout => {
+                        bail!("etcd does not serve after {START_TIMEOUT:?}:\n{said}")
+                    }
+                    RecvTimeoutError::Disconnected => bail!("etcd ended:\n{said}"),
+                }
+            }
+        }
+    }
+
+    /// Stops it in its tracks: connections stay open and nothing is answered.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on after `pause`.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let process = self.process();
+        let child = process.as_ref().context("etcd does not run")?;
+        let pid = i32::try_from(child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("etcd has no process id")?;
+        kill_process(pid, signal).context("etcd cannot be signalled")
+    }
+
+    fn command(&self) -> Result<Command> {
+        let binary = etcd_bin_vendored::etcd_bin_path().map_err(|e| anyhow::anyhow!("{e}"))?;
+        let client = self.url();
+        let peer = format!("http://127.0.0.1:{}", self.ports.peer);
+        let mut command = Command::new(binary);
+        command
+            .arg("--name=embedded")
+            .arg("--data-dir")
+            .arg(self.directory.path().join("data"))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster=embedded={peer}"))
+            // A single member needs no patience: it only ever waits for itself.
+            .args(["--heartbeat-interval=10", "--election-timeout=50"])
+            .args([
+                "--unsafe-no-fsync",
+                "--log-level=info",
+                "--logger=zap",
+                "--log-outputs=stderr",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if let Some(tls) = &self.tls {
+            command
+                .arg("--cert-file")
+                .arg(&tls.cert)
+                .arg("--key-file")
+                .arg(&tls.key);
+            command
+                .arg("--client-cert-auth")
+                .arg("--trusted-ca-file")
+                .arg(&tls.client_ca);
+        }
+        Ok(command)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Two ports that were free a moment ago.
+fn free_ports() -> Result<Ports> {
+    let (one, other) = (
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
+    );
+    Ok(Ports {
+        client: one.local_addr()?.port(),
+        peer: other.local_addr()?.port(),
+    })
+}
+
+/// Reads the log to its end, keeps the newest lines, and says once when clients are served.
+fn follow(log: ChildStderr, said: &Mutex<VecDeque<String>>, ready: &Sender<()>) {
+    for line in BufReader::new(log).lines().map_while(Result::ok) {
+        if line.contains(READY) {
+            let _ = ready.send(());
+        }
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() == LINES {
+            said.pop_front();
+        }
+        said.push_back(line);
+    }
+}

@@ -1,0 +1,629 @@
+//! The driver over a cluster in memory: what pods get, keep and lose.
+
+mod common;
+
+use std::time::Duration;
+
+use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPReservation};
+use common::{World, attachment, ip};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube_ipam::driver::Error;
+use kube_ipam::store::faulty::Faults;
+use serde_json::json;
+
+#[tokio::test]
+async fn a_random_pod_gets_an_address_from_the_range_and_gives_it_back() {
+    let world = World::new();
+    world.random("a");
+    let address = world.address("n1", "a", "c1").await;
+    assert!(world.net().ipam.v4.unwrap().permits_random(address), "{address}");
+    world.assert_sound().await;
+    assert_eq!(world.allocated().await, [(address, "k8s-pod-network.c1".to_owned())]);
+    world.del("n1", "a", "c1").await.unwrap();
+    assert!(world.allocated().await.is_empty());
+    assert!(world.list::<IPAMHandle>().await.is_empty());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_del_without_an_add_and_a_second_del_write_nothing() {
+    let world = World::new();
+    world.random("a");
+    let before = world.objects.dump();
+    world.del("n1", "a", "never").await.unwrap();
+    assert_eq!(world.objects.dump(), before);
+    world.add("n1", "a", "c1").await.unwrap();
+    world.del("n1", "a", "c1").await.unwrap();
+    let before = world.objects.dump();
+    world.del("n1", "a", "c1").await.unwrap();
+    assert_eq!(world.objects.dump(), before);
+}
+
+#[tokio::test]
+async fn an_add_repeated_for_the_same_container_gives_the_same_answer_and_one_allocation() {
+    let world = World::new();
+    world.random("a");
+    world.fixed("f", "app", "10.244.0.216");
+    for pod in ["a", "f"] {
+        let first = world.add("n1", pod, &format!("c-{pod}")).await.unwrap();
+        let second = world.add("n1", pod, &format!("c-{pod}")).await.unwrap();
+        assert_eq!(first, second);
+    }
+    assert_eq!(world.allocated().await.len(), 2);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_fixed_pod_gets_its_address_and_the_records_say_so() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    let assigned = world.add("n1", "f-1", "c1").await.unwrap();
+    assert_eq!((assigned[0].address, assigned[0].fixed), (ip("10.244.0.216"), true));
+    let claim = world.claim("10.244.0.216").await.unwrap().value;
+    assert_eq!(claim.owner.to_string(), "Deployment default/app");
+    let holder = claim.holder.unwrap();
+    assert_eq!(
+        (holder.pod_uid.as_str(), holder.container_id.as_str(), holder.node.as_str()),
+        ("uid-of-f-1", "c1", "n1")
+    );
+    assert_eq!(holder.node_uid.as_deref(), Some("uid-of-n1"));
+    assert_eq!(world.reserved().await, ["10.244.0.216/32"]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn after_deletion_the_next_pod_of_the_owner_has_the_address_on_another_node() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.del("n1", "f-1", "c1").await.unwrap();
+    world.remove_pod("f-1");
+    let claim = world.claim("10.244.0.216").await.unwrap().value;
+    assert!(claim.holder.is_none());
+    world.fixed("f-2", "app", "10.244.0.216");
+    assert_eq!(world.address("n2", "f-2", "c2").await, ip("10.244.0.216"));
+    // The block stays n1's; n2 borrows, and says so where felix looks.
+    let blocks = world.list::<IPAMBlock>().await;
+    assert_eq!(blocks[0].spec.host(), Some("n1"));
+    assert_eq!(blocks[0].spec.attributes[0].secondary("node"), Some("n2"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_new_sandbox_of_the_same_pod_replaces_the_old_one_whose_del_is_then_a_no_op() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    assert_eq!(world.address("n1", "f-1", "c2").await, ip("10.244.0.216"));
+    world.assert_sound().await;
+    let before = (world.objects.dump(), world.claim("10.244.0.216").await);
+    world.del("n1", "f-1", "c1").await.unwrap();
+    assert_eq!((world.objects.dump(), world.claim("10.244.0.216").await), before);
+    assert_eq!(before.1.unwrap().value.generation, 2);
+}
+
+#[tokio::test]
+async fn a_stale_del_after_the_address_moved_on_changes_nothing() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.remove_pod("f-1");
+    world.node("n1", "Unknown");
+    world.fixed("f-2", "app", "10.244.0.216");
+    world.add("n2", "f-2", "c2").await.unwrap();
+    let before = (world.objects.dump(), world.claim("10.244.0.216").await);
+    world.del("n1", "f-1", "c1").await.unwrap();
+    assert_eq!((world.objects.dump(), world.claim("10.244.0.216").await), before);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn another_owner_is_refused_by_name_until_the_first_is_gone() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.fixed("g-1", "other", "10.244.0.216");
+    let before = world.objects.dump();
+    let error = world.add("n2", "g-1", "c2").await.unwrap_err().to_string();
+    for part in ["10.244.0.216", "Deployment default/app", "f-1", "n1"] {
+        assert!(error.contains(part), "{error:?} does not name {part}");
+    }
+    assert_eq!(world.objects.dump(), before);
+
+    world.del("n1", "f-1", "c1").await.unwrap();
+    world.remove_pod("f-1");
+    let error = world.add("n2", "g-1", "c2").await.unwrap_err().to_string();
+    assert!(error.contains("nobody"), "{error}");
+    assert!(world.objects.remove::<k8s_openapi::api::apps::v1::Deployment>(Some("default"), "app"));
+    assert_eq!(world.address("n2", "g-1", "c2").await, ip("10.244.0.216"));
+    assert_eq!(world.claim("10.244.0.216").await.unwrap().value.owner.name, "other");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_surge_pod_that_waits_for_the_pod_that_waits_for_it_is_told_the_remedy() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.pod("f-2", "app", "h2", json!({"kube-ipam.ip": "10.244.0.216"}));
+    let Err(Error::Impasse(impasse)) = world.add("n2", "f-2", "c2").await else { panic!("expected an impasse") };
+    assert!(impasse.remedies().contains("maxSurge to 0"), "{}", impasse.remedies());
+    world.pod("f-3", "app", "h1", json!({"kube-ipam.ip": "10.244.0.216"}));
+    let Err(Error::Impasse(impasse)) = world.add("n2", "f-3", "c3").await else { panic!("expected an impasse") };
+    assert!(impasse.remedies().contains("more replicas than addresses"), "{}", impasse.remedies());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_add_waits_for_the_release_of_a_pod_that_is_going_away() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    let mut leaving = world.fixed("f-1", "app", "10.244.0.216");
+    leaving.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    world.objects.put(&leaving);
+    world.fixed("f-2", "app", "10.244.0.216");
+    let waiting = world.address("n2", "f-2", "c2");
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.del("n1", "f-1", "c1").await.unwrap();
+    };
+    let (address, ()) = tokio::join!(waiting, release);
+    assert_eq!(address, ip("10.244.0.216"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_holder_that_does_not_let_go_is_named_with_node_and_state() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    let mut leaving = world.fixed("f-1", "app", "10.244.0.216");
+    leaving.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    world.objects.put(&leaving);
+    world.fixed("f-2", "app", "10.244.0.216");
+    let error = world.add("n2", "f-2", "c2").await.unwrap_err().to_string();
+    for part in ["pod f-1", "node n1", "terminating", "Ready"] {
+        assert!(error.contains(part), "{error:?} does not name {part}");
+    }
+}
+
+#[tokio::test]
+async fn the_address_of_a_dead_node_is_kept_until_there_is_proof_and_then_moves_once() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.node("n1", "Unknown");
+    world.fixed("f-2", "app", "10.244.0.216");
+    // Its pod object exists: nothing proves that the pod is dead.
+    assert!(matches!(world.add("n2", "f-2", "c2").await, Err(Error::Impasse(_))));
+    world.remove_pod("f-1");
+    assert_eq!(world.address("n2", "f-2", "c2").await, ip("10.244.0.216"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn under_the_policy_node_fenced_a_forced_deletion_is_no_proof() {
+    let mut world = World::new();
+    world.conf["ipam"]["takeover"] = json!({"proof": "nodeFenced", "graceSeconds": 0});
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.node("n1", "Unknown");
+    world.remove_pod("f-1");
+    world.fixed("f-2", "app", "10.244.0.216");
+    let error = world.add("n2", "f-2", "c2").await.unwrap_err().to_string();
+    assert!(error.contains("not fenced"), "{error}");
+    world.put::<Node>(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "uid-of-n1"},
+        "spec": {"taints": [{"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}]},
+    }));
+    assert_eq!(world.address("n2", "f-2", "c2").await, ip("10.244.0.216"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_node_made_again_under_the_same_name_is_another_node() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.remove_pod("f-1");
+    world.put::<Node>(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "uid-of-the-new-n1"},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }));
+    world.fixed("f-2", "app", "10.244.0.216");
+    assert_eq!(world.address("n2", "f-2", "c2").await, ip("10.244.0.216"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_ready_node_has_a_grace_to_release_the_address_of_a_force_deleted_pod() {
+    let mut world = World::new();
+    world.conf["ipam"]["waitSeconds"] = json!(0);
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.remove_pod("f-1");
+    world.fixed("f-2", "app", "10.244.0.216");
+    let error = world.add("n2", "f-2", "c2").await.unwrap_err().to_string();
+    assert!(error.contains("has until"), "{error}");
+    assert!(world.claim("10.244.0.216").await.unwrap().value.contested.is_some());
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(world.address("n2", "f-2", "c2").await, ip("10.244.0.216"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_list_means_one_of_these_and_a_statefulset_takes_the_nth() {
+    let world = World::new();
+    let list = "10.244.0.220,10.244.0.221";
+    for (pod, node) in [("f-1", "n1"), ("f-2", "n2")] {
+        world.fixed(pod, "app", list);
+        world.add(node, pod, &format!("c-{pod}")).await.unwrap();
+    }
+    let addresses: Vec<_> = world.allocated().await.into_iter().map(|(a, _)| a.to_string()).collect();
+    assert_eq!(addresses, ["10.244.0.220", "10.244.0.221"]);
+    for ordinal in [1, 0] {
+        world.put::<Pod>(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": format!("db-{ordinal}"), "namespace": "default", "uid": format!("uid-of-db-{ordinal}"),
+                "labels": {"apps.kubernetes.io/pod-index": ordinal.to_string()},
+                "annotations": {"kube-ipam.ip": "10.244.0.230,10.244.0.231"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "s", "controller": true}],
+            },
+        }));
+        let address = world.address("n1", &format!("db-{ordinal}"), &format!("db{ordinal}")).await;
+        assert_eq!(address.to_string(), format!("10.244.0.23{ordinal}"));
+    }
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn random_pods_never_get_a_reserved_or_a_fixed_address_even_while_nobody_holds_it() {
+    let mut world = World::new();
+    world.conf["ipam"]["rangeStart"] = json!("10.244.0.10");
+    world.conf["ipam"]["rangeEnd"] = json!("10.244.0.13");
+    world.fixed("f", "app", "10.244.0.12");
+    world.add("n1", "f", "cf").await.unwrap();
+    world.del("n1", "f", "cf").await.unwrap();
+    world.put::<IPReservation>(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "IPReservation", "metadata": {"name": "admin"},
+        "spec": {"reservedCIDRs": ["10.244.0.13"]},
+    }));
+    for (pod, expected) in [("a", "10.244.0.10"), ("b", "10.244.0.11")] {
+        world.random(pod);
+        assert_eq!(world.address("n1", pod, pod).await, ip(expected));
+    }
+    world.random("c");
+    let before = world.objects.dump();
+    let error = world.add("n1", "c", "c").await.unwrap_err().to_string();
+    for part in ["10.244.0.10 to 10.244.0.13", "4 in all", "2 in use", "2 reserved"] {
+        assert!(error.contains(part), "{error:?} does not say {part}");
+    }
+    assert_eq!(world.objects.dump(), before);
+    assert!(world.driver().status(&world.net()).await.is_err());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn when_its_blocks_are_used_up_a_node_borrows_unless_strict_affinity_forbids_it() {
+    let mut world = World::new();
+    world.conf["ipam"]["rangeStart"] = json!("10.244.0.64");
+    world.conf["ipam"]["rangeEnd"] = json!("10.244.0.127");
+    world.random("a");
+    world.random("b");
+    world.random("c");
+    world.add("n1", "a", "a").await.unwrap();
+    let borrowed = world.address("n2", "b", "b").await;
+    let blocks = world.list::<IPAMBlock>().await;
+    assert_eq!((blocks.len(), blocks[0].spec.host()), (1, Some("n1")));
+    assert!(blocks[0].spec.ordinal(borrowed).is_some());
+    world.config(json!({"strictAffinity": true, "autoAllocateBlocks": true}));
+    let error = world.add("n2", "c", "c").await.unwrap_err().to_string();
+    assert!(error.contains("strictAffinity") && error.contains("62 free in blocks of other nodes"), "{error}");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn under_strict_affinity_a_fixed_address_in_another_nodes_block_is_refused_with_the_owner() {
+    let world = World::new();
+    world.config(json!({"strictAffinity": true, "autoAllocateBlocks": true}));
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.fixed("g-1", "other", "10.244.0.217");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    let error = world.add("n2", "g-1", "c2").await.unwrap_err().to_string();
+    assert!(error.contains("host:n1") && error.contains("10.244.0.192/26"), "{error}");
+    assert!(world.claim("10.244.0.217").await.is_none(), "a failed ADD left its claim");
+    assert_eq!(world.reserved().await, ["10.244.0.216/32"]);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn claiming_stops_at_max_blocks_per_host() {
+    let mut world = World::new();
+    world.pool("default-ipv4-ippool", json!({"cidr": "10.244.0.0/16", "blockSize": 30}));
+    world.conf["ipam"]["rangeEnd"] = json!("10.244.0.100");
+    world.config(json!({"strictAffinity": true, "autoAllocateBlocks": true, "maxBlocksPerHost": 1}));
+    let mut refused = None;
+    for n in 0..5 {
+        let pod = format!("p{n}");
+        world.random(&pod);
+        if let Err(error) = world.add("n1", &pod, &pod).await {
+            refused = Some(error.to_string());
+            break;
+        }
+    }
+    assert!(refused.unwrap().contains("maxBlocksPerHost is 1"));
+    assert_eq!(world.list::<BlockAffinity>().await.len(), 1);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_disabled_pool_keeps_its_pods_and_takes_no_new_ones() {
+    let world = World::new();
+    world.random("a");
+    world.fixed("f", "app", "10.244.0.216");
+    world.add("n1", "a", "a").await.unwrap();
+    world.pool("default-ipv4-ippool", json!({"cidr": "10.244.0.0/16", "blockSize": 26, "disabled": true}));
+    world.random("b");
+    for pod in ["b", "f"] {
+        let error = world.add("n1", pod, pod).await.unwrap_err().to_string();
+        assert!(error.contains("disabled"), "{error}");
+    }
+    world.del("n1", "a", "a").await.unwrap();
+    assert!(world.allocated().await.is_empty());
+    assert!(world.objects.remove::<IPPool>(None, "default-ipv4-ippool"));
+    let error = world.add("n1", "b", "b").await.unwrap_err().to_string();
+    assert!(error.contains("10.244.0.0/16") && error.contains("none"), "{error}");
+}
+
+#[tokio::test]
+async fn a_subnet_without_a_pool_is_an_error_that_names_both() {
+    let world = World::new();
+    world.pool("default-ipv4-ippool", json!({"cidr": "10.245.0.0/16", "blockSize": 26}));
+    world.random("a");
+    let error = world.add("n1", "a", "a").await.unwrap_err().to_string();
+    assert!(error.contains("subnet 10.244.0.0/16") && error.contains("10.245.0.0/16"), "{error}");
+}
+
+#[tokio::test]
+async fn dual_stack_is_all_or_nothing() {
+    let mut world = World::new();
+    world.pool("v6", json!({"cidr": "fd00:10::/112", "blockSize": 122}));
+    world.conf["ipam"] = json!({
+        "type": "kube-ipam", "name": "kube-subnet", "etcdConfig": {"etcdURL": "http://127.0.0.1:2379"},
+        "ranges": [
+            [{"subnet": "10.244.0.0/16", "rangeStart": "10.244.0.10", "rangeEnd": "10.244.0.200"}],
+            [{"subnet": "fd00:10::/112", "rangeStart": "fd00:10::10", "rangeEnd": "fd00:10::10"}],
+        ],
+    });
+    world.random("a");
+    world.random("b");
+    let both = world.add("n1", "a", "a").await.unwrap();
+    assert!(both[0].address.is_ipv4() && both[1].address == ip("fd00:10::10"));
+    assert_eq!(world.list::<IPAMHandle>().await[0].spec.block.len(), 2);
+    world.assert_sound().await;
+    let error = world.add("n1", "b", "b").await.unwrap_err().to_string();
+    assert!(error.contains("IPv6"), "{error}");
+    assert_eq!(world.allocated().await.len(), 2);
+    world.assert_sound().await;
+    // A fixed address in one family leaves the other to chance, and takes both or none.
+    world.fixed("f", "app", "10.244.0.216");
+    assert!(world.add("n1", "f", "f").await.is_err());
+    assert!(world.claim("10.244.0.216").await.is_none());
+    world.del("n1", "a", "a").await.unwrap();
+    let both = world.add("n1", "f", "f").await.unwrap();
+    assert_eq!((both[0].fixed, both[1].fixed), (true, false));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn pools_follow_the_annotations_of_pod_and_namespace_and_the_nodes_labels() {
+    let mut world = World::new();
+    world.pool("default-ipv4-ippool", json!({"cidr": "10.244.0.0/24", "blockSize": 26, "nodeSelector": "zone == 'a'"}));
+    world.pool("second", json!({"cidr": "10.244.1.0/24", "blockSize": 26, "nodeSelector": "zone == 'b'"}));
+    world.conf["ipam"] = json!({"type": "kube-ipam", "subnet": "10.244.0.0/23"});
+    for (node, zone) in [("n1", "a"), ("n2", "b")] {
+        world.put::<Node>(json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "uid": node, "labels": {"zone": zone}},
+        }));
+    }
+    world.random("a");
+    world.random("b");
+    assert!(world.address("n1", "a", "a").await.to_string().starts_with("10.244.0."));
+    assert!(world.address("n2", "b", "b").await.to_string().starts_with("10.244.1."));
+    world.pod("c", "app", "h", json!({"cni.projectcalico.org/ipv4pools": "[\"second\"]"}));
+    assert!(world.address("n1", "c", "c").await.to_string().starts_with("10.244.1."));
+    world.put::<Namespace>(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+        "name": "default", "annotations": {"cni.projectcalico.org/ipv4pools": "[\"nowhere\"]"}}}));
+    world.random("d");
+    let error = world.add("n1", "d", "d").await.unwrap_err().to_string();
+    assert!(error.contains("nowhere"), "{error}");
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_cooldown_keeps_an_address_from_others_but_not_from_its_owner() {
+    let mut world = World::new();
+    world.conf["ipam"]["rangeStart"] = json!("10.244.0.70");
+    world.conf["ipam"]["rangeEnd"] = json!("10.244.0.70");
+    world.config(json!({"strictAffinity": false, "autoAllocateBlocks": true, "ipCooldownSeconds": 60}));
+    world.random("a");
+    world.add("n1", "a", "a").await.unwrap();
+    world.del("n1", "a", "a").await.unwrap();
+    world.random("b");
+    assert!(matches!(world.add("n1", "b", "b").await, Err(Error::Exhausted(_))));
+    world.fixed("f", "app", "10.244.0.216");
+    world.add("n1", "f", "f1").await.unwrap();
+    world.del("n1", "f", "f1").await.unwrap();
+    assert_eq!(world.address("n1", "f", "f2").await, ip("10.244.0.216"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_address_that_another_writer_took_is_refused_with_its_user_and_the_claim_is_not_kept() {
+    let world = World::new();
+    world.fixed("f", "app", "10.244.0.216");
+    let mut calico_ipam = world.clone();
+    calico_ipam.conf["ipam"] = json!({"type": "calico-ipam"});
+    world.random("intruder");
+    let net = calico_ipam.net();
+    let driver = world.driver();
+    let mut taking = attachment(&net, "n1", "intruder", "x");
+    let wanted = [ip("10.244.0.216")];
+    taking.explicit = &wanted;
+    driver.add(&taking).await.unwrap();
+    let error = world.add("n2", "f", "c").await.unwrap_err().to_string();
+    assert!(error.contains("default/intruder") && error.contains("n1"), "{error}");
+    assert!(world.claim("10.244.0.216").await.is_none());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_block_marked_deleted_is_as_absent_and_its_deletion_is_finished() {
+    let world = World::new();
+    world.random("a");
+    let first = world.address("n1", "a", "a").await;
+    world.del("n1", "a", "a").await.unwrap();
+    let mut block = world.list::<IPAMBlock>().await.remove(0);
+    let old_uid = block.metadata.uid.clone();
+    block.spec.deleted = true;
+    world.objects.put(&block);
+    world.random("b");
+    let second = world.address("n1", "b", "b").await;
+    assert_eq!(first, second);
+    let block = world.list::<IPAMBlock>().await.remove(0);
+    assert!(!block.spec.deleted && block.metadata.uid != old_uid);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_empty_block_of_another_node_is_taken_back_after_a_minute() {
+    let mut world = World::new();
+    world.config(json!({"strictAffinity": true, "autoAllocateBlocks": true}));
+    world.conf["ipam"]["rangeStart"] = json!("10.244.0.64");
+    world.conf["ipam"]["rangeEnd"] = json!("10.244.0.127");
+    world.random("a");
+    world.add("n1", "a", "a").await.unwrap();
+    world.del("n1", "a", "a").await.unwrap();
+    world.random("b");
+    assert!(world.add("n2", "b", "b").await.is_err(), "a young block was taken");
+    let mut block = world.list::<IPAMBlock>().await.remove(0);
+    block.spec.affinity_claim_time = Some("2026-01-01T00:00:00Z".into());
+    world.objects.put(&block);
+    world.add("n2", "b", "b").await.unwrap();
+    let block = world.list::<IPAMBlock>().await.remove(0);
+    assert_eq!(block.spec.host(), Some("n2"));
+    assert_eq!(world.list::<BlockAffinity>().await.len(), 1);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_warm_node_reads_at_most_eight_objects_and_writes_two() {
+    let world = World::new();
+    world.random("warm-up");
+    world.fixed("f-0", "app", "10.244.0.216");
+    world.add("n1", "warm-up", "w").await.unwrap();
+    world.add("n1", "f-0", "f0").await.unwrap();
+    world.del("n1", "f-0", "f0").await.unwrap();
+    world.random("a");
+    for (pod, transactions) in [("a", 0), ("f-0", 1)] {
+        let faults = Faults::none();
+        common::add(&world.faulty(&faults), &world.net(), "n1", pod, &format!("c-{pod}")).await.unwrap();
+        let calls = faults.calls();
+        let kubernetes = || calls.iter().filter(|c| !c.object.starts_with("claim"));
+        let reads = kubernetes().filter(|c| !c.is_write()).count();
+        let writes = kubernetes().filter(|c| c.is_write()).count();
+        let txns = calls.iter().filter(|c| c.verb == "txn").count();
+        assert!(reads <= 8, "{reads} reads: {calls:#?}");
+        assert_eq!((writes, txns), (2, transactions), "{calls:#?}");
+        assert!(!calls.iter().any(|c| c.verb == "list" && c.object == "ipamblocks"), "{calls:#?}");
+    }
+}
+
+#[tokio::test]
+async fn gc_releases_what_the_runtime_does_not_know_and_nothing_else() {
+    let world = World::new();
+    for pod in ["a", "b", "other"] {
+        world.random(pod);
+    }
+    world.fixed("f", "app", "10.244.0.216");
+    world.add("n1", "a", "a").await.unwrap();
+    let kept = world.address("n1", "b", "b").await;
+    world.add("n1", "f", "f").await.unwrap();
+    let elsewhere = world.address("n2", "other", "o").await;
+    let net = world.net();
+    let valid = ["b".to_owned()].into();
+    let collected = world.driver().gc(&attachment(&net, "n1", "", "gc"), &valid).await.unwrap();
+    assert_eq!(collected.iter().map(|c| c.container_id.as_str()).collect::<Vec<_>>(), ["a", "f"]);
+    let mut left: Vec<_> = world.allocated().await.into_iter().map(|(a, _)| a).collect();
+    left.sort();
+    let mut expected = vec![kept, elsewhere];
+    expected.sort();
+    assert_eq!(left, expected);
+    assert!(world.claim("10.244.0.216").await.unwrap().value.holder.is_none());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn check_finds_what_is_no_longer_on_record() {
+    let world = World::new();
+    world.fixed("f", "app", "10.244.0.216");
+    world.add("n1", "f", "f").await.unwrap();
+    let net = world.net();
+    let driver = world.driver();
+    let attachment = attachment(&net, "n1", "f", "f");
+    let address = [ip("10.244.0.216")];
+    assert!(driver.check(&attachment, &address).await.unwrap().is_empty());
+    assert_eq!(driver.check(&attachment, &[ip("10.244.0.217")]).await.unwrap().len(), 1);
+    world.fixed("f2", "app", "10.244.0.216");
+    world.add("n1", "f", "f-again").await.unwrap();
+    assert_eq!(driver.check(&attachment, &address).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_del_that_arrives_while_the_add_still_runs_leaves_nothing() {
+    let world = World::new();
+    world.fixed("f", "app", "10.244.0.216");
+    let net = world.net();
+    let mut overtaken = attachment(&net, "n1", "f", "f");
+    overtaken.cancelled = &|| true;
+    assert!(matches!(world.driver().add(&overtaken).await, Err(Error::Cancelled)));
+    assert!(world.allocated().await.is_empty() && world.list::<IPAMHandle>().await.is_empty());
+    assert!(world.claim("10.244.0.216").await.is_none());
+    assert!(world.reserved().await.is_empty());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn many_adds_at_once_on_both_nodes_never_share_an_address() {
+    let world = World::new();
+    let mut tasks = Vec::new();
+    for n in 0..100 {
+        let pod = format!("p{n}");
+        world.random(&pod);
+        let world = world.clone();
+        let node = if n % 2 == 0 { "n1" } else { "n2" };
+        tasks.push(tokio::spawn(async move { world.address(node, &pod, &pod).await }));
+    }
+    let mut addresses = Vec::new();
+    for task in tasks {
+        addresses.push(task.await.unwrap());
+    }
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 100);
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn of_two_racing_owners_exactly_one_gets_the_address() {
+    for _ in 0..20 {
+        let world = World::new();
+        world.fixed("a", "one", "10.244.0.216");
+        world.fixed("b", "two", "10.244.0.216");
+        let (a, b) = tokio::join!(world.add("n1", "a", "a"), world.add("n2", "b", "b"));
+        assert_eq!(usize::from(a.is_ok()) + usize::from(b.is_ok()), 1);
+        world.assert_sound().await;
+    }
+}
