@@ -168,12 +168,7 @@ impl Class {
 // === impl Violation ===
 
 impl Violation {
-    fn new(
-        class: Class,
-        object: impl Into<String>,
-        detail: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
+    fn new(class: Class, object: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         let (object, detail, remedy) = (object.into(), detail.into(), remedy.into());
         Self { invariant: class.invariant(), class, object, detail, remedy }
     }

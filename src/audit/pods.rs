@@ -67,7 +67,8 @@ fn leaks(view: &View<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
     let taken: Vec<&IpAddr> = view.live().flat_map(|pod| &pod.addresses).collect();
     for used in view.used.values() {
-        let keeps_from_windows = used.attribute.handle().is_some_and(|h| h.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE));
+        let keeps_from_windows =
+            used.attribute.handle().is_some_and(|h| h.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE));
         let named = used.pod().and_then(|key| view.pods.get(&key)).is_some_and(|p| p.addresses.contains(&used.address));
         if keeps_from_windows || (!named && taken.contains(&&used.address)) {
             continue;

@@ -13,7 +13,7 @@ pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
             let detail = format!("gives {} to {}, and no IPPool covers it", used.address, used.user());
             let remedy = "nothing routes it reliably: restore the pool, or delete the pod so that it moves";
             found.push(Violation::new(Class::OutsidePools, used.object(), detail, remedy));
-        } else if let Some(why) = view.snapshot.net.as_ref().and_then(|net| forbidden(net, used)) {
+        } else if let Some(why) = view.snapshot.net.as_ref().and_then(|net| forbidden(net, used, view.is_fixed(used))) {
             let detail = format!("gives {} to {}, though it {why}", used.address, used.user());
             let remedy = "delete the pod, so that it gets an address of the range";
             found.push(Violation::new(Class::OutsideRange, used.object(), detail, remedy));
@@ -24,11 +24,11 @@ pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
 
 /// Why the configuration does not permit an address; `None` also where it has no say: without a subnet in
 /// calico-ipam's dialect.
-fn forbidden(net: &NetConf, used: &Use<'_>) -> Option<String> {
+fn forbidden(net: &NetConf, used: &Use<'_>, fixed: bool) -> Option<String> {
     let ranges = net.ipam.ranges(Family::of(used.address))?;
     if let Err(why) = ranges.permits_fixed(used.address) {
         return Some(why.to_string());
     }
-    let outside = !used.is_fixed() && !ranges.permits_random(used.address);
+    let outside = !fixed && !ranges.permits_random(used.address);
     outside.then(|| format!("is outside of the range {ranges}"))
 }

@@ -19,6 +19,7 @@ pub(super) struct View<'a> {
     /// Pods with addresses of their own, by (namespace, name).
     pub pods: BTreeMap<(&'a str, &'a str), PodView<'a>>,
     nodes: BTreeSet<String>,
+    claimed: BTreeSet<IpAddr>,
 }
 
 /// An allocation.
@@ -54,6 +55,7 @@ impl<'a> View<'a> {
             used: used.collect(),
             pods: pods.collect(),
             nodes: snapshot.nodes.iter().map(|node| node.name_any()).collect(),
+            claimed: snapshot.claims.iter().flatten().map(|claim| claim.value.address).collect(),
         }
     }
 
@@ -65,6 +67,11 @@ impl<'a> View<'a> {
     /// The pod of that UID in a namespace.
     pub(super) fn by_uid<'v>(&'v self, namespace: &'v str, name: &'v str, uid: &str) -> Option<&'v PodView<'a>> {
         self.pods.get(&(namespace, name)).filter(|pod| pod.pod.metadata.uid.as_deref() == Some(uid))
+    }
+
+    /// Whether an allocation is on a fixed address, by its own word or by a claim's.
+    pub(super) fn is_fixed(&self, used: &Use<'_>) -> bool {
+        used.is_fixed() || self.claimed.contains(&used.address)
     }
 
     pub(super) fn in_a_pool(&self, address: IpAddr) -> bool {

@@ -36,8 +36,8 @@ pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
 pub(crate) use self::reservation::is_own_reservation;
-pub(crate) use self::snapshot::pod_state;
 pub use self::snapshot::UnmetPool;
+pub(crate) use self::snapshot::pod_state;
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::Policy;
