@@ -5,12 +5,16 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`plugin`] | the CNI executable: environment and stdin in, JSON out |
+//! | [`cli`] | the command line: arguments in, tables or JSON out |
+//! | [`audit`] | judges the whole live state by the named invariants |
 //! | [`driver`] | runs a decision: reads, asks, writes, retries |
 //! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
 //! | [`cni`], [`conflist`], [`netconf`], [`pod`], [`range`], [`claim`] | pure: text to types, choices, claim decisions |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod audit;
 pub mod claim;
+pub mod cli;
 pub mod cni;
 pub mod conflist;
 pub mod driver;

@@ -19,6 +19,7 @@ mod release;
 mod reservation;
 mod snapshot;
 mod status;
+mod withdraw;
 
 use std::net::IpAddr;
 
@@ -34,7 +35,10 @@ pub use self::gate::{Gate, Open, Pass};
 pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
+pub(crate) use self::reservation::is_own_reservation;
 pub use self::snapshot::UnmetPool;
+pub(crate) use self::snapshot::pod_state;
+pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::Policy;
 use crate::netconf::NetConf;

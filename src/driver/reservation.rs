@@ -13,9 +13,17 @@ use super::converge::{Known, Step};
 use super::{Driver, Error, host_cidr};
 use crate::store::{Ledger, Objects};
 
+/// What the names of our reservations begin with.
+const PREFIX: &str = "kube-ipam-";
+
 /// Name of the reservation for the claims inside a block.
 pub(crate) fn reservation_name(block: &IpNetwork) -> String {
-    format!("kube-ipam-{}", cidr_name(block))
+    format!("{PREFIX}{}", cidr_name(block))
+}
+
+/// Whether a reservation of this name is one of ours.
+pub(crate) fn is_own_reservation(name: &str) -> bool {
+    name.starts_with(PREFIX)
 }
 
 /// Whether the reservation for `block` covers `address` already.
@@ -54,9 +62,25 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Takes `address` out of the reservation of its block; an empty reservation is deleted.
     pub(crate) async fn unreserve(&self, address: IpAddr, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
+        self.unreserve_in(&reservation_name(block), address, deadline).await
+    }
+
+    /// Takes `address` out of whichever of our reservations has it: the pool's block size may have changed
+    /// since it was put there.
+    pub(super) async fn unreserve_everywhere(&self, address: IpAddr, deadline: Instant) -> Result<(), Error> {
+        let entry = host_cidr(address).to_string();
+        for reservation in self.optional::<IPReservation>().await? {
+            if is_own_reservation(&reservation.name_any()) && reservation.spec.reserved_cidrs.contains(&entry) {
+                self.unreserve_in(&reservation.name_any(), address, deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn unreserve_in(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<(), Error> {
         let entry = host_cidr(address).to_string();
         let settled = self
-            .converge::<IPReservation, _, Error>(&reservation_name(block), Known::Unread, deadline, |current| {
+            .converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {
                 Ok(match current {
                     None => Step::Done(()),
                     Some(found) if !found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),

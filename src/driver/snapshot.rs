@@ -154,7 +154,7 @@ pub(super) fn host(node: &str) -> Affinity {
 // === evidence ===
 
 /// A holder's pod, compared by UID.
-pub(super) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
+pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
     let Some(pod) = pod.filter(|p| p.metadata.uid.as_deref() == Some(uid)) else { return PodState::Gone };
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {

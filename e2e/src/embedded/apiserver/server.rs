@@ -53,8 +53,8 @@ struct Running {
 impl Server {
     /// Starts a server on a free loopback port, with the namespaces every cluster has.
     pub fn start(options: &Options) -> anyhow::Result<Self> {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .context("no loopback port for the API server")?;
+        let listener =
+            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no loopback port for the API server")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             api: Arc::new(Api::new()),
@@ -64,22 +64,12 @@ impl Server {
             address: address.to_string(),
             started: Instant::now(),
         });
-        let server = Self {
-            running: Mutex::new(Some(serve(shared.clone(), listener)?)),
-            shared,
-            address,
-        };
+        let server = Self { running: Mutex::new(Some(serve(shared.clone(), listener)?)), shared, address };
         for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-            server.create(
-                "/api/v1/namespaces",
-                &json!({"metadata": {"name": namespace}}),
-            )?;
+            server.create("/api/v1/namespaces", &json!({"metadata": {"name": namespace}}))?;
         }
         for crd in &options.crds {
-            server.create(
-                "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-                &serde_json::to_value(crd)?,
-            )?;
+            server.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &serde_json::to_value(crd)?)?;
         }
         Ok(server)
     }
@@ -98,25 +88,18 @@ impl Server {
     }
 
     fn write(&self, method: &http::Method, path: &str, object: &Value) -> anyhow::Result<()> {
-        let target = request::Path::parse(path)
-            .with_context(|| format!("{path} is not the path of a resource"))?;
+        let target = request::Path::parse(path).with_context(|| format!("{path} is not the path of a resource"))?;
         let body = object.to_string();
         let patches = method == http::Method::PATCH;
         let asked = Asked {
             method,
             query: &request::Query::default(),
             accept: "",
-            content_type: if patches {
-                "application/merge-patch+json"
-            } else {
-                "application/json"
-            },
+            content_type: if patches { "application/merge-patch+json" } else { "application/json" },
             body: body.as_bytes(),
         };
         let outcome = self.shared.api.handle(target, &asked);
-        outcome
-            .map(drop)
-            .map_err(|error| anyhow::anyhow!("{path}: {}", error.message))
+        outcome.map(drop).map_err(|error| anyhow::anyhow!("{path}: {}", error.message))
     }
 
     /// Where it listens.
@@ -136,16 +119,9 @@ impl Server {
     }
 
     /// The same, with a bearer token.
-    pub fn client_with_token(
-        &self,
-        agent: &str,
-        token: Option<&str>,
-    ) -> anyhow::Result<kube::Client> {
+    pub fn client_with_token(&self, agent: &str, token: Option<&str>) -> anyhow::Result<kube::Client> {
         let mut config = kube::Config::new(self.url().parse()?);
-        config.headers.push((
-            HeaderName::from_static("user-agent"),
-            HeaderValue::from_str(agent)?,
-        ));
+        config.headers.push((HeaderName::from_static("user-agent"), HeaderValue::from_str(agent)?));
         // A client that repeats a 504 by itself hides from the test what its request did.
         config.default_retry = false;
         config.auth_info.token = token.map(|t| t.to_owned().into());
@@ -154,9 +130,7 @@ impl Server {
 
     /// Writes a kubeconfig for this server, with a bearer token if one is given.
     pub fn write_kubeconfig(&self, file: &Path, token: Option<&str>) -> anyhow::Result<()> {
-        let user = token
-            .map(|t| json!({"token": t}))
-            .unwrap_or_else(|| json!({}));
+        let user = token.map(|t| json!({"token": t})).unwrap_or_else(|| json!({}));
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "embedded",
             "clusters": [{"name": "embedded", "cluster": {"server": self.url()}}],
@@ -182,17 +156,9 @@ impl Server {
         self.shared.api.store.with(|state| {
             let id = |key: &super::store::Key| {
                 let words = [&key.resource, &key.namespace, &key.name];
-                words
-                    .into_iter()
-                    .filter(|w| !w.is_empty())
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join("/")
+                words.into_iter().filter(|w| !w.is_empty()).map(String::as_str).collect::<Vec<_>>().join("/")
             };
-            state
-                .all()
-                .map(|(key, object)| (id(key), Value::clone(object)))
-                .collect()
+            state.all().map(|(key, object)| (id(key), Value::clone(object))).collect()
         })
     }
 
@@ -227,19 +193,12 @@ impl Server {
     }
 
     fn tokens(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
-        self.shared
-            .tokens
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Cuts all connections and refuses new ones.
     pub fn down(&self) {
-        let running = self
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(running) = running {
             let _ = running.stop.send(());
             let _ = running.thread.join();
@@ -271,24 +230,20 @@ fn listen_again(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// Serves on a thread of its own.
 fn serve(shared: Arc<Shared>, listener: std::net::TcpListener) -> io::Result<Running> {
     listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
-    let thread = thread::Builder::new()
-        .name("apiserver".to_owned())
-        .spawn(move || {
-            runtime.block_on(async move {
-                let Ok(listener) = TcpListener::from_std(listener) else {
-                    return;
-                };
-                let mut connections = JoinSet::new();
-                tokio::select! {
-                    () = accept(shared, listener, &mut connections) => {}
-                    _ = stopped => {}
-                }
-            });
-        })?;
+    let thread = thread::Builder::new().name("apiserver".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            let Ok(listener) = TcpListener::from_std(listener) else {
+                return;
+            };
+            let mut connections = JoinSet::new();
+            tokio::select! {
+                () = accept(shared, listener, &mut connections) => {}
+                _ = stopped => {}
+            }
+        });
+    })?;
     Ok(Running { stop, thread })
 }
 
@@ -306,10 +261,8 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: &mut Jo
                 async move { shared.answer(request).await }
             });
             // A cut connection ends with an error that was asked for.
-            let _ = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let _ =
+                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
         });
         while connections.try_join_next().is_some() {}
     }

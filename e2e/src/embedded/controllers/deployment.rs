@@ -18,30 +18,17 @@ const HASH: &str = "pod-template-hash";
 
 /// Keeps every Deployment's ReplicaSets.
 pub(super) async fn run(client: Client) {
-    let deployments = Controller::new(
-        Api::<Deployment>::all(client.clone()),
-        watcher::Config::default(),
-    )
-    .owns(
-        Api::<ReplicaSet>::all(client.clone()),
-        watcher::Config::default(),
-    )
-    // Strategy Recreate waits for old pods to be gone, which no ReplicaSet tells.
-    .watches(
-        Api::<Pod>::all(client.clone()),
-        watcher::Config::default(),
-        deployment_of,
-    );
+    let deployments = Controller::new(Api::<Deployment>::all(client.clone()), watcher::Config::default())
+        .owns(Api::<ReplicaSet>::all(client.clone()), watcher::Config::default())
+        // Strategy Recreate waits for old pods to be gone, which no ReplicaSet tells.
+        .watches(Api::<Pod>::all(client.clone()), watcher::Config::default(), deployment_of);
     drive(deployments.run(reconcile, again, Arc::new(client))).await;
 }
 
 /// The Deployment of a pod: its ReplicaSet's name without the hash.
 fn deployment_of(pod: Pod) -> Option<ObjectRef<Deployment>> {
     let hash = pod.labels().get(HASH)?;
-    let owner = pod
-        .owner_references()
-        .iter()
-        .find(|owner| owner.kind == "ReplicaSet")?;
+    let owner = pod.owner_references().iter().find(|owner| owner.kind == "ReplicaSet")?;
     let name = owner.name.strip_suffix(&format!("-{hash}"))?;
     Some(ObjectRef::new(name).within(&pod.namespace()?))
 }
@@ -57,10 +44,7 @@ fn wanted(set: &ReplicaSet) -> i32 {
 }
 
 fn available(set: &ReplicaSet) -> i32 {
-    set.status
-        .as_ref()
-        .and_then(|s| s.available_replicas)
-        .unwrap_or(0)
+    set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
 }
 
 fn present(set: &ReplicaSet) -> i32 {
@@ -70,11 +54,7 @@ fn present(set: &ReplicaSet) -> i32 {
 async fn reconcile(deployment: Arc<Deployment>, client: Arc<Client>) -> Outcome {
     let namespace = deployment.namespace().unwrap_or_default();
     let deployments: Api<Deployment> = Api::namespaced(client.as_ref().clone(), &namespace);
-    let Some(deployment) = deployments
-        .get_opt(&deployment.name_any())
-        .await?
-        .filter(|d| !pods::is_deleting(d))
-    else {
+    let Some(deployment) = deployments.get_opt(&deployment.name_any()).await?.filter(|d| !pods::is_deleting(d)) else {
         return Ok(Action::await_change());
     };
     let Some(spec) = &deployment.spec else {
@@ -82,40 +62,18 @@ async fn reconcile(deployment: Arc<Deployment>, client: Arc<Client>) -> Outcome 
     };
     let sets: Api<ReplicaSet> = Api::namespaced(client.as_ref().clone(), &namespace);
     let uid = deployment.uid().unwrap_or_default();
-    let owned = sets
-        .list(&ListParams::default())
-        .await?
-        .items
-        .into_iter()
-        .filter(|s| pods::is_controlled_by(s, &uid));
-    let name = format!(
-        "{}-{}",
-        deployment.name_any(),
-        pods::template_hash(&spec.template)
-    );
+    let owned = sets.list(&ListParams::default()).await?.items.into_iter().filter(|s| pods::is_controlled_by(s, &uid));
+    let name = format!("{}-{}", deployment.name_any(), pods::template_hash(&spec.template));
     let (mut new, old): (Vec<_>, Vec<_>) = owned.partition(|set| set.name_any() == name);
     let recreates = spec.strategy.as_ref().and_then(|s| s.type_.as_deref()) == Some("Recreate");
     if recreates && !old_is_gone(&client, &namespace, spec, &sets, &old).await? {
         return report(&deployments, &deployment, &new, &old).await;
     }
     if new.is_empty() {
-        let replicas = if recreates {
-            spec.replicas.unwrap_or(1)
-        } else {
-            0
-        };
-        new.push(
-            sets.create(
-                &PostParams::default(),
-                &replica_set(&deployment, spec, &name, replicas),
-            )
-            .await?,
-        );
+        let replicas = if recreates { spec.replicas.unwrap_or(1) } else { 0 };
+        new.push(sets.create(&PostParams::default(), &replica_set(&deployment, spec, &name, replicas)).await?);
     }
-    let mut rollout = Rollout {
-        new: new.remove(0),
-        old,
-    };
+    let mut rollout = Rollout { new: new.remove(0), old };
     if recreates {
         let all = spec.replicas.unwrap_or(1);
         scale(&sets, &mut rollout.new, all).await?;
@@ -125,25 +83,12 @@ async fn reconcile(deployment: Arc<Deployment>, client: Arc<Client>) -> Outcome 
     report(&deployments, &deployment, &[rollout.new], &rollout.old).await
 }
 
-fn replica_set(
-    deployment: &Deployment,
-    spec: &DeploymentSpec,
-    name: &str,
-    replicas: i32,
-) -> ReplicaSet {
+fn replica_set(deployment: &Deployment, spec: &DeploymentSpec, name: &str, replicas: i32) -> ReplicaSet {
     let hash = pods::template_hash(&spec.template);
     let mut template = spec.template.clone();
     let mut selector = spec.selector.clone();
-    template
-        .metadata
-        .get_or_insert_default()
-        .labels
-        .get_or_insert_default()
-        .insert(HASH.to_owned(), hash.clone());
-    selector
-        .match_labels
-        .get_or_insert_default()
-        .insert(HASH.to_owned(), hash);
+    template.metadata.get_or_insert_default().labels.get_or_insert_default().insert(HASH.to_owned(), hash.clone());
+    selector.match_labels.get_or_insert_default().insert(HASH.to_owned(), hash);
     ReplicaSet {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -173,13 +118,7 @@ async fn old_is_gone(
         scale(sets, &mut set.clone(), 0).await?;
     }
     for set in old {
-        let left = pods::controlled(
-            client,
-            namespace,
-            &spec.selector,
-            &set.uid().unwrap_or_default(),
-        )
-        .await?;
+        let left = pods::controlled(client, namespace, &spec.selector, &set.uid().unwrap_or_default()).await?;
         if left.iter().any(|pod| !pods::is_finished(pod)) {
             return Ok(false);
         }
@@ -190,9 +129,7 @@ async fn old_is_gone(
 async fn scale(sets: &Api<ReplicaSet>, set: &mut ReplicaSet, replicas: i32) -> Result<(), Failure> {
     if wanted(set) != replicas {
         let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-        *set = sets
-            .patch(&set.name_any(), &PatchParams::default(), &patch)
-            .await?;
+        *set = sets.patch(&set.name_any(), &PatchParams::default(), &patch).await?;
     }
     Ok(())
 }
@@ -204,17 +141,9 @@ fn resolve(value: Option<&IntOrString>, whole: i32, rounds_up: bool) -> i32 {
         Some(IntOrString::String(text)) => {
             let percent = text.trim_end_matches('%').parse().unwrap_or(25);
             let hundredths = whole * percent;
-            if rounds_up {
-                (hundredths + 99) / 100
-            } else {
-                hundredths / 100
-            }
+            if rounds_up { (hundredths + 99) / 100 } else { hundredths / 100 }
         }
-        None => resolve(
-            Some(&IntOrString::String("25%".to_owned())),
-            whole,
-            rounds_up,
-        ),
+        None => resolve(Some(&IntOrString::String("25%".to_owned())), whole, rounds_up),
     }
 }
 
@@ -226,10 +155,7 @@ impl Rollout {
     /// One step of a rolling update: first up to the surge, then down to what must stay available.
     async fn roll(&mut self, sets: &Api<ReplicaSet>, spec: &DeploymentSpec) -> Result<(), Failure> {
         let all = spec.replicas.unwrap_or(1);
-        let limits = spec
-            .strategy
-            .as_ref()
-            .and_then(|s| s.rolling_update.as_ref());
+        let limits = spec.strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
         let surge = resolve(limits.and_then(|l| l.max_surge.as_ref()), all, true);
         let mut unavailable = resolve(limits.and_then(|l| l.max_unavailable.as_ref()), all, false);
         if surge == 0 && unavailable == 0 {
@@ -252,12 +178,7 @@ impl Rollout {
             scale(sets, set, target).await?;
             may_go -= broken;
         }
-        let serving = available(&self.new)
-            + self
-                .old
-                .iter()
-                .map(|s| available(s).min(wanted(s)))
-                .sum::<i32>();
+        let serving = available(&self.new) + self.old.iter().map(|s| available(s).min(wanted(s))).sum::<i32>();
         let mut may_go = serving - must_stay;
         for set in &mut self.old {
             let leaving = wanted(set).clamp(0, may_go.max(0));
@@ -275,11 +196,7 @@ async fn report(
     new: &[ReplicaSet],
     old: &[ReplicaSet],
 ) -> Outcome {
-    let all = deployment
-        .spec
-        .as_ref()
-        .and_then(|s| s.replicas)
-        .unwrap_or(1);
+    let all = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
     let sum = |count: fn(&ReplicaSet) -> i32| new.iter().chain(old).map(count).sum::<i32>();
     let ready = sum(available);
     let updated = new.iter().map(present).sum::<i32>();
@@ -289,12 +206,6 @@ async fn report(
         "readyReplicas": ready, "availableReplicas": ready, "unavailableReplicas": (all - ready).max(0),
         "conditions": [{"type": "Available", "status": is_available, "reason": "MinimumReplicas"}, {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}],
     }});
-    deployments
-        .patch_status(
-            &deployment.name_any(),
-            &PatchParams::default(),
-            &Patch::Merge(status),
-        )
-        .await?;
+    deployments.patch_status(&deployment.name_any(), &PatchParams::default(), &Patch::Merge(status)).await?;
     Ok(Action::await_change())
 }

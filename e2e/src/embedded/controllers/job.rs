@@ -22,42 +22,21 @@ pub(super) async fn run(client: Client) {
 async fn reconcile(job: Arc<Job>, client: Arc<Client>) -> Outcome {
     let namespace = job.namespace().unwrap_or_default();
     let jobs: Api<Job> = Api::namespaced(client.as_ref().clone(), &namespace);
-    let Some(job) = jobs
-        .get_opt(&job.name_any())
-        .await?
-        .filter(|j| !pods::is_deleting(j))
-    else {
+    let Some(job) = jobs.get_opt(&job.name_any()).await?.filter(|j| !pods::is_deleting(j)) else {
         return Ok(Action::await_change());
     };
     let Some(spec) = &job.spec else {
         return Ok(Action::await_change());
     };
-    let ended = job
-        .status
-        .as_ref()
-        .and_then(|s| s.conditions.as_deref())
-        .unwrap_or_default();
-    if ended
-        .iter()
-        .any(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")
-    {
+    let ended = job.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    if ended.iter().any(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True") {
         return Ok(Action::await_change());
     }
     let selector = spec.selector.clone().unwrap_or_default();
-    let mine = pods::controlled(
-        &client,
-        &namespace,
-        &selector,
-        &job.uid().unwrap_or_default(),
-    )
-    .await?;
+    let mine = pods::controlled(&client, &namespace, &selector, &job.uid().unwrap_or_default()).await?;
     let count = |wanted: &str| mine.iter().filter(|pod| pods::phase(pod) == wanted).count();
     let (succeeded, failed) = (count("Succeeded"), count("Failed"));
-    let number = |value: Option<i32>, preset: usize| {
-        value
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(preset)
-    };
+    let number = |value: Option<i32>, preset: usize| value.and_then(|n| usize::try_from(n).ok()).unwrap_or(preset);
     let completions = number(spec.completions, 1);
     let condition = if succeeded >= completions {
         Some("Complete")
@@ -71,11 +50,7 @@ async fn reconcile(job: Arc<Job>, client: Arc<Client>) -> Outcome {
         let api: Api<Pod> = Api::namespaced(client.as_ref().clone(), &namespace);
         let wanted = number(spec.parallelism, 1).min(completions - succeeded);
         for _ in active..wanted {
-            api.create(
-                &PostParams::default(),
-                &pods::from_template(&job, &spec.template, &[]),
-            )
-            .await?;
+            api.create(&PostParams::default(), &pods::from_template(&job, &spec.template, &[])).await?;
             active += 1;
         }
     }
@@ -84,11 +59,6 @@ async fn reconcile(job: Arc<Job>, client: Arc<Client>) -> Outcome {
         status["conditions"] = json!([{"type": kind, "status": "True"}]);
         status["active"] = 0.into();
     }
-    jobs.patch_status(
-        &job.name_any(),
-        &PatchParams::default(),
-        &Patch::Merge(json!({"status": status})),
-    )
-    .await?;
+    jobs.patch_status(&job.name_any(), &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await?;
     Ok(Action::await_change())
 }

@@ -13,10 +13,7 @@ use super::{AGAIN, Outcome, again, drive, pods};
 
 /// Empties and finalizes namespaces that are being deleted.
 pub(super) async fn run(client: Client) {
-    let namespaces = Controller::new(
-        Api::<Namespace>::all(client.clone()),
-        watcher::Config::default(),
-    );
+    let namespaces = Controller::new(Api::<Namespace>::all(client.clone()), watcher::Config::default());
     drive(namespaces.run(reconcile, again, Arc::new(client))).await;
 }
 
@@ -30,16 +27,11 @@ async fn reconcile(namespace: Arc<Namespace>, client: Arc<Client>) -> Outcome {
     let mut left = 0;
     for group in discovery.groups() {
         for (kind, capabilities) in group.recommended_resources() {
-            if capabilities.scope != Scope::Namespaced
-                || !capabilities.supports_operation(verbs::DELETE_COLLECTION)
-            {
+            if capabilities.scope != Scope::Namespaced || !capabilities.supports_operation(verbs::DELETE_COLLECTION) {
                 continue;
             }
-            let objects: Api<DynamicObject> =
-                Api::namespaced_with(client.as_ref().clone(), &name, &kind);
-            objects
-                .delete_collection(&DeleteParams::default(), &ListParams::default())
-                .await?;
+            let objects: Api<DynamicObject> = Api::namespaced_with(client.as_ref().clone(), &name, &kind);
+            objects.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
             left += objects.list(&ListParams::default()).await?.items.len();
         }
     }
@@ -50,8 +42,6 @@ async fn reconcile(namespace: Arc<Namespace>, client: Arc<Client>) -> Outcome {
     if let Some(spec) = &mut namespace.spec {
         spec.finalizers = None;
     }
-    namespaces
-        .replace_subresource("finalize", &name, &PostParams::default(), &namespace)
-        .await?;
+    namespaces.replace_subresource("finalize", &name, &PostParams::default(), &namespace).await?;
     Ok(Action::await_change())
 }

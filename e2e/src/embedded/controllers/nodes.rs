@@ -22,19 +22,11 @@ pub(super) async fn run(client: Client) {
     let bound = watcher::Config::default().fields("spec.nodeName!=");
     let pods = Controller::new(Api::<Pod>::all(client.clone()), bound);
     let known = pods.store();
-    let pods = pods.watches(
-        Api::<Node>::all(client.clone()),
-        watcher::Config::default(),
-        move |node: Node| {
-            let name = node.name_any();
-            let mine = known
-                .state()
-                .into_iter()
-                .filter(move |pod| pods::node(pod) == Some(name.as_str()));
-            mine.map(|pod| ObjectRef::from_obj(pod.as_ref()))
-                .collect::<Vec<_>>()
-        },
-    );
+    let pods = pods.watches(Api::<Node>::all(client.clone()), watcher::Config::default(), move |node: Node| {
+        let name = node.name_any();
+        let mine = known.state().into_iter().filter(move |pod| pods::node(pod) == Some(name.as_str()));
+        mine.map(|pod| ObjectRef::from_obj(pod.as_ref())).collect::<Vec<_>>()
+    });
     drive(pods.run(reconcile, again, Arc::new(client))).await;
 }
 
@@ -56,27 +48,14 @@ async fn reconcile(pod: Arc<Pod>, client: Arc<Client>) -> Outcome {
 }
 
 fn is_out_of_service(pod: &Pod, node: &Node) -> bool {
-    let tolerations = pod
-        .spec
-        .as_ref()
-        .and_then(|s| s.tolerations.as_deref())
-        .unwrap_or_default();
-    let taints = node
-        .spec
-        .as_ref()
-        .and_then(|s| s.taints.as_deref())
-        .unwrap_or_default();
-    taints
-        .iter()
-        .any(|taint| taint.key == OUT_OF_SERVICE && !scheduler::tolerates(tolerations, taint))
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
+    taints.iter().any(|taint| taint.key == OUT_OF_SERVICE && !scheduler::tolerates(tolerations, taint))
 }
 
 async fn remove(client: &Client, pod: &Pod) -> Result<(), Failure> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    match pods
-        .delete(&pod.name_any(), &DeleteParams::default().grace_period(0))
-        .await
-    {
+    match pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error.into()),
@@ -86,11 +65,6 @@ async fn remove(client: &Client, pod: &Pod) -> Result<(), Failure> {
 async fn mark_unready(client: &Client, pod: &Pod) -> Result<(), Failure> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let status = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "NodeNotReady"}]}});
-    pods.patch_status(
-        &pod.name_any(),
-        &PatchParams::default(),
-        &Patch::Strategic(status),
-    )
-    .await?;
+    pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(status)).await?;
     Ok(())
 }

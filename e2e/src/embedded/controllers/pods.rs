@@ -13,10 +13,7 @@ use super::Failure;
 
 /// True if `uid` is the controller of the object.
 pub(super) fn is_controlled_by(object: &impl ResourceExt, uid: &str) -> bool {
-    object
-        .owner_references()
-        .iter()
-        .any(|owner| owner.controller == Some(true) && owner.uid == uid)
+    object.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
 /// The pods in a namespace that match a selector and are controlled by `uid`, read live.
@@ -28,21 +25,12 @@ pub(super) async fn controlled(
 ) -> Result<Vec<Pod>, Failure> {
     let selector: Selector = selector.clone().try_into().map_err(anyhow::Error::from)?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let found = pods
-        .list(&ListParams::default().labels_from(&selector))
-        .await?;
-    Ok(found
-        .items
-        .into_iter()
-        .filter(|pod| is_controlled_by(pod, uid))
-        .collect())
+    let found = pods.list(&ListParams::default().labels_from(&selector)).await?;
+    Ok(found.items.into_iter().filter(|pod| is_controlled_by(pod, uid)).collect())
 }
 
 pub(super) fn phase(pod: &Pod) -> &str {
-    pod.status
-        .as_ref()
-        .and_then(|s| s.phase.as_deref())
-        .unwrap_or_default()
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
 }
 
 pub(super) fn is_finished(pod: &Pod) -> bool {
@@ -59,31 +47,19 @@ pub(super) fn is_active(pod: &Pod) -> bool {
 }
 
 pub(super) fn node(pod: &Pod) -> Option<&str> {
-    pod.spec
-        .as_ref()
-        .and_then(|s| s.node_name.as_deref())
-        .filter(|n| !n.is_empty())
+    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).filter(|n| !n.is_empty())
 }
 
 pub(super) fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|s| s.conditions.as_deref())
-        .unwrap_or_default();
-    is_active(pod)
-        && conditions
-            .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "True")
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    is_active(pod) && conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// A short hash of a template: pods made from different templates bear different ones.
 pub(super) fn template_hash(template: &PodTemplateSpec) -> String {
     const SAFE: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut hasher = DefaultHasher::new();
-    serde_json::to_string(template)
-        .unwrap_or_default()
-        .hash(&mut hasher);
+    serde_json::to_string(template).unwrap_or_default().hash(&mut hasher);
     let mut rest = hasher.finish();
     let mut text = String::new();
     for _ in 0..10 {
@@ -102,11 +78,7 @@ pub(super) fn from_template<O: Resource<DynamicType = ()>>(
 ) -> Pod {
     let own = template.metadata.clone().unwrap_or_default();
     let mut all: BTreeMap<_, _> = own.labels.unwrap_or_default();
-    all.extend(
-        labels
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
-    );
+    all.extend(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     Pod {
         metadata: ObjectMeta {
             namespace: owner.meta().namespace.clone(),
@@ -124,22 +96,14 @@ pub(super) fn from_template<O: Resource<DynamicType = ()>>(
 
 /// The reference by which an object is controlled by `owner`.
 pub(super) fn reference<O: Resource<DynamicType = ()>>(owner: &O) -> Option<OwnerReference> {
-    owner
-        .controller_owner_ref(&())
-        .map(|reference| OwnerReference {
-            block_owner_deletion: Some(true),
-            ..reference
-        })
+    owner.controller_owner_ref(&()).map(|reference| OwnerReference { block_owner_deletion: Some(true), ..reference })
 }
 
 /// Deletes this very pod; that it is gone already is no error.
 pub(super) async fn delete(client: &Client, pod: &Pod) -> Result<(), Failure> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let this = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        }),
+        preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
         ..DeleteParams::default()
     };
     match pods.delete(&pod.name_any(), &this).await {

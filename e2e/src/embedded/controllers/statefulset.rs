@@ -16,60 +16,37 @@ const REVISION: &str = "controller-revision-hash";
 
 /// Keeps every StatefulSet's pods.
 pub(super) async fn run(client: Client) {
-    let sets = Controller::new(
-        Api::<StatefulSet>::all(client.clone()),
-        watcher::Config::default(),
-    )
-    .owns(Api::<Pod>::all(client.clone()), watcher::Config::default());
+    let sets = Controller::new(Api::<StatefulSet>::all(client.clone()), watcher::Config::default())
+        .owns(Api::<Pod>::all(client.clone()), watcher::Config::default());
     drive(sets.run(reconcile, again, Arc::new(client))).await;
 }
 
 async fn reconcile(set: Arc<StatefulSet>, client: Arc<Client>) -> Outcome {
     let namespace = set.namespace().unwrap_or_default();
     let sets: Api<StatefulSet> = Api::namespaced(client.as_ref().clone(), &namespace);
-    let Some(set) = sets
-        .get_opt(&set.name_any())
-        .await?
-        .filter(|s| !pods::is_deleting(s))
-    else {
+    let Some(set) = sets.get_opt(&set.name_any()).await?.filter(|s| !pods::is_deleting(s)) else {
         return Ok(Action::await_change());
     };
     let Some(spec) = &set.spec else {
         return Ok(Action::await_change());
     };
-    let mut mine = pods::controlled(
-        &client,
-        &namespace,
-        &spec.selector,
-        &set.uid().unwrap_or_default(),
-    )
-    .await?;
+    let mut mine = pods::controlled(&client, &namespace, &spec.selector, &set.uid().unwrap_or_default()).await?;
     mine.sort_by_key(|pod| ordinal(&set, pod));
     let revision = format!("{}-{}", set.name_any(), pods::template_hash(&spec.template));
     step(&client, &set, spec, &mine, &revision).await?;
     let ready = mine.iter().filter(|pod| pods::is_ready(pod)).count();
-    let updated = mine
-        .iter()
-        .filter(|pod| pod.labels().get(REVISION) == Some(&revision))
-        .count();
+    let updated = mine.iter().filter(|pod| pod.labels().get(REVISION) == Some(&revision)).count();
     let status = json!({"status": {
         "observedGeneration": set.metadata.generation, "replicas": mine.len(), "readyReplicas": ready, "availableReplicas": ready,
         "currentReplicas": updated, "updatedReplicas": updated, "updateRevision": revision,
     }});
-    sets.patch_status(
-        &set.name_any(),
-        &PatchParams::default(),
-        &Patch::Merge(status),
-    )
-    .await?;
+    sets.patch_status(&set.name_any(), &PatchParams::default(), &Patch::Merge(status)).await?;
     Ok(Action::await_change())
 }
 
 fn ordinal(set: &StatefulSet, pod: &Pod) -> usize {
     let name = pod.name_any();
-    name.strip_prefix(&format!("{}-", set.name_any()))
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(usize::MAX)
+    name.strip_prefix(&format!("{}-", set.name_any())).and_then(|n| n.parse().ok()).unwrap_or(usize::MAX)
 }
 
 /// Does what may be done now: at most one thing if the pods are to come and go in order.
@@ -85,9 +62,7 @@ async fn step(
     for number in 0..wanted {
         match mine.iter().find(|pod| ordinal(set, pod) == number) {
             None => create(client, set, spec, number, revision).await?,
-            Some(pod) if pods::is_finished(pod) && !pods::is_deleting(pod) => {
-                pods::delete(client, pod).await?
-            }
+            Some(pod) if pods::is_finished(pod) && !pods::is_deleting(pod) => pods::delete(client, pod).await?,
             Some(pod) if pods::is_ready(pod) => continue,
             Some(_) => {}
         }
@@ -103,18 +78,11 @@ async fn step(
             return Ok(());
         }
     }
-    let rolls = spec
-        .update_strategy
-        .as_ref()
-        .is_none_or(|s| s.type_.as_deref() != Some("OnDelete"));
+    let rolls = spec.update_strategy.as_ref().is_none_or(|s| s.type_.as_deref() != Some("OnDelete"));
     if !rolls || !mine.iter().all(pods::is_ready) {
         return Ok(());
     }
-    match mine
-        .iter()
-        .rev()
-        .find(|pod| pod.labels().get(REVISION).is_none_or(|r| r != revision))
-    {
+    match mine.iter().rev().find(|pod| pod.labels().get(REVISION).is_none_or(|r| r != revision)) {
         Some(outdated) => pods::delete(client, outdated).await,
         None => Ok(()),
     }
@@ -129,11 +97,8 @@ async fn create(
 ) -> Result<(), Failure> {
     let name = format!("{}-{number}", set.name_any());
     let index = number.to_string();
-    let labels = [
-        (REVISION, revision),
-        ("statefulset.kubernetes.io/pod-name", &name),
-        ("apps.kubernetes.io/pod-index", &index),
-    ];
+    let labels =
+        [(REVISION, revision), ("statefulset.kubernetes.io/pod-name", &name), ("apps.kubernetes.io/pod-index", &index)];
     let mut pod = pods::from_template(set, &spec.template, &labels);
     pod.metadata.generate_name = None;
     pod.metadata.name = Some(name.clone());

@@ -1,0 +1,96 @@
+//! Pods against blocks: I1 (one live pod per address), I3 (what a pod has is on record), leaks, I9.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use calico::Family;
+use calico::block::WINDOWS_RESERVED_HANDLE;
+use kube::ResourceExt as _;
+
+use super::view::{PodView, View};
+use super::{Class, Violation};
+use crate::pod::IP;
+
+pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
+    let mut found = shared(view);
+    found.extend(view.live().flat_map(|pod| unrecorded(view, pod)));
+    found.extend(leaks(view));
+    found.extend(view.live().filter_map(wrong_fixed));
+    found
+}
+
+fn shared(view: &View<'_>) -> Vec<Violation> {
+    let mut by_address: BTreeMap<IpAddr, Vec<&PodView<'_>>> = BTreeMap::new();
+    for pod in view.live() {
+        for address in &pod.addresses {
+            by_address.entry(*address).or_default().push(pod);
+        }
+    }
+    let several = by_address.into_iter().filter(|(_, pods)| pods.len() > 1);
+    let violation = |(address, pods): (IpAddr, Vec<&PodView<'_>>)| {
+        let names: Vec<String> = pods
+            .iter()
+            .map(|p| format!("{}/{} on node {}", p.namespace, p.name, p.node().unwrap_or("(none)")))
+            .collect();
+        let detail = format!("is the address of {} live pods: {}", pods.len(), names.join(", "));
+        let remedy = "delete all but the one that the block names";
+        Violation::new(Class::SharedAddress, format!("Address/{address}"), detail, remedy)
+    };
+    several.map(violation).collect()
+}
+
+/// What a live pod has must be on record for it. Addresses outside of all pools are another network's.
+fn unrecorded(view: &View<'_>, pod: &PodView<'_>) -> Vec<Violation> {
+    let judge = |address: &IpAddr| {
+        let Some(used) = view.used.get(address) else {
+            let detail = format!("has {address}, which no IPAMBlock records");
+            let remedy = "delete the pod, so that it gets an address again";
+            return view.in_a_pool(*address).then(|| Violation::new(Class::Unrecorded, pod.object(), detail, remedy));
+        };
+        if used.pod() == Some((pod.namespace, pod.name)) {
+            return None;
+        }
+        // A live pod with the address that the block names is the shared address; this one need not be said twice.
+        let rightful = used.pod().and_then(|key| view.pods.get(&key)).filter(|p| view.live().any(|l| l.pod == p.pod));
+        if rightful.is_some_and(|p| p.addresses.contains(address)) {
+            return None;
+        }
+        let detail = format!("has {address}, which block {} records for {}", used.block.spec.cidr, used.user());
+        let remedy = "delete the pod, so that it gets an address of its own";
+        Some(Violation::new(Class::OthersAddress, pod.object(), detail, remedy))
+    };
+    pod.addresses.iter().filter_map(judge).collect()
+}
+
+/// Allocations without a user. One whose address a live pod has is a matter of [`unrecorded`].
+fn leaks(view: &View<'_>) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let taken: Vec<&IpAddr> = view.live().flat_map(|pod| &pod.addresses).collect();
+    for used in view.used.values() {
+        let keeps_from_windows =
+            used.attribute.handle().is_some_and(|h| h.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE));
+        let named = used.pod().and_then(|key| view.pods.get(&key)).is_some_and(|p| p.addresses.contains(&used.address));
+        if keeps_from_windows || (!named && taken.contains(&&used.address)) {
+            continue;
+        }
+        let Some(why) = view.staleness(used) else { continue };
+        let fixed = if used.is_fixed() { "fixed " } else { "" };
+        let detail = format!("records the {fixed}address {} for {}, but {why}", used.address, used.user());
+        let remedy = format!("if no DEL is to come any more: kube-ipam release {}", used.address);
+        found.push(Violation::new(Class::Leak, used.object(), detail, remedy));
+    }
+    found
+}
+
+/// An annotation that cannot be read was refused by ADD: such a pod has no address.
+fn wrong_fixed(pod: &PodView<'_>) -> Option<Violation> {
+    let asked = pod.pod.annotations().get(IP)?;
+    let choices: Vec<IpAddr> = asked.split(',').filter_map(|text| text.trim().parse().ok()).collect();
+    let wrong = pod.addresses.iter().find(|address| {
+        let mut of_family = choices.iter().filter(|c| Family::of(**c) == Family::of(**address)).peekable();
+        of_family.peek().is_some() && !of_family.any(|c| c == *address)
+    })?;
+    let detail = format!("asks for {asked} by {IP}, and has {wrong}");
+    let remedy = "delete the pod, so that it is made again with its address (an annotation counts at creation only)";
+    Some(Violation::new(Class::WrongFixed, pod.object(), detail, remedy))
+}

@@ -1,0 +1,108 @@
+//! Reading everything that is judged. What cannot be read is named, and never taken for empty.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt as _;
+use futures::stream;
+
+use super::Snapshot;
+use crate::pod::Owner;
+use crate::store::{Failure, Ledger, Object, Objects, StoreError};
+
+/// How many owners are looked up side by side.
+const SIDE_BY_SIDE: usize = 8;
+
+/// What came of reading the live state.
+#[derive(Debug)]
+pub struct Reading {
+    /// The state; `None` if a kind without which nothing can be judged was not read. Claims that could not be
+    /// read are in it as not looked at.
+    pub snapshot: Option<Snapshot>,
+    /// What could not be read, and why.
+    pub unread: Vec<StoreError>,
+}
+
+/// Reads the live state, one kind after the other; `progress` hears what comes next. Without a ledger claims
+/// are not looked at, which is no error. The snapshot's `net` is left to the caller.
+pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progress: &dyn Fn(&str)) -> Reading {
+    let mut lists = Lists { objects, progress, unread: Vec::new() };
+    let mut snapshot = Snapshot {
+        // Pods before blocks: what a listed pod has was on record before its status said so.
+        pods: lists.all("pods").await,
+        blocks: lists.all("blocks").await,
+        handles: lists.all("handles").await,
+        affinities: lists.all("affinities").await,
+        pools: lists.all("pools").await,
+        reservations: lists.optional("reservations").await,
+        nodes: lists.all("nodes").await,
+        ..Snapshot::default()
+    };
+    progress("configuration");
+    match objects.get(None, calico::config::NAME).await {
+        Ok(config) => snapshot.config = config,
+        Err(error) => lists.unread.push(error),
+    }
+    let mut unread = lists.unread;
+    let complete = unread.is_empty();
+    if let Some(ledger) = ledger {
+        progress("claims");
+        match ledger.all().await {
+            Ok(claims) => snapshot.claims = Some(claims),
+            Err(error) => unread.push(error),
+        }
+        progress("owners of claims");
+        let (owners, failed) = owners(objects, &snapshot).await;
+        snapshot.owners = owners;
+        unread.extend(failed);
+    }
+    Reading { snapshot: complete.then_some(snapshot), unread }
+}
+
+struct Lists<'a, O> {
+    objects: &'a O,
+    progress: &'a dyn Fn(&str),
+    unread: Vec<StoreError>,
+}
+
+impl<O: Objects> Lists<'_, O> {
+    async fn all<K: Object>(&mut self, what: &str) -> Vec<K> {
+        (self.progress)(what);
+        let listed = self.objects.list("").await;
+        listed.unwrap_or_else(|error| {
+            self.unread.push(error);
+            Vec::new()
+        })
+    }
+
+    /// A kind that old versions of Calico do not have.
+    async fn optional<K: Object>(&mut self, what: &str) -> Vec<K> {
+        (self.progress)(what);
+        match self.objects.list("").await {
+            Ok(listed) => listed,
+            Err(StoreError { failure: Failure::NoKind, .. }) => Vec::new(),
+            Err(error) => {
+                self.unread.push(error);
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Which owners exist. One that cannot be looked up is left out, with the reason.
+async fn owners<O: Objects>(objects: &O, snapshot: &Snapshot) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
+    let distinct: BTreeMap<&Owner, ()> =
+        snapshot.claims.iter().flatten().map(|claim| (&claim.value.owner, ())).collect();
+    let lookups = stream::iter(distinct.into_keys())
+        .map(|owner| async move { (owner.clone(), objects.owner_exists(owner).await) });
+    let answers: Vec<_> = lookups.buffered(SIDE_BY_SIDE).collect().await;
+    let mut found = (BTreeMap::new(), Vec::new());
+    for (owner, answer) in answers {
+        match answer {
+            Ok(exists) => {
+                found.0.insert(owner, exists);
+            }
+            Err(error) => found.1.push(error),
+        }
+    }
+    found
+}
