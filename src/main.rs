@@ -11,5 +11,5 @@ fn main() -> ExitCode {
     if std::env::var_os("CNI_COMMAND").is_some() {
         return kube_ipam::plugin::run(called_as.unwrap_or("kube-ipam"));
     }
-    ExitCode::FAILURE
+    kube_ipam::cli::run()
 }

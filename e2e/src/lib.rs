@@ -4,4 +4,9 @@
 
 pub mod conformance;
 pub mod embedded;
+pub mod lab;
+pub mod real;
+pub mod run;
+pub mod scenarios;
 pub mod standin;
+pub mod tools;

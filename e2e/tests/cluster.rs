@@ -69,20 +69,13 @@ impl Ground {
         let plugin = directory.path().join("recorder");
         fs::write(&plugin, PLUGIN).unwrap();
         fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
-        let mut ground = Self {
-            nodes: BTreeMap::new(),
-            client: cluster.client("test").unwrap(),
-            cluster,
-            directory,
-        };
+        let mut ground = Self { nodes: BTreeMap::new(), client: cluster.client("test").unwrap(), cluster, directory };
         for name in nodes {
             let client = ground.cluster.client(name).unwrap();
             let conflist = json!({"name": "net", "cniVersion": "0.3.1", "plugins": [
                 {"type": "main", "nodename": "__KUBERNETES_NODE_NAME__", "ipam": {"type": "recorder"}}]});
             let path = vec![PathBuf::from(ground.directory.path())];
-            let node = Node::start(standin::Options::new(client, name, conflist, path))
-                .await
-                .unwrap();
+            let node = Node::start(standin::Options::new(client, name, conflist, path)).await.unwrap();
             ground.nodes.insert((*name).to_owned(), node);
         }
         ground
@@ -90,11 +83,7 @@ impl Ground {
 
     fn flag(&self, name: &str, on: bool) {
         let file = self.directory.path().join(name);
-        if on {
-            fs::write(file, "").unwrap()
-        } else {
-            fs::remove_file(file).unwrap()
-        }
+        if on { fs::write(file, "").unwrap() } else { fs::remove_file(file).unwrap() }
     }
 
     fn calls(&self) -> Vec<Call> {
@@ -103,23 +92,13 @@ impl Ground {
             .map(|line| {
                 let parts = line.splitn(5, '|').map(str::to_owned).collect::<Vec<_>>();
                 let [verb, container, netns, args, stdin] = parts.try_into().unwrap();
-                Call {
-                    verb,
-                    container,
-                    netns,
-                    args,
-                    stdin: serde_json::from_str(&stdin).unwrap(),
-                }
+                Call { verb, container, netns, args, stdin: serde_json::from_str(&stdin).unwrap() }
             })
             .collect()
     }
 
     fn containers(&self, verb: &str) -> Vec<String> {
-        self.calls()
-            .into_iter()
-            .filter(|call| call.verb == verb)
-            .map(|call| call.container)
-            .collect()
+        self.calls().into_iter().filter(|call| call.verb == verb).map(|call| call.container).collect()
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -127,66 +106,42 @@ impl Ground {
     }
 
     async fn list(&self) -> Vec<Pod> {
-        self.pods()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-            .items
+        self.pods().list(&ListParams::default()).await.unwrap().items
     }
 
     async fn running(&self) -> Vec<Pod> {
-        self.list()
-            .await
-            .into_iter()
-            .filter(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none())
-            .collect()
+        self.list().await.into_iter().filter(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none()).collect()
     }
 
     async fn pod(&self, name: &str, node: &str) -> Pod {
         let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]}});
-        self.pods()
-            .create(
-                &PostParams::default(),
-                &serde_json::from_value(pod).unwrap(),
-            )
-            .await
-            .unwrap()
+        self.pods().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap()
     }
 
     /// Waits until so many pods run, all of them on this node, and none is left over.
     async fn settled_on(&self, wanted: &str, count: usize) {
-        until(
-            &format!("{count} pods run on {wanted} and no other is left"),
-            async || {
-                let (all, running) = (self.list().await, self.running().await);
-                let there = running.iter().all(|pod| node(pod) == wanted);
-                (there && all.len() == count && running.len() == count).then_some(())
-            },
-        )
+        until(&format!("{count} pods run on {wanted} and no other is left"), async || {
+            let (all, running) = (self.list().await, self.running().await);
+            let there = running.iter().all(|pod| node(pod) == wanted);
+            (there && all.len() == count && running.len() == count).then_some(())
+        })
         .await;
     }
 
     /// Waits until so many pods run and none is left over.
     async fn settled(&self, count: usize) -> Vec<Pod> {
-        until(
-            &format!("{count} pods run and no other is left"),
-            async || {
-                let (all, running) = (self.list().await, self.running().await);
-                (all.len() == count && running.len() == count).then_some(running)
-            },
-        )
+        until(&format!("{count} pods run and no other is left"), async || {
+            let (all, running) = (self.list().await, self.running().await);
+            (all.len() == count && running.len() == count).then_some(running)
+        })
         .await
     }
 
     async fn scale(&self, name: &str, replicas: usize) {
         let api: Api<Deployment> = Api::namespaced(self.client.clone(), "default");
-        api.patch_scale(
-            name,
-            &PatchParams::default(),
-            &Patch::Merge(json!({"spec": {"replicas": replicas}})),
-        )
-        .await
-        .unwrap();
+        api.patch_scale(name, &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": replicas}})))
+            .await
+            .unwrap();
     }
 }
 
@@ -202,28 +157,16 @@ async fn until<T>(what: &str, check: impl AsyncFn() -> Option<T>) -> T {
 }
 
 fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|s| s.conditions.as_deref())
-        .unwrap_or_default();
-    conditions
-        .iter()
-        .any(|c| c.type_ == "Ready" && c.status == "True")
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 fn node(pod: &Pod) -> &str {
-    pod.spec
-        .as_ref()
-        .and_then(|s| s.node_name.as_deref())
-        .unwrap_or_default()
+    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
 }
 
 fn address(pod: &Pod) -> &str {
-    pod.status
-        .as_ref()
-        .and_then(|s| s.pod_ip.as_deref())
-        .unwrap_or_default()
+    pod.status.as_ref().and_then(|s| s.pod_ip.as_deref()).unwrap_or_default()
 }
 
 fn template(app: &str, image: &str) -> Value {
@@ -255,10 +198,7 @@ async fn a_deployment_runs_on_all_nodes_and_every_sandbox_is_released() {
     let nodes = pods.iter().map(node).collect::<BTreeSet<_>>();
     assert_eq!(nodes, ["a", "b"].into(), "round robin");
     let addresses = pods.iter().map(address).collect::<BTreeSet<_>>();
-    assert!(
-        addresses.len() == 4 && addresses.iter().all(|a| a.starts_with("10.0.")),
-        "{addresses:?}"
-    );
+    assert!(addresses.len() == 4 && addresses.iter().all(|a| a.starts_with("10.0.")), "{addresses:?}");
     let hash = &pods[0].labels()["pod-template-hash"];
     assert_eq!(pods[0].owner_references()[0].name, format!("web-{hash}"));
     assert!(pods[0].name_any().starts_with(&format!("web-{hash}-")));
@@ -268,12 +208,7 @@ async fn a_deployment_runs_on_all_nodes_and_every_sandbox_is_released() {
     added.sort();
     deleted.sort();
     assert_eq!(added, deleted, "each container gets one ADD and one DEL");
-    assert!(
-        ground
-            .nodes
-            .values()
-            .all(|node| node.sandboxes().is_empty())
-    );
+    assert!(ground.nodes.values().all(|node| node.sandboxes().is_empty()));
 }
 
 #[tokio::test]
@@ -281,16 +216,10 @@ async fn a_plugin_is_called_as_a_runtime_calls_it() {
     let ground = Ground::prepare(&["a"]).await;
     let pod = ground.pod("one", "a").await;
     ground.settled(1).await;
-    ground
-        .pods()
-        .delete("one", &DeleteParams::default())
-        .await
-        .unwrap();
+    ground.pods().delete("one", &DeleteParams::default()).await.unwrap();
     ground.settled(0).await;
     let calls = ground.calls();
-    let [add, del] = calls.as_slice() else {
-        panic!("{calls:?}")
-    };
+    let [add, del] = calls.as_slice() else { panic!("{calls:?}") };
     assert_eq!((add.verb.as_str(), del.verb.as_str()), ("ADD", "DEL"));
     let uid = pod.uid().unwrap();
     let expected = format!(
@@ -299,17 +228,12 @@ async fn a_plugin_is_called_as_a_runtime_calls_it() {
     );
     assert_eq!((&add.args, &del.args), (&expected, &expected));
     assert_eq!((&add.container, &add.netns), (&del.container, &del.netns));
-    let config = json!({"name": "net", "cniVersion": "0.3.1", "type": "main", "nodename": "a", "ipam": {"type": "recorder"}});
+    let config =
+        json!({"name": "net", "cniVersion": "0.3.1", "type": "main", "nodename": "a", "ipam": {"type": "recorder"}});
     assert_eq!(add.stdin, config);
     let previous = &del.stdin["prevResult"];
     assert_eq!(previous["interfaces"][0]["sandbox"], add.netns.as_str());
-    assert_eq!(
-        (
-            &previous["ips"][0]["address"],
-            &previous["ips"][0]["interface"]
-        ),
-        (&json!("10.0.0.2/16"), &json!(0))
-    );
+    assert_eq!((&previous["ips"][0]["address"], &previous["ips"][0]["interface"]), (&json!("10.0.0.2/16"), &json!(0)));
 }
 
 #[tokio::test]
@@ -326,11 +250,7 @@ async fn a_failed_sandbox_is_told_and_tried_again_under_a_new_id() {
     ground.flag("fail", false);
     ground.settled(1).await;
     let first = &ground.calls()[0].container;
-    let message = found
-        .iter()
-        .filter_map(|e| e.message.as_deref())
-        .find(|m| m.contains(first.as_str()))
-        .unwrap();
+    let message = found.iter().filter_map(|e| e.message.as_deref()).find(|m| m.contains(first.as_str())).unwrap();
     let expected = format!(
         "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to setup network for sandbox \"{first}\": plugin type=\"main\" failed (add): 10.0.0.9 is held; by default/a"
     );
@@ -338,20 +258,11 @@ async fn a_failed_sandbox_is_told_and_tried_again_under_a_new_id() {
     assert!(
         found
             .iter()
-            .all(|e| e.reason.as_deref() == Some("FailedCreatePodSandBox")
-                && e.involved_object.uid == pod.uid())
+            .all(|e| e.reason.as_deref() == Some("FailedCreatePodSandBox") && e.involved_object.uid == pod.uid())
     );
     let added = ground.containers("ADD");
-    assert_eq!(
-        added.iter().collect::<BTreeSet<_>>().len(),
-        added.len(),
-        "a new id each time"
-    );
-    assert_eq!(
-        ground.containers("DEL"),
-        added[..added.len() - 1],
-        "each failed ADD is followed by its DEL"
-    );
+    assert_eq!(added.iter().collect::<BTreeSet<_>>().len(), added.len(), "a new id each time");
+    assert_eq!(ground.containers("DEL"), added[..added.len() - 1], "each failed ADD is followed by its DEL");
 }
 
 #[tokio::test]
@@ -359,15 +270,8 @@ async fn a_pod_that_leaves_during_its_add_has_the_plugin_killed_and_a_del() {
     let ground = Ground::prepare(&["a"]).await;
     ground.flag("hang", true);
     ground.pod("one", "a").await;
-    until("an ADD hangs", async || {
-        (!ground.containers("ADD").is_empty()).then_some(())
-    })
-    .await;
-    ground
-        .pods()
-        .delete("one", &DeleteParams::default())
-        .await
-        .unwrap();
+    until("an ADD hangs", async || (!ground.containers("ADD").is_empty()).then_some(())).await;
+    ground.pods().delete("one", &DeleteParams::default()).await.unwrap();
     ground.settled(0).await;
     assert_eq!(ground.containers("ADD"), ground.containers("DEL"));
 }
@@ -378,27 +282,13 @@ async fn a_pod_stays_until_its_del_succeeds() {
     ground.pod("one", "a").await;
     ground.settled(1).await;
     ground.flag("stuck", true);
-    ground
-        .pods()
-        .delete("one", &DeleteParams::default())
-        .await
-        .unwrap();
-    until("three attempts", async || {
-        (ground.containers("DEL").len() >= 3).then_some(())
-    })
-    .await;
+    ground.pods().delete("one", &DeleteParams::default()).await.unwrap();
+    until("three attempts", async || (ground.containers("DEL").len() >= 3).then_some(())).await;
     assert_eq!(ground.list().await.len(), 1, "still there");
     ground.flag("stuck", false);
     ground.settled(0).await;
-    let ids = ground
-        .containers("DEL")
-        .into_iter()
-        .collect::<BTreeSet<_>>();
-    assert_eq!(
-        ids,
-        ground.containers("ADD").into_iter().collect(),
-        "always the same id"
-    );
+    let ids = ground.containers("DEL").into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(ids, ground.containers("ADD").into_iter().collect(), "always the same id");
 }
 
 #[tokio::test]
@@ -406,16 +296,9 @@ async fn a_forced_deletion_still_releases_the_sandbox() {
     let ground = Ground::prepare(&["a"]).await;
     ground.pod("one", "a").await;
     ground.settled(1).await;
-    ground
-        .pods()
-        .delete("one", &DeleteParams::default().grace_period(0))
-        .await
-        .unwrap();
+    ground.pods().delete("one", &DeleteParams::default().grace_period(0)).await.unwrap();
     assert!(ground.list().await.is_empty(), "gone at once");
-    until("its DEL", async || {
-        (ground.containers("DEL") == ground.containers("ADD")).then_some(())
-    })
-    .await;
+    until("its DEL", async || (ground.containers("DEL") == ground.containers("ADD")).then_some(())).await;
 }
 
 #[tokio::test]
@@ -426,41 +309,22 @@ async fn a_dead_node_keeps_its_pods_until_it_is_back() {
     ground.nodes["a"].kill().await.unwrap();
     let nodes: Api<NodeObject> = Api::all(ground.client.clone());
     let status = nodes.get("a").await.unwrap().status.unwrap();
-    assert!(
-        status
-            .conditions
-            .unwrap()
-            .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "Unknown")
-    );
+    assert!(status.conditions.unwrap().iter().any(|c| c.type_ == "Ready" && c.status == "Unknown"));
     let victim = before.iter().find(|pod| node(pod) == "a").unwrap();
-    ground
-        .pods()
-        .delete(&victim.name_any(), &DeleteParams::default())
-        .await
-        .unwrap();
+    ground.pods().delete(&victim.name_any(), &DeleteParams::default()).await.unwrap();
     let moved = until("two pods run on b", async || {
         let running = ground.running().await;
         (running.len() == 2 && running.iter().all(|pod| node(pod) == "b")).then_some(running)
     })
     .await;
-    assert_eq!(
-        ground.list().await.len(),
-        3,
-        "the dead node's pod cannot leave: {}",
-        moved.len()
-    );
+    assert_eq!(ground.list().await.len(), 3, "the dead node's pod cannot leave: {}", moved.len());
     assert!(ground.containers("DEL").is_empty());
     ground.nodes["a"].start_again().await.unwrap();
     ground.settled(2).await;
     let calls = ground.calls();
     let del = calls.iter().find(|call| call.verb == "DEL").unwrap();
     assert_eq!(del.netns, "", "its network namespace went with the power");
-    assert!(
-        calls
-            .iter()
-            .any(|call| call.verb == "ADD" && call.container == del.container)
-    );
+    assert!(calls.iter().any(|call| call.verb == "ADD" && call.container == del.container));
 }
 
 #[tokio::test]
@@ -472,17 +336,11 @@ async fn a_pod_on_a_node_that_came_back_gets_a_new_sandbox_after_the_old_is_rele
     ground.nodes["a"].start_again().await.unwrap();
     let new = until("another address", async || {
         let pods = ground.running().await;
-        pods.first()
-            .map(|p| address(p).to_owned())
-            .filter(|a| *a != old)
+        pods.first().map(|p| address(p).to_owned()).filter(|a| *a != old)
     })
     .await;
     assert_ne!(new, old);
-    let verbs = ground
-        .calls()
-        .into_iter()
-        .map(|call| call.verb)
-        .collect::<Vec<_>>();
+    let verbs = ground.calls().into_iter().map(|call| call.verb).collect::<Vec<_>>();
     assert_eq!(verbs, ["ADD", "DEL", "ADD"]);
     assert_eq!(ground.list().await[0].uid(), pod.uid(), "the same pod");
 }
@@ -493,22 +351,12 @@ async fn a_kubelet_that_restarts_keeps_its_sandboxes() {
     ground.pod("one", "a").await;
     ground.settled(1).await;
     ground.nodes["a"].stop_kubelet().await;
-    ground
-        .pods()
-        .delete("one", &DeleteParams::default())
-        .await
-        .unwrap();
+    ground.pods().delete("one", &DeleteParams::default()).await.unwrap();
     ground.pod("two", "a").await;
     ground.nodes["a"].start_again().await.unwrap();
     let left = ground.settled(1).await;
     assert_eq!(left[0].name_any(), "two");
-    assert_eq!(
-        (
-            ground.containers("ADD").len(),
-            ground.containers("DEL").len()
-        ),
-        (2, 1)
-    );
+    assert_eq!((ground.containers("ADD").len(), ground.containers("DEL").len()), (2, 1));
 }
 
 #[tokio::test]
@@ -530,10 +378,7 @@ async fn a_node_out_of_service_loses_its_pods() {
     ground.nodes["a"].kill().await.unwrap();
     let nodes: Api<NodeObject> = Api::all(ground.client.clone());
     let taint = json!({"spec": {"taints": [{"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}]}});
-    nodes
-        .patch("a", &PatchParams::default(), &Patch::Merge(taint))
-        .await
-        .unwrap();
+    nodes.patch("a", &PatchParams::default(), &Patch::Merge(taint)).await.unwrap();
     ground.settled_on("b", 2).await;
 }
 
@@ -552,20 +397,13 @@ async fn a_cordoned_node_gets_no_pods() {
             pod.status
                 .as_ref()
                 .and_then(|s| s.conditions.as_ref())
-                .is_some_and(|c| {
-                    c.iter()
-                        .any(|c| c.reason.as_deref() == Some("Unschedulable"))
-                })
+                .is_some_and(|c| c.iter().any(|c| c.reason.as_deref() == Some("Unschedulable")))
         })
     })
     .await;
     nodes.uncordon("a").await.unwrap();
     let pods = ground.settled(4).await;
-    assert!(
-        pods.iter()
-            .any(|pod| pod.uid() == waiting.uid() && node(pod) == "a"),
-        "woken by the node"
-    );
+    assert!(pods.iter().any(|pod| pod.uid() == waiting.uid() && node(pod) == "a"), "woken by the node");
 }
 
 #[tokio::test]
@@ -573,35 +411,18 @@ async fn a_rolling_update_replaces_all_pods_without_going_below() {
     let ground = Ground::prepare(&["a", "b"]).await;
     create(
         &ground,
-        &deployment(
-            "web",
-            3,
-            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}),
-        ),
+        &deployment("web", 3, json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}})),
     )
     .await;
-    let old = ground
-        .settled(3)
-        .await
-        .iter()
-        .filter_map(ResourceExt::uid)
-        .collect::<BTreeSet<_>>();
+    let old = ground.settled(3).await.iter().filter_map(ResourceExt::uid).collect::<BTreeSet<_>>();
     let api: Api<Deployment> = Api::namespaced(ground.client.clone(), "default");
-    api.patch(
-        "web",
-        &PatchParams::default(),
-        &Patch::Merge(json!({"spec": {"template": template("web", "two")}})),
-    )
-    .await
-    .unwrap();
+    api.patch("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"template": template("web", "two")}})))
+        .await
+        .unwrap();
     until("all pods are new", async || {
         let running = ground.running().await;
         assert!(running.len() >= 3, "only {} run", running.len());
-        let fresh = running
-            .iter()
-            .filter_map(ResourceExt::uid)
-            .filter(|uid| !old.contains(uid))
-            .count();
+        let fresh = running.iter().filter_map(ResourceExt::uid).filter(|uid| !old.contains(uid)).count();
         (fresh == 3 && ground.list().await.len() == 3).then_some(())
     })
     .await;
@@ -620,37 +441,19 @@ async fn a_rolling_update_replaces_all_pods_without_going_below() {
 async fn recreate_waits_until_the_old_pods_are_gone() {
     let ground = Ground::prepare(&["a", "b"]).await;
     create(&ground, &deployment("web", 2, json!({"type": "Recreate"}))).await;
-    let old = ground
-        .settled(2)
-        .await
-        .iter()
-        .filter_map(ResourceExt::uid)
-        .collect::<BTreeSet<_>>();
+    let old = ground.settled(2).await.iter().filter_map(ResourceExt::uid).collect::<BTreeSet<_>>();
     ground.flag("stuck", true);
     let api: Api<Deployment> = Api::namespaced(ground.client.clone(), "default");
-    api.patch(
-        "web",
-        &PatchParams::default(),
-        &Patch::Merge(json!({"spec": {"template": template("web", "two")}})),
-    )
-    .await
-    .unwrap();
-    until("DEL is tried", async || {
-        (ground.containers("DEL").len() >= 4).then_some(())
-    })
-    .await;
-    let during = ground
-        .list()
+    api.patch("web", &PatchParams::default(), &Patch::Merge(json!({"spec": {"template": template("web", "two")}})))
         .await
-        .iter()
-        .filter_map(ResourceExt::uid)
-        .collect::<BTreeSet<_>>();
+        .unwrap();
+    until("DEL is tried", async || (ground.containers("DEL").len() >= 4).then_some(())).await;
+    let during = ground.list().await.iter().filter_map(ResourceExt::uid).collect::<BTreeSet<_>>();
     assert_eq!(during, old, "no new pod while an old one is left");
     ground.flag("stuck", false);
     until("two new pods", async || {
         let running = ground.running().await;
-        (running.len() == 2 && running.iter().all(|pod| !old.contains(&pod.uid().unwrap())))
-            .then_some(())
+        (running.len() == 2 && running.iter().all(|pod| !old.contains(&pod.uid().unwrap()))).then_some(())
     })
     .await;
 }
@@ -662,15 +465,7 @@ async fn a_deleted_deployment_takes_everything_with_it() {
         create(&ground, &deployment("web", 2, Value::Null)).await;
         ground.settled(2).await;
         let api: Api<Deployment> = Api::namespaced(ground.client.clone(), "default");
-        api.delete(
-            "web",
-            &DeleteParams {
-                propagation_policy: Some(policy),
-                ..DeleteParams::default()
-            },
-        )
-        .await
-        .unwrap();
+        api.delete("web", &DeleteParams { propagation_policy: Some(policy), ..DeleteParams::default() }).await.unwrap();
         ground.settled(0).await;
         until("nothing is left", async || {
             let left = ground.cluster.server().snapshot();
@@ -697,27 +492,13 @@ async fn a_stateful_set_counts_up_in_order_and_down_in_reverse() {
         .collect::<Vec<_>>();
     assert_eq!(order, names);
     let first = pods[0].uid();
-    ground
-        .pods()
-        .delete("db-0", &DeleteParams::default())
-        .await
-        .unwrap();
+    ground.pods().delete("db-0", &DeleteParams::default()).await.unwrap();
     until("db-0 again", async || {
-        ground
-            .running()
-            .await
-            .into_iter()
-            .find(|p| p.name_any() == "db-0" && p.uid() != first)
+        ground.running().await.into_iter().find(|p| p.name_any() == "db-0" && p.uid() != first)
     })
     .await;
     let api: Api<StatefulSet> = Api::namespaced(ground.client.clone(), "default");
-    api.patch_scale(
-        "db",
-        &PatchParams::default(),
-        &Patch::Merge(json!({"spec": {"replicas": 1}})),
-    )
-    .await
-    .unwrap();
+    api.patch_scale("db", &PatchParams::default(), &Patch::Merge(json!({"spec": {"replicas": 1}}))).await.unwrap();
     assert_eq!(ground.settled(1).await[0].name_any(), "db-0");
     let gone = ground
         .calls()
@@ -735,12 +516,7 @@ async fn a_daemon_set_has_a_pod_on_every_node() {
         "selector": {"matchLabels": {"app": "agent"}}, "template": template("agent", "one")}}))
     .unwrap();
     create(&ground, &set).await;
-    let nodes = ground
-        .settled(2)
-        .await
-        .iter()
-        .map(|pod| node(pod).to_owned())
-        .collect::<BTreeSet<_>>();
+    let nodes = ground.settled(2).await.iter().map(|pod| node(pod).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(nodes, ["a".to_owned(), "b".to_owned()].into());
 }
 
@@ -753,20 +529,12 @@ async fn a_job_runs_to_its_end_and_gives_its_sandboxes_back() {
     create(&ground, &job).await;
     let api: Api<Job> = Api::namespaced(ground.client.clone(), "default");
     let status = until("the job is complete", async || {
-        api.get("sum")
-            .await
-            .unwrap()
-            .status
-            .filter(|s| s.conditions.iter().flatten().any(|c| c.type_ == "Complete"))
+        api.get("sum").await.unwrap().status.filter(|s| s.conditions.iter().flatten().any(|c| c.type_ == "Complete"))
     })
     .await;
     assert_eq!(status.succeeded, Some(3));
     until("all sandboxes are released", async || {
-        ground
-            .nodes
-            .values()
-            .all(|node| node.sandboxes().is_empty())
-            .then_some(())
+        ground.nodes.values().all(|node| node.sandboxes().is_empty()).then_some(())
     })
     .await;
     assert_eq!(ground.containers("ADD").len(), 3);
@@ -777,35 +545,13 @@ async fn a_deleted_namespace_takes_its_pods_with_it() {
     let ground = Ground::prepare(&["a"]).await;
     let namespaces: Api<Namespace> = Api::all(ground.client.clone());
     let namespace = serde_json::from_value(json!({"metadata": {"name": "gone"}})).unwrap();
-    namespaces
-        .create(&PostParams::default(), &namespace)
-        .await
-        .unwrap();
+    namespaces.create(&PostParams::default(), &namespace).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(ground.client.clone(), "gone");
     let pod = json!({"metadata": {"name": "one"}, "spec": {"containers": [{"name": "main", "image": "none"}]}});
-    pods.create(
-        &PostParams::default(),
-        &serde_json::from_value(pod).unwrap(),
-    )
-    .await
-    .unwrap();
-    until("it runs", async || {
-        pods.get("one").await.ok().filter(is_ready)
-    })
-    .await;
-    namespaces
-        .delete("gone", &DeleteParams::default())
-        .await
-        .unwrap();
-    until("the namespace is gone", async || {
-        namespaces
-            .get_opt("gone")
-            .await
-            .unwrap()
-            .is_none()
-            .then_some(())
-    })
-    .await;
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    until("it runs", async || pods.get("one").await.ok().filter(is_ready)).await;
+    namespaces.delete("gone", &DeleteParams::default()).await.unwrap();
+    until("the namespace is gone", async || namespaces.get_opt("gone").await.unwrap().is_none().then_some(())).await;
     assert_eq!(ground.containers("ADD"), ground.containers("DEL"));
 }
 
@@ -813,39 +559,22 @@ async fn a_deleted_namespace_takes_its_pods_with_it() {
 async fn a_test_may_call_a_verb_itself_and_lose_patience() {
     let ground = Ground::prepare(&["a"]).await;
     let node = &ground.nodes["a"];
-    let attachment =
-        Attachment::of_pod("default", "x", "some-uid").with("runtimeConfig", json!({"ips": []}));
+    let attachment = Attachment::of_pod("default", "x", "some-uid").with("runtimeConfig", json!({"ips": []}));
     let outcome = node.run("ADD", &attachment).await.unwrap();
-    assert!(
-        outcome.is_ok() && outcome.addresses() == ["10.0.0.2/16"],
-        "{outcome:?}"
-    );
+    assert!(outcome.is_ok() && outcome.addresses() == ["10.0.0.2/16"], "{outcome:?}");
     assert_eq!(ground.calls()[0].stdin["runtimeConfig"], json!({"ips": []}));
     ground.flag("hang", true);
-    let hasty = Attachment {
-        kill_after: Duration::from_millis(50),
-        ..attachment
-    };
+    let hasty = Attachment { kill_after: Duration::from_millis(50), ..attachment };
     assert_eq!(node.run("ADD", &hasty).await.unwrap().exit, None);
 }
 
 #[tokio::test]
 async fn etcd_starts_quickly_and_keeps_its_data_when_killed() {
     let started = Instant::now();
-    let cluster = Cluster::start(Options {
-        etcd: true,
-        ..Options::default()
-    })
-    .await
-    .unwrap();
+    let cluster = Cluster::start(Options { etcd: true, ..Options::default() }).await.unwrap();
     let took = started.elapsed();
     let etcd = cluster.etcd().unwrap();
-    etcd.client()
-        .await
-        .unwrap()
-        .put("key", "value", None)
-        .await
-        .unwrap();
+    etcd.client().await.unwrap().put("key", "value", None).await.unwrap();
     etcd.kill();
     let mut client = etcd.client().await.unwrap();
     assert!(client.get("key", None).await.is_err(), "it is dead");
@@ -854,10 +583,8 @@ async fn etcd_starts_quickly_and_keeps_its_data_when_killed() {
     assert_eq!(found.kvs()[0].value(), b"value");
     etcd.pause().unwrap();
     let paused = etcd.client().await.unwrap();
-    let answer = tokio::time::timeout(Duration::from_millis(200), async move {
-        paused.clone().get("key", None).await
-    })
-    .await;
+    let answer =
+        tokio::time::timeout(Duration::from_millis(200), async move { paused.clone().get("key", None).await }).await;
     assert!(answer.is_err(), "a paused etcd does not answer: {answer:?}");
     etcd.resume().unwrap();
     etcd.client().await.unwrap().get("key", None).await.unwrap();

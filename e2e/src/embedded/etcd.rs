@@ -66,9 +66,7 @@ impl Etcd {
             };
             match etcd.restart() {
                 Ok(()) => return Ok(etcd),
-                Err(error) if format!("{error:#}").contains("address already in use") => {
-                    last = Some(error)
-                }
+                Err(error) if format!("{error:#}").contains("address already in use") => last = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -108,9 +106,7 @@ impl Etcd {
         let (ready, is_ready) = mpsc::channel();
         if let Some(log) = child.stderr.take() {
             let said = self.said.clone();
-            thread::Builder::new()
-                .name("etcd-log".to_owned())
-                .spawn(move || follow(log, &said, &ready))?;
+            thread::Builder::new().name("etcd-log".to_owned()).spawn(move || follow(log, &said, &ready))?;
         }
         *self.process() = Some(child);
         match is_ready.recv_timeout(START_TIMEOUT) {
@@ -118,11 +114,7 @@ impl Etcd {
             Err(why) => {
                 self.kill();
                 let lines = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-                let said = lines
-                    .iter()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join("\n");
+                let said = lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
                 match why {
                     RecvTimeoutError::Timeout => {
                         bail!("etcd does not serve after {START_TIMEOUT:?}:\n{said}")
@@ -149,10 +141,7 @@ impl Etcd {
     fn signal(&self, signal: Signal) -> Result<Pid> {
         let process = self.process();
         let child = process.as_ref().context("etcd does not run")?;
-        let pid = i32::try_from(child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("etcd has no process id")?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("etcd has no process id")?;
         kill_process(pid, signal).context("etcd cannot be signalled")?;
         Ok(pid)
     }
@@ -173,25 +162,13 @@ impl Etcd {
             .arg(format!("--initial-cluster=embedded={peer}"))
             // A single member needs no patience: it only ever waits for itself.
             .args(["--heartbeat-interval=10", "--election-timeout=50"])
-            .args([
-                "--unsafe-no-fsync",
-                "--log-level=info",
-                "--logger=zap",
-                "--log-outputs=stderr",
-            ])
+            .args(["--unsafe-no-fsync", "--log-level=info", "--logger=zap", "--log-outputs=stderr"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         if let Some(tls) = &self.tls {
-            command
-                .arg("--cert-file")
-                .arg(&tls.cert)
-                .arg("--key-file")
-                .arg(&tls.key);
-            command
-                .arg("--client-cert-auth")
-                .arg("--trusted-ca-file")
-                .arg(&tls.client_ca);
+            command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.client_ca);
         }
         Ok(command)
     }
@@ -205,14 +182,8 @@ impl Drop for Etcd {
 
 /// Two ports that were free a moment ago.
 fn free_ports() -> Result<Ports> {
-    let (one, other) = (
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?,
-    );
-    Ok(Ports {
-        client: one.local_addr()?.port(),
-        peer: other.local_addr()?.port(),
-    })
+    let (one, other) = (TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
+    Ok(Ports { client: one.local_addr()?.port(), peer: other.local_addr()?.port() })
 }
 
 /// Reads the log to its end, keeps the newest lines, and says once when clients are served.

@@ -53,13 +53,8 @@ pub const CONTROLLERS_AGENT: &str = "embedded-controllers";
 impl Cluster {
     /// Starts a cluster and returns once it serves.
     pub async fn start(options: Options) -> Result<Self> {
-        let etcd = options
-            .etcd
-            .then(|| tokio::task::spawn_blocking(|| Etcd::start(None)));
-        let server = Server::start(&apiserver::Options {
-            tokens: options.tokens.clone(),
-            crds: options.crds,
-        })?;
+        let etcd = options.etcd.then(|| tokio::task::spawn_blocking(|| Etcd::start(None)));
+        let server = Server::start(&apiserver::Options { tokens: options.tokens.clone(), crds: options.crds })?;
         for node in &options.nodes {
             server.create(
                 "/api/v1/nodes",
@@ -67,7 +62,11 @@ impl Cluster {
                     "metadata": {"name": node, "labels": {"kubernetes.io/hostname": node}},
                 }),
             )?;
-            server.set_status("/api/v1/nodes", node, &json!({"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}))?;
+            server.set_status(
+                "/api/v1/nodes",
+                node,
+                &json!({"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}),
+            )?;
         }
         let directory = TempDir::with_prefix("cluster-")?;
         let kubeconfig = directory.path().join("kubeconfig");
@@ -81,14 +80,7 @@ impl Cluster {
             Some(starting) => Some(starting.await.context("etcd's start panicked")??),
             None => None,
         };
-        Ok(Self {
-            _controllers: controllers,
-            server,
-            etcd,
-            directory,
-            kubeconfig,
-            token,
-        })
+        Ok(Self { _controllers: controllers, server, etcd, directory, kubeconfig, token })
     }
 
     /// The API server: faults, calls, snapshots.
@@ -98,9 +90,7 @@ impl Cluster {
 
     /// The etcd member.
     pub fn etcd(&self) -> Result<&Etcd> {
-        self.etcd
-            .as_ref()
-            .context("the cluster was started without etcd")
+        self.etcd.as_ref().context("the cluster was started without etcd")
     }
 
     /// A client that the call log shows as `agent`, with the first token if there are tokens.
@@ -128,28 +118,21 @@ struct Controllers {
 
 impl Controllers {
     fn start(server: &Server, token: Option<&str>) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = {
             let _inside = runtime.enter();
             server.client_with_token(CONTROLLERS_AGENT, token)?
         };
         let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("controllers".to_owned())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    tokio::select! {
-                        () = controllers::run(client) => {}
-                        _ = stopped => {}
-                    }
-                });
-            })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        let thread = thread::Builder::new().name("controllers".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                tokio::select! {
+                    () = controllers::run(client) => {}
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
 

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use super::MainPlugin;
 use super::conflist::{Network, Site};
 use crate::embedded;
-use crate::real::{self, Crds, NodeFacts, RouteKeeper, paths};
+use crate::real::node::paths;
+use crate::real::{self, Crds, NodeFacts, RouteKeeper};
 use crate::standin;
 use crate::tools::{self, Tools};
 
@@ -79,11 +80,12 @@ impl Machine {
 
     pub(super) async fn configure(&self, network: &Network, main: MainPlugin) -> Result<()> {
         match self {
-            Self::Embedded(embedded) => {
-                embedded.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().try_for_each(|node| {
-                    node.set_conflist(network.conflist(main, node.name(), &embedded.site()?))
-                })
-            }
+            Self::Embedded(embedded) => embedded
+                .nodes
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .iter()
+                .try_for_each(|node| node.set_conflist(&network.conflist(main, node.name(), &embedded.site()?))),
             Self::Real(real) => real.cluster.nodes().iter().try_for_each(|node| {
                 let facts = node.facts();
                 node.write_conflist(&network.conflist(main, &facts.name, &real_site(facts)).to_string())

@@ -57,7 +57,9 @@ impl Lab {
     async fn prepare(machine: Machine, client: Client, main: MainPlugin) -> Result<Self> {
         let limits = if matches!(machine, Machine::Embedded(_)) { Limits::QUICK } else { Limits::REAL };
         let lab = Self { machine, client, main, limits };
-        for (name, cidr, block_size) in [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)] {
+        for (name, cidr, block_size) in
+            [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)]
+        {
             lab.create(json!({
                 "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": name},
                 "spec": {

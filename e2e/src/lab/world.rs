@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
-use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -56,7 +58,8 @@ impl Lab {
     }
 
     fn api(&self, object: &Value) -> Result<Api<DynamicObject>> {
-        let (version, kind) = (object["apiVersion"].as_str().context("apiVersion")?, object["kind"].as_str().context("kind")?);
+        let (version, kind) =
+            (object["apiVersion"].as_str().context("apiVersion")?, object["kind"].as_str().context("kind")?);
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         let cluster_wide = group.ends_with("projectcalico.org") || matches!(kind, "Namespace" | "Node");
@@ -74,7 +77,8 @@ impl Lab {
         // Pods need it; a real controller manager makes it.
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(self.client(), name);
         if self.main != super::MainPlugin::StandIn {
-            self.until("the default service account", || async { Ok(accounts.get_opt("default").await?.map(drop)) }).await?;
+            self.until("the default service account", || async { Ok(accounts.get_opt("default").await?.map(drop)) })
+                .await?;
         }
         Ok(name.to_owned())
     }
@@ -93,7 +97,8 @@ impl Lab {
     pub async fn running(&self, namespace: &str, app: &str, count: usize) -> Result<Vec<Pod>> {
         let pods: Api<Pod> = Api::namespaced(self.client(), namespace);
         let params = ListParams::default().labels(&format!("app={app}"));
-        let found = self.until(&format!("{count} running pods of {app}"), || async {
+        let wanted = format!("{count} running pods of {app}");
+        let found = self.until(&wanted, || async {
             let items = pods.list(&params).await?.items;
             let all_run = items.len() == count && items.iter().all(is_running);
             Ok(all_run.then_some(items))
@@ -121,7 +126,10 @@ impl Lab {
 
     /// Waits until the app has no pods.
     pub async fn none_left(&self, namespace: &str, app: &str) -> Result<()> {
-        self.until(&format!("no pod of {app}"), || async { Ok(self.pods(namespace, app).await?.is_empty().then_some(())) }).await
+        self.until(&format!("no pod of {app}"), || async {
+            Ok(self.pods(namespace, app).await?.is_empty().then_some(()))
+        })
+        .await
     }
 
     /// The messages of a pod's Events about its sandbox.

@@ -28,9 +28,11 @@ pub(super) async fn surge(lab: &Lab, namespace: &str) -> Result<()> {
     lab.create(database.clone()).await?;
     assert_has(lab, &only(lab.running(namespace, "database", 1).await?)?, expected).await?;
     lab.merge(&database, json!({"spec": {"template": {"metadata": {"annotations": {"revision": "2"}}}}})).await?;
-    lab.event(namespace, "database", &["10.244.0.226", "rolling update that waits for itself", "maxSurge to 0"]).await?;
+    lab.event(namespace, "database", &["10.244.0.226", "rolling update that waits for itself", "maxSurge to 0"])
+        .await?;
     // The remedy works.
-    lab.merge(&database, json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}})).await?;
+    lab.merge(&database, json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}}}))
+        .await?;
     let revised = lab.until("the second revision runs", || async {
         let pods = lab.pods(namespace, "database").await?;
         let is_new = |p: &&k8s_openapi::api::core::v1::Pod| {

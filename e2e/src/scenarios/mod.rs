@@ -66,7 +66,10 @@ fn audit(lab: &Lab) -> Result<()> {
     let (sound, text) = lab.kube_ipam(&["check"])?;
     ensure!(sound, "kube-ipam check: {text}");
     if let Some(text) = lab.calicoctl(&["ipam", "check"])? {
-        ensure!(text.contains("found 0 problems") || text.contains("Check complete; found 0"), "calicoctl ipam check: {text}");
+        ensure!(
+            text.contains("found 0 problems") || text.contains("Check complete; found 0"),
+            "calicoctl ipam check: {text}"
+        );
     }
     Ok(())
 }

@@ -23,7 +23,11 @@ pub(super) async fn killed_and_back(lab: &Lab, namespace: &str) -> Result<()> {
     let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
     lab.merge(&object, out).await?;
     let pods: Api<Pod> = Api::namespaced(lab.client(), namespace);
-    pods.delete(&first.name_any(), &DeleteParams::default().grace_period(0)).await?;
+    // With the taint the pod collector may have been faster.
+    match pods.delete(&first.name_any(), &DeleteParams::default().grace_period(0)).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        outcome => drop(outcome?),
+    }
     let second = lab.until("the pod runs on the other node", || async {
         let pods = lab.pods(namespace, "survivor").await?;
         Ok(pods.into_iter().find(|p| p.uid() != first.uid() && address(p).is_ok()))

@@ -55,11 +55,7 @@ struct Workers {
 impl Kubelet {
     /// Follows the node's pods until `stop`; then everything is dropped where it stands, and running plugins are killed.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let mut workers = Workers {
-            kubelet: self,
-            wishes: BTreeMap::new(),
-            running: JoinSet::new(),
-        };
+        let mut workers = Workers { kubelet: self, wishes: BTreeMap::new(), running: JoinSet::new() };
         tokio::select! {
             () = workers.follow() => {}
             () = stop => {}
@@ -71,8 +67,7 @@ impl Kubelet {
 impl Workers {
     async fn follow(&mut self) {
         let pods: Api<Pod> = Api::all(self.kubelet.client.clone());
-        let mine =
-            watcher::Config::default().fields(&format!("spec.nodeName={}", self.kubelet.node));
+        let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", self.kubelet.node));
         let events = watcher(pods, mine);
         pin_mut!(events);
         let mut listed = BTreeSet::new();
@@ -94,10 +89,7 @@ impl Workers {
 
     fn wish(&mut self, pod: Pod, gone: bool) {
         let uid = pod.uid().unwrap_or_default();
-        let wish = Wish {
-            pod: Arc::new(pod),
-            gone,
-        };
+        let wish = Wish { pod: Arc::new(pod), gone };
         if let Some(sender) = self.wishes.get(&uid)
             && sender.send(wish.clone()).is_ok()
         {
@@ -109,14 +101,7 @@ impl Workers {
         }
         let (sender, wishes) = watch::channel(wish);
         self.wishes.insert(uid, sender);
-        self.running.spawn(
-            Worker {
-                kubelet: self.kubelet.clone(),
-                wishes,
-                ended: false,
-            }
-            .run(),
-        );
+        self.running.spawn(Worker { kubelet: self.kubelet.clone(), wishes, ended: false }.run());
     }
 
     /// After a list: pods that are not in it are gone, and sandboxes without a pod are taken down.
@@ -192,13 +177,7 @@ impl Worker {
         let (kubelet, pod) = (self.kubelet.clone(), pod.clone());
         let work = async move {
             let addresses = kubelet.addresses(&pod).await?;
-            let told = status::tell(
-                &kubelet.client,
-                &pod,
-                kubelet.address,
-                &Stage::Running(addresses),
-            )
-            .await;
+            let told = status::tell(&kubelet.client, &pod, kubelet.address, &Stage::Running(addresses)).await;
             told.map_err(|error| tracing::debug!(%error, "status"))?;
             Ok(lifetime(&pod).map(|(time, well)| (Instant::now() + time, well)))
         };
@@ -215,13 +194,8 @@ impl Worker {
                 if self.leaving_or(sleep_until(end)).await.is_some() {
                     self.ended = true;
                     let pod = self.wishes.borrow().pod.clone();
-                    if let Err(error) = status::tell(
-                        &self.kubelet.client,
-                        &pod,
-                        self.kubelet.address,
-                        &Stage::Ended { well },
-                    )
-                    .await
+                    if let Err(error) =
+                        status::tell(&self.kubelet.client, &pod, self.kubelet.address, &Stage::Ended { well }).await
                     {
                         tracing::debug!(%error, "status");
                     }
@@ -242,11 +216,7 @@ impl Worker {
     async fn leave(&self, wish: Wish) {
         self.end(&wish.pod).await;
         let mut pause = self.kubelet.backoff.start();
-        while !wish.gone
-            && status::forget(&self.kubelet.client, &wish.pod)
-                .await
-                .is_err()
-        {
+        while !wish.gone && status::forget(&self.kubelet.client, &wish.pod).await.is_err() {
             tokio::time::sleep(pause.next()).await;
         }
     }
@@ -259,32 +229,18 @@ impl Kubelet {
             return Ok(vec![self.address.to_string()]);
         }
         let uid = pod.uid().unwrap_or_default();
-        if let Some(ready) = self
-            .runtime
-            .of_pod(&uid)
-            .iter()
-            .find(|sandbox| sandbox.is_ready())
-        {
+        if let Some(ready) = self.runtime.of_pod(&uid).iter().find(|sandbox| sandbox.is_ready()) {
             return Ok(bare(&ready.addresses()));
         }
         if !self.take_down(pod).await {
             return Err(());
         }
-        let attachment =
-            Attachment::of_pod(&pod.namespace().unwrap_or_default(), &pod.name_any(), &uid);
+        let attachment = Attachment::of_pod(&pod.namespace().unwrap_or_default(), &pod.name_any(), &uid);
         match self.runtime.set_up(attachment, &uid).await {
             Ok(sandbox) => Ok(bare(&sandbox.addresses())),
             Err(why) => {
-                let message =
-                    format!("Failed to create pod sandbox: rpc error: code = Unknown desc = {why}");
-                status::warn(
-                    &self.client,
-                    &self.node,
-                    pod,
-                    "FailedCreatePodSandBox",
-                    &message,
-                )
-                .await;
+                let message = format!("Failed to create pod sandbox: rpc error: code = Unknown desc = {why}");
+                status::warn(&self.client, &self.node, pod, "FailedCreatePodSandBox", &message).await;
                 Err(())
             }
         }
@@ -308,18 +264,11 @@ impl Kubelet {
 }
 
 fn bare(addresses: &[String]) -> Vec<String> {
-    addresses
-        .iter()
-        .map(|address| address.split('/').next().unwrap_or_default().to_owned())
-        .collect()
+    addresses.iter().map(|address| address.split('/').next().unwrap_or_default().to_owned()).collect()
 }
 
 fn is_finished(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|s| s.phase.as_deref())
-        .unwrap_or_default();
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
     matches!(phase, "Succeeded" | "Failed")
 }
 
@@ -341,9 +290,7 @@ fn lifetime(pod: &Pod) -> Option<(Duration, bool)> {
     match words.as_slice() {
         ["true"] => Some((Duration::ZERO, true)),
         ["false"] => Some((Duration::ZERO, false)),
-        ["sleep", seconds] => Duration::try_from_secs_f64(seconds.parse().ok()?)
-            .ok()
-            .map(|time| (time, true)),
+        ["sleep", seconds] => Duration::try_from_secs_f64(seconds.parse().ok()?).ok().map(|time| (time, true)),
         _ => None,
     }
 }

@@ -20,13 +20,9 @@ impl Network {
     /// From a conflist's JSON, for a node: `__KUBERNETES_NODE_NAME__` becomes its name.
     pub fn of(conflist: &Value, node: &str) -> Result<Self> {
         let text = conflist.to_string().replace(NODE_NAME, node);
-        let list: Value = serde_json::from_str(&text)
-            .context("the node's name does not fit into the conflist")?;
+        let list: Value = serde_json::from_str(&text).context("the node's name does not fit into the conflist")?;
         let string = |key: &str| list[key].as_str().map(str::to_owned);
-        let first = list["plugins"]
-            .get(0)
-            .cloned()
-            .context("the conflist has no plugins")?;
+        let first = list["plugins"].get(0).cloned().context("the conflist has no plugins")?;
         Ok(Self {
             name: string("name").context("the conflist has no name")?,
             version: string("cniVersion").unwrap_or_else(|| "0.1.0".to_owned()),
@@ -36,13 +32,8 @@ impl Network {
 
     /// From a file.
     pub fn read(file: &Path, node: &str) -> Result<Self> {
-        let text = std::fs::read_to_string(file)
-            .with_context(|| format!("cannot read {}", file.display()))?;
-        Self::of(
-            &serde_json::from_str(&text)
-                .with_context(|| format!("{} is not JSON", file.display()))?,
-            node,
-        )
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        Self::of(&serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?, node)
     }
 
     /// `type` of the first plugin.
@@ -82,10 +73,7 @@ mod tests {
         let list = json!({"name": "net", "cniVersion": "0.3.1", "plugins": [
             {"type": "calico", "nodename": "__KUBERNETES_NODE_NAME__", "ipam": {"type": "kube-ipam"}}, {"type": "portmap"}]});
         let network = Network::of(&list, "node-a").unwrap();
-        assert_eq!(
-            (network.main_type(), network.ipam_type()),
-            ("calico", "kube-ipam")
-        );
+        assert_eq!((network.main_type(), network.ipam_type()), ("calico", "kube-ipam"));
         let expected = json!({"type": "calico", "nodename": "node-a", "ipam": {"type": "kube-ipam"}, "name": "net", "cniVersion": "0.3.1", "prevResult": {}});
         assert_eq!(network.stdin(&json!({"prevResult": {}})), expected);
     }

@@ -32,29 +32,18 @@ pub struct Backoff {
 impl Default for Backoff {
     /// Like kubelet's: a pod whose sandbox failed is looked at again after ten seconds.
     fn default() -> Self {
-        Self {
-            first: Duration::from_secs(10),
-            factor: 1,
-            most: Duration::from_secs(10),
-        }
+        Self { first: Duration::from_secs(10), factor: 1, most: Duration::from_secs(10) }
     }
 }
 
 impl Backoff {
     /// For tests: 50 ms, doubled up to a second.
     pub fn quick() -> Self {
-        Self {
-            first: Duration::from_millis(50),
-            factor: 2,
-            most: Duration::from_secs(1),
-        }
+        Self { first: Duration::from_millis(50), factor: 2, most: Duration::from_secs(1) }
     }
 
     pub(super) fn start(self) -> Pauses {
-        Pauses {
-            backoff: self,
-            next: self.first,
-        }
+        Pauses { backoff: self, next: self.first }
     }
 }
 
@@ -134,18 +123,14 @@ impl Node {
     /// Registers the node and begins to look after its pods.
     pub async fn start(options: Options) -> Result<Self> {
         let runtime = Runtime {
-            network: Network::of(&options.conflist, &options.name)?,
+            network: std::sync::RwLock::new(Network::of(&options.conflist, &options.name)?),
             main: options.main.clone(),
             path: options.cni_path.clone(),
             environment: options.environment.clone(),
             timeout: options.plugin_timeout,
             sandboxes: Mutex::default(),
         };
-        let node = Self {
-            runtime: Arc::new(runtime),
-            running: Mutex::new(None),
-            options,
-        };
+        let node = Self { runtime: Arc::new(runtime), running: Mutex::new(None), options };
         node.start_again().await?;
         Ok(node)
     }
@@ -154,13 +139,7 @@ impl Node {
     /// or after `stop_kubelet` (it goes on with the sandboxes it has).
     pub async fn start_again(&self) -> Result<()> {
         self.stop_kubelet().await;
-        let Options {
-            client,
-            name,
-            address,
-            labels,
-            ..
-        } = &self.options;
+        let Options { client, name, address, labels, .. } = &self.options;
         status::register(client, name, *address, labels).await?;
         let kubelet = Kubelet {
             client: client.clone(),
@@ -191,9 +170,7 @@ impl Node {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
-        self.running
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Stops looking after pods: running plugins are killed, sandboxes stay, nobody is told.
@@ -218,6 +195,13 @@ impl Node {
         &self.options.name
     }
 
+    /// Another network configuration, which new calls follow.
+    pub fn set_conflist(&self, conflist: &Value) -> Result<()> {
+        let network = Network::of(conflist, &self.options.name)?;
+        *self.runtime.network.write().unwrap_or_else(std::sync::PoisonError::into_inner) = network;
+        Ok(())
+    }
+
     /// The sandboxes its runtime remembers.
     pub fn sandboxes(&self) -> Vec<Sandbox> {
         self.runtime.all()
@@ -231,7 +215,7 @@ impl Node {
 
     /// What the plugin reads on stdin for an attachment.
     pub fn stdin(&self, attachment: &Attachment) -> Value {
-        self.runtime.network.stdin(&attachment.extra)
+        self.runtime.network().stdin(&attachment.extra)
     }
 }
 

@@ -59,9 +59,7 @@ impl Attachment {
 /// 64 hexadecimal digits, as containerd names sandboxes.
 fn random_id() -> String {
     let mut rng = rand::rng();
-    (0..4)
-        .map(|_| format!("{:016x}", rng.random::<u64>()))
-        .collect()
+    (0..4).map(|_| format!("{:016x}", rng.random::<u64>())).collect()
 }
 
 /// An error as CNI defines it, from a plugin's stdout.
@@ -108,11 +106,7 @@ impl CniOutcome {
 
     /// The error of a failed call, if it is well-formed.
     pub fn error(&self) -> Option<CniError> {
-        if self.is_ok() {
-            None
-        } else {
-            serde_json::from_str(&self.stdout).ok()
-        }
+        if self.is_ok() { None } else { serde_json::from_str(&self.stdout).ok() }
     }
 
     /// The error in the words of the CNI library, as they reach a pod's Events.
@@ -121,40 +115,27 @@ impl CniOutcome {
             Some(error) if error.details.is_empty() => error.msg,
             Some(error) => format!("{}; {}", error.msg, error.details),
             None if !self.stdout.is_empty() => {
-                format!(
-                    "netplugin failed but error parsing its diagnostic message {:?}",
-                    self.stdout
-                )
+                format!("netplugin failed but error parsing its diagnostic message {:?}", self.stdout)
             }
-            None if self.stderr.is_empty() => format!(
-                "netplugin failed with no error message: {}",
-                self.exit_text()
-            ),
+            None if self.stderr.is_empty() => format!("netplugin failed with no error message: {}", self.exit_text()),
             None => format!("netplugin failed: {:?}", self.stderr),
         }
     }
 
     fn exit_text(&self) -> String {
-        self.exit.map_or_else(
-            || "signal: killed".to_owned(),
-            |code| format!("exit status {code}"),
-        )
+        self.exit.map_or_else(|| "signal: killed".to_owned(), |code| format!("exit status {code}"))
     }
 }
 
 /// The addresses in a CNI result.
 pub(super) fn addresses(result: &Value) -> Vec<String> {
     let ips = result["ips"].as_array().into_iter().flatten();
-    ips.filter_map(|ip| ip["address"].as_str().map(str::to_owned))
-        .collect()
+    ips.filter_map(|ip| ip["address"].as_str().map(str::to_owned)).collect()
 }
 
 /// Finds a plugin's binary in the directories of `CNI_PATH`.
 pub(super) fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
-    let found = path
-        .iter()
-        .map(|directory| directory.join(name))
-        .find(|file| file.is_file());
+    let found = path.iter().map(|directory| directory.join(name)).find(|file| file.is_file());
     found.with_context(|| format!("failed to find plugin {name:?} in path {path:?}"))
 }
 
@@ -181,11 +162,8 @@ pub(super) async fn call(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot run {}", binary.display()))?;
-    let (mut input, output, errors) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let mut child = command.spawn().with_context(|| format!("cannot run {}", binary.display()))?;
+    let (mut input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let text = stdin.to_string();
     let feed = async {
         // A plugin that does not read its stdin is judged by its answer.
@@ -194,28 +172,17 @@ pub(super) async fn call(
         }
     };
     let finished = async {
-        let (_, stdout, stderr, status) =
-            tokio::join!(feed, read(output), read(errors), child.wait());
+        let (_, stdout, stderr, status) = tokio::join!(feed, read(output), read(errors), child.wait());
         status.map(|status| (status.code(), stdout, stderr))
     };
     match tokio::time::timeout(attachment.kill_after, finished).await {
         Ok(ended) => {
             let (exit, stdout, stderr) = ended?;
-            Ok(CniOutcome {
-                exit,
-                stdout,
-                stderr,
-                took: started.elapsed(),
-            })
+            Ok(CniOutcome { exit, stdout, stderr, took: started.elapsed() })
         }
         Err(_) => {
             child.kill().await?;
-            Ok(CniOutcome {
-                exit: None,
-                stdout: String::new(),
-                stderr: String::new(),
-                took: started.elapsed(),
-            })
+            Ok(CniOutcome { exit: None, stdout: String::new(), stderr: String::new(), took: started.elapsed() })
         }
     }
 }
@@ -234,53 +201,25 @@ mod tests {
     use super::*;
 
     fn outcome(exit: Option<i32>, stdout: &str, stderr: &str) -> CniOutcome {
-        CniOutcome {
-            exit,
-            stdout: stdout.into(),
-            stderr: stderr.into(),
-            took: Duration::ZERO,
-        }
+        CniOutcome { exit, stdout: stdout.into(), stderr: stderr.into(), took: Duration::ZERO }
     }
 
     #[test]
     fn an_error_is_told_in_the_words_of_the_cni_library() {
-        let full = outcome(
-            Some(1),
-            r#"{"code":11,"msg":"held","details":"by default/a"}"#,
-            "",
-        );
+        let full = outcome(Some(1), r#"{"code":11,"msg":"held","details":"by default/a"}"#, "");
         assert_eq!(full.error_text(), "held; by default/a");
         assert_eq!(full.error().unwrap().code, 11);
-        assert_eq!(
-            outcome(Some(1), r#"{"code":7,"msg":"bad"}"#, "").error_text(),
-            "bad"
-        );
-        assert_eq!(
-            outcome(Some(101), "", "boom").error_text(),
-            "netplugin failed: \"boom\""
-        );
-        assert_eq!(
-            outcome(None, "", "").error_text(),
-            "netplugin failed with no error message: signal: killed"
-        );
-        assert!(
-            outcome(Some(1), "nonsense", "")
-                .error_text()
-                .contains("\"nonsense\"")
-        );
+        assert_eq!(outcome(Some(1), r#"{"code":7,"msg":"bad"}"#, "").error_text(), "bad");
+        assert_eq!(outcome(Some(101), "", "boom").error_text(), "netplugin failed: \"boom\"");
+        assert_eq!(outcome(None, "", "").error_text(), "netplugin failed with no error message: signal: killed");
+        assert!(outcome(Some(1), "nonsense", "").error_text().contains("\"nonsense\""));
     }
 
     #[test]
     fn a_new_container_has_an_id_of_its_own() {
-        let (one, other) = (
-            Attachment::of_pod("d", "a", "u"),
-            Attachment::of_pod("d", "a", "u"),
-        );
+        let (one, other) = (Attachment::of_pod("d", "a", "u"), Attachment::of_pod("d", "a", "u"));
         assert_eq!(one.container.len(), 64);
         assert_ne!(one.container, other.container);
-        assert!(
-            one.args
-                .contains(&format!("K8S_POD_INFRA_CONTAINER_ID={};", one.container))
-        );
+        assert!(one.args.contains(&format!("K8S_POD_INFRA_CONTAINER_ID={};", one.container)));
     }
 }

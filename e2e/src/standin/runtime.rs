@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -41,10 +41,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// Its addresses, with prefix lengths.
     pub fn addresses(&self) -> Vec<String> {
-        self.result
-            .as_ref()
-            .map(plugin::addresses)
-            .unwrap_or_default()
+        self.result.as_ref().map(plugin::addresses).unwrap_or_default()
     }
 
     /// Alive with a network.
@@ -56,7 +53,7 @@ impl Sandbox {
 /// The runtime of a node. Its memory outlives `Node::kill`, as a disk does.
 #[derive(Debug)]
 pub(super) struct Runtime {
-    pub network: Network,
+    pub network: RwLock<Network>,
     pub main: MainPlugin,
     pub path: Vec<PathBuf>,
     pub environment: Vec<(OsString, OsString)>,
@@ -66,9 +63,12 @@ pub(super) struct Runtime {
 
 impl Runtime {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Sandbox>> {
-        self.sandboxes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The network configuration as it is now.
+    pub fn network(&self) -> Network {
+        self.network.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     pub fn all(&self) -> Vec<Sandbox> {
@@ -76,33 +76,21 @@ impl Runtime {
     }
 
     pub fn of_pod(&self, uid: &str) -> Vec<Sandbox> {
-        self.lock()
-            .values()
-            .filter(|sandbox| sandbox.pod == uid)
-            .cloned()
-            .collect()
+        self.lock().values().filter(|sandbox| sandbox.pod == uid).cloned().collect()
     }
 
     /// The binary a call runs: the IPAM plugin, or the real main plugin.
     fn binary(&self) -> Result<PathBuf> {
         match &self.main {
-            MainPlugin::Itself => plugin::find(self.network.ipam_type(), &self.path),
-            MainPlugin::Binary(directory) => Ok(directory.join(self.network.main_type())),
+            MainPlugin::Itself => plugin::find(self.network().ipam_type(), &self.path),
+            MainPlugin::Binary(directory) => Ok(directory.join(self.network().main_type())),
         }
     }
 
     /// Runs a verb for an attachment.
     pub async fn call(&self, verb: &str, attachment: &Attachment) -> Result<CniOutcome> {
-        let stdin = self.network.stdin(&attachment.extra);
-        plugin::call(
-            &self.binary()?,
-            verb,
-            &self.path,
-            &self.environment,
-            attachment,
-            &stdin,
-        )
-        .await
+        let stdin = self.network().stdin(&attachment.extra);
+        plugin::call(&self.binary()?, verb, &self.path, &self.environment, attachment, &stdin).await
     }
 
     /// Makes a sandbox for a pod and gives it a network; `Err` holds the words for the pod's Events.
@@ -112,21 +100,14 @@ impl Runtime {
         let failed = |id: &str, why: &str| {
             format!(
                 "failed to setup network for sandbox \"{id}\": plugin type=\"{}\" failed (add): {why}",
-                self.network.main_type()
+                self.network().main_type()
             )
         };
         let id = attachment.container.clone();
-        let mut sandbox = Sandbox {
-            attachment,
-            pod: pod.to_owned(),
-            result: None,
-            lost: false,
-        };
+        let mut sandbox = Sandbox { attachment, pod: pod.to_owned(), result: None, lost: false };
         self.lock().insert(id.clone(), sandbox.clone());
         if let MainPlugin::Binary(_) = self.main {
-            netns("add", &sandbox.attachment.netns)
-                .await
-                .map_err(|error| format!("{error:#}"))?;
+            netns("add", &sandbox.attachment.netns).await.map_err(|error| format!("{error:#}"))?;
         }
         let outcome = self.call("ADD", &sandbox.attachment).await;
         let why = match &outcome {
@@ -183,7 +164,7 @@ impl Runtime {
         };
         Err(format!(
             "failed to destroy network for sandbox \"{id}\": plugin type=\"{}\" failed (delete): {why}",
-            self.network.main_type()
+            self.network().main_type()
         ))
     }
 
@@ -203,19 +184,8 @@ impl Runtime {
 
 /// `ip netns add|del` for the namespace at a path.
 async fn netns(verb: &str, path: &str) -> Result<()> {
-    let name = Path::new(path)
-        .file_name()
-        .context("a network namespace has a name")?;
-    let output = Command::new("ip")
-        .args(["netns", verb])
-        .arg(name)
-        .output()
-        .await
-        .context("cannot run ip")?;
-    ensure!(
-        output.status.success(),
-        "ip netns {verb}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
+    let name = Path::new(path).file_name().context("a network namespace has a name")?;
+    let output = Command::new("ip").args(["netns", verb]).arg(name).output().await.context("cannot run ip")?;
+    ensure!(output.status.success(), "ip netns {verb}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
 }

@@ -20,12 +20,7 @@ fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
 }
 
 /// Registers a node as Ready, or says that it is Ready again.
-pub(super) async fn register(
-    client: &Client,
-    name: &str,
-    address: IpAddr,
-    labels: &[(String, String)],
-) -> Result<()> {
+pub(super) async fn register(client: &Client, name: &str, address: IpAddr, labels: &[(String, String)]) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut all = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"});
     for (key, value) in labels {
@@ -51,27 +46,16 @@ pub(super) async fn register(
             condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         ],
     }});
-    nodes
-        .patch_status(name, &PatchParams::default(), &Patch::Strategic(status))
-        .await?;
+    nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await?;
     Ok(())
 }
 
 /// What the node controller writes once a kubelet has gone silent.
 pub(super) async fn mark_silent(client: &Client, name: &str) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let silent = condition(
-        "Ready",
-        "Unknown",
-        "NodeStatusUnknown",
-        "Kubelet stopped posting node status.",
-    );
+    let silent = condition("Ready", "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status.");
     nodes
-        .patch_status(
-            name,
-            &PatchParams::default(),
-            &Patch::Strategic(json!({"status": {"conditions": [silent]}})),
-        )
+        .patch_status(name, &PatchParams::default(), &Patch::Strategic(json!({"status": {"conditions": [silent]}})))
         .await?;
     Ok(())
 }
@@ -80,21 +64,12 @@ pub(super) async fn mark_silent(client: &Client, name: &str) -> Result<()> {
 pub(super) async fn heartbeat(client: Client, name: String, every: Duration) {
     let leases: Api<Lease> = Api::namespaced(client, "kube-node-lease");
     loop {
-        let renewed = Timestamp::now()
-            .strftime("%Y-%m-%dT%H:%M:%S.%6fZ")
-            .to_string();
+        let renewed = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name},
             "spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": renewed},
         });
-        if let Err(error) = leases
-            .patch(
-                &name,
-                &PatchParams::apply("standin").force(),
-                &Patch::Apply(lease),
-            )
-            .await
-        {
+        if let Err(error) = leases.patch(&name, &PatchParams::apply("standin").force(), &Patch::Apply(lease)).await {
             tracing::debug!(%error, "lease");
         }
         tokio::time::sleep(every).await;
@@ -111,12 +86,7 @@ pub(super) enum Stage {
 }
 
 /// Writes a pod's status.
-pub(super) async fn tell(
-    client: &Client,
-    pod: &Pod,
-    node_address: IpAddr,
-    stage: &Stage,
-) -> Result<()> {
+pub(super) async fn tell(client: &Client, pod: &Pod, node_address: IpAddr, stage: &Stage) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let container = |state: Value, ready: bool| {
         let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
@@ -135,9 +105,7 @@ pub(super) async fn tell(
         "hostIP": node_address, "hostIPs": [{"ip": node_address}],
     });
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
-        condition
-            .as_object_mut()
-            .map(|c| c.remove("lastHeartbeatTime"));
+        condition.as_object_mut().map(|c| c.remove("lastHeartbeatTime"));
     }
     match stage {
         Stage::Running(addresses) => {
@@ -145,8 +113,7 @@ pub(super) async fn tell(
             status["startTime"] = now().into();
             status["podIP"] = addresses.first().map(String::as_str).into();
             status["podIPs"] = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-            status["containerStatuses"] =
-                container(json!({"running": {"startedAt": now()}}), true).into();
+            status["containerStatuses"] = container(json!({"running": {"startedAt": now()}}), true).into();
         }
         Stage::Ended { well } => {
             let ended = json!({"terminated": {"exitCode": i32::from(!well), "reason": if *well { "Completed" } else { "Error" }, "finishedAt": now()}});
@@ -156,25 +123,12 @@ pub(super) async fn tell(
     }
     // A merge replaces lists, so that a pod's second sandbox does not keep the first one's addresses. What the scheduler said stays.
     if let Some(conditions) = status["conditions"].as_array_mut() {
-        let known = pod
-            .status
-            .as_ref()
-            .and_then(|s| s.conditions.as_deref())
-            .unwrap_or_default();
-        conditions.extend(
-            known
-                .iter()
-                .filter(|c| c.type_ == "PodScheduled")
-                .filter_map(|c| serde_json::to_value(c).ok()),
-        );
+        let known = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        conditions
+            .extend(known.iter().filter(|c| c.type_ == "PodScheduled").filter_map(|c| serde_json::to_value(c).ok()));
     }
     let patch = json!({"metadata": {"uid": pod.uid()}, "status": status});
-    pods.patch_status(
-        &pod.name_any(),
-        &PatchParams::default(),
-        &Patch::Merge(patch),
-    )
-    .await?;
+    pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
     Ok(())
 }
 
@@ -192,10 +146,7 @@ pub(super) async fn warn(client: &Client, node: &str, pod: &Pod, reason: &str, m
     });
     let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
     let created = match serde_json::from_value(event) {
-        Ok(event) => events
-            .create(&PostParams::default(), &event)
-            .await
-            .map_err(anyhow::Error::from),
+        Ok(event) => events.create(&PostParams::default(), &event).await.map_err(anyhow::Error::from),
         Err(error) => Err(error.into()),
     };
     if let Err(error) = created {
@@ -206,20 +157,8 @@ pub(super) async fn warn(client: &Client, node: &str, pod: &Pod, reason: &str, m
 /// Removes this very pod from the API, as a kubelet does once nothing of it is left.
 pub(super) async fn forget(client: &Client, pod: &Pod) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    let preconditions = Some(Preconditions {
-        uid: pod.uid(),
-        resource_version: None,
-    });
-    match pods
-        .delete(
-            &pod.name_any(),
-            &DeleteParams {
-                preconditions,
-                ..DeleteParams::default()
-            }
-            .grace_period(0),
-        )
-        .await
+    let preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
+    match pods.delete(&pod.name_any(), &DeleteParams { preconditions, ..DeleteParams::default() }.grace_period(0)).await
     {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),

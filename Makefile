@@ -1,0 +1,30 @@
+# The two commands that everybody needs are `make demo` and `make test`.
+
+CARGO ?= cargo
+
+.PHONY: test fast real lint e2e build
+
+# All tests: units, properties, faults, the embedded cluster, then the real one (which says so if it cannot run here).
+test: fast real
+
+build:
+	$(CARGO) build --workspace --bins
+
+# Needs nothing but Rust.
+fast: build
+	$(CARGO) test --workspace --lib --bins
+	$(CARGO) test -p calico
+	$(CARGO) test -p kube-ipam --tests
+	$(CARGO) test -p e2e --test apiserver --test embedded
+
+# Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
+real: build
+	$(CARGO) test -p e2e --test real
+
+# The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
+e2e: build
+	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets
