@@ -74,6 +74,14 @@ impl Lab {
             "spec": {"datastoreReady": true, "clusterGUID": "0123456789abcdef", "calicoVersion": "v3.32.1"},
         }))
         .await?;
+        if std::env::var_os("CALICO_BIN").is_some() {
+            // calicoctl ipam check reads it.
+            lab.create(json!({
+                "apiVersion": "crd.projectcalico.org/v1", "kind": "KubeControllersConfiguration",
+                "metadata": {"name": "default"}, "spec": {"controllers": {}},
+            }))
+            .await?;
+        }
         Ok(lab)
     }
 

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, MainPlugin, address};
+use crate::lab::{Lab, address};
 
 /// A scenario and its name.
 pub struct Scenario {
@@ -131,9 +131,4 @@ fn assert_random(pod: &Pod) -> Result<IpAddr> {
 fn only<T>(mut items: Vec<T>) -> Result<T> {
     ensure!(items.len() == 1, "{} instead of one", items.len());
     items.pop().context("one")
-}
-
-/// Calico's main plugin narrows pods to /32; under others the configured mask is on the interface.
-fn uses_calico(lab: &Lab) -> bool {
-    lab.main_plugin() == MainPlugin::Calico
 }
