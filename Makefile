@@ -2,6 +2,11 @@
 
 CARGO ?= cargo
 
+# The guide's story on an embedded cluster.
+.PHONY: demo
+demo: build
+	$(CARGO) run --quiet -p e2e --bin demo
+
 .PHONY: test fast real lint e2e build
 
 # All tests: units, properties, faults, the embedded cluster, then the real one (which says so if it cannot run here).

@@ -525,6 +525,14 @@ fn wants(
 ) -> Result<Vec<(Family, Want)>, Error> {
     let ipam = &attachment.net.ipam;
     if !attachment.explicit.is_empty() {
+        if request.is_some() {
+            return Err(CniError::new(
+                code::INVALID_CONFIG,
+                "the pod has the annotation kube-ipam.ip, and CNI_ARGS has IP= as well",
+                "ask for the address in one place: remove the annotation, or IP= from CNI_ARGS",
+            )
+            .into());
+        }
         return Ok(attachment.explicit.iter().map(|a| (Family::of(*a), Want::Explicit(*a))).collect());
     }
     let empty = Default::default();

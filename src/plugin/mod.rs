@@ -178,7 +178,16 @@ async fn driver(net: &NetConf) -> Result<Plugin, CniError> {
 }
 
 fn node_name(net: &NetConf) -> Result<String, CniError> {
-    let file = std::fs::read_to_string(&net.nodename.file).ok();
+    let path = &net.nodename.file;
+    let file = match std::fs::read_to_string(path) {
+        Ok(text) => Some(text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        // Going on under another name would send traffic to the wrong node.
+        Err(e) => {
+            let wrong = format!("nodename_file {}: {e}", path.display());
+            return Err(CniError::new(code::IO, wrong, "make the file readable for the runtime's user"));
+        }
+    };
     let host = hostname(Path::new("/proc/sys/kernel/hostname"));
     net.nodename.resolve(file.as_deref(), &host)
 }
