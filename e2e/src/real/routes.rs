@@ -55,6 +55,10 @@ pub fn wanted(blocks: &[DynamicObject], nodes: &NodeAddresses, here: Option<&str
     Ok(routes)
 }
 
+/// Behind the main plugin's own routes (0, or 1024 for IPv6): a pod that moves here has its route while ours to the
+/// old node still stands, and the two must not be taken for one.
+const METRIC: u32 = 4096;
+
 /// Makes the routes in a network namespace what is wanted, touching only those that differ.
 pub fn sync(netns: &str, wanted: &BTreeSet<Route>) -> Result<()> {
     let mut present = BTreeSet::new();
@@ -65,8 +69,12 @@ pub fn sync(netns: &str, wanted: &BTreeSet<Route>) -> Result<()> {
             present.insert((line.dst.parse::<IpNetwork>()?, line.gateway.context("our routes have a next hop")?));
         }
     }
-    let removed = present.difference(wanted).map(|(to, hop)| format!("route del {to} via {hop} proto {PROTOCOL}\n"));
-    let added = wanted.difference(&present).map(|(to, hop)| format!("route add {to} via {hop} proto {PROTOCOL}\n"));
+    let removed = present
+        .difference(wanted)
+        .map(|(to, hop)| format!("route del {to} via {hop} proto {PROTOCOL} metric {METRIC}\n"));
+    let added = wanted
+        .difference(&present)
+        .map(|(to, hop)| format!("route add {to} via {hop} proto {PROTOCOL} metric {METRIC}\n"));
     let lines: String = removed.chain(added).collect();
     if lines.is_empty() { Ok(()) } else { ip_batch(Some(netns), &lines) }
 }
