@@ -42,7 +42,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             });
             match entry {
                 None => unrecorded.push(Unrecorded::NotInBlock(*address)),
-                Some(attribute) if super::release::is_fixed(attribute.secondary.as_ref()) => {
+                Some(attribute) if super::edit::is_fixed(attribute.secondary.as_ref()) => {
                     unrecorded.extend(self.check_claim(attachment, *address).await?);
                 }
                 Some(_) => {}

@@ -98,7 +98,7 @@ pub(super) fn error(error: &Error) -> CniError {
             "Delete pods, or widen rangeStart-rangeEnd in the CNI config (and the IPPool, if it is too small).".into(),
         ),
         Error::Damaged { .. } => (code::INTERNAL, "Run `kube-ipam check`; calicoctl ipam check --fix may mend it.".into()),
-        Error::Superseded(_) | Error::Cancelled | Error::Late(_) => {
+        Error::Superseded(_) | Error::Cancelled | Error::NotAhead(_) | Error::Late(_) => {
             (code::TRY_AGAIN, "Nothing was kept; this is tried again by itself.".into())
         }
     };

@@ -104,7 +104,7 @@ async fn dispatch(call: &Invocation, net: &NetConf) -> Result<Option<Value>, Cni
         node: &node,
         explicit: explicit(&call.args, net)?,
         cancelled: &cancelled,
-        gate: &state,
+        last_sandbox: true,
         deadline: Instant::now() + WORK_TIME,
         policy: net.ipam.takeover,
     };

@@ -41,6 +41,20 @@ pub trait Objects: Send + Sync {
         name: &str,
     ) -> impl Future<Output = Result<Option<K>, StoreError>> + Send;
 
+    /// The object as it is now, also from a store whose `get` may answer from memory.
+    fn fresh<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<K>, StoreError>> + Send {
+        self.get(namespace, name)
+    }
+
+    /// Whether `get` and `list` may answer from memory, and so may be a little out of date.
+    fn is_cache(&self) -> bool {
+        false
+    }
+
     /// All objects of a kind, over all namespaces, whose labels match `selector` (empty: all).
     /// A kind that the cluster does not serve gives [`Failure::NoKind`], never an empty list.
     fn list<K: Object>(&self, selector: &str) -> impl Future<Output = Result<Vec<K>, StoreError>> + Send;
