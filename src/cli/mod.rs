@@ -1,5 +1,7 @@
 //! The command line: what people ask of a cluster.
 
+mod agent;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -54,6 +56,8 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         settle: u64,
     },
+    /// Serves this node's pods: the sidecar.
+    Agent(agent::AgentArguments),
     /// Lists the claims: who owns which fixed address, and which pod has it.
     Claims,
 }
@@ -71,8 +75,9 @@ pub fn run() -> ExitCode {
 
 impl Arguments {
     async fn run(&self) -> Result<ExitCode> {
-        match self.command {
-            Command::Check { settle } => self.check(Duration::from_secs(settle)).await,
+        match &self.command {
+            Command::Agent(arguments) => agent::run(arguments, self.kubeconfig.clone()).await,
+            Command::Check { settle } => self.check(Duration::from_secs(*settle)).await,
             Command::Claims => self.claims().await,
         }
     }

@@ -218,7 +218,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         for held in &done.claims {
             let standing = ledger.read(held.address).await?;
-            if !standing.is_some_and(|c| c.value.is_held_by(attachment.container_id, attachment.interface)) {
+            if !standing.is_some_and(|c| attachment.is_holder(&c.value)) {
                 return Err(Error::Superseded(held.address));
             }
         }
@@ -250,6 +250,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             } else if let Some(found) = self.create_handle(&handle, &counts, deadline).await? {
                 if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
                     return Ok(earlier);
+                }
+                if attachment.is_ahead() {
+                    // An earlier pod's DEL may be about to delete it.
+                    return Err(Error::NotAhead(handle));
                 }
                 self.set_handle(&handle, &counts, deadline).await?;
             }

@@ -3,6 +3,7 @@
 //! Order: block, claim, handle. Whatever step is missing, the handle is still there for the next DEL to find.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use calico::{Entry, IPAMConfig, IPAMConfigSpec, IPAMHandle, handle_name};
 use ipnetwork::IpNetwork;
@@ -13,6 +14,9 @@ use super::edit::{Edit, Outcome, Release, Whose};
 use super::{Attachment, Driver, Error};
 use crate::claim::Claim;
 use crate::store::{Ledger, Objects, Swap};
+
+/// Time for the deletion of a handle that nobody waits for.
+const FINISH_TIME: Duration = Duration::from_secs(30);
 
 /// An address that was given back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,16 +67,22 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub async fn del(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
         let held = attachment.held();
         let own = HeldBy { pod_uid: held.pod_uid.filter(|_| attachment.is_ahead()), ..attachment.held() };
-        let mut freed =
-            self.release_handle(&attachment.handle(), &attachment.whose(), &own, attachment.deadline).await?;
-        if let Some(pod) = attachment.pod
-            && attachment.last_sandbox
-            && !attachment.is_ahead()
-        {
+        let containers =
+            async { self.release_handle(&attachment.handle(), &attachment.whose(), &own, attachment.deadline).await };
+        let pods = async {
+            let Some(pod) = attachment.pod.filter(|_| attachment.last_sandbox && !attachment.is_ahead()) else {
+                return Ok(Vec::new());
+            };
             let uid = pod.uid.map(str::to_owned);
             let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
-            freed.extend(self.release_handle(&pod.handle(), &whose, &held, attachment.deadline).await?);
-        }
+            self.release_handle(&pod.handle(), &whose, &held, attachment.deadline).await
+        };
+        // Both to their end: what one has released is not undone by the other's failure.
+        let (mut freed, of_pod) = match futures::future::join(containers, pods).await {
+            (Ok(freed), Ok(of_pod)) => (freed, of_pod),
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        };
+        freed.extend(of_pod);
         Ok(freed)
     }
 
@@ -100,8 +110,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(freed);
         }
         self.clear_claims(&freed, held, deadline).await?;
-        self.drop_handle(found, deadline).await?;
+        match (&self.drop_later, whose) {
+            // Nothing is recorded under it any more, and nobody else uses its name.
+            (Some(later), Whose::Anyones) if later(&found) => {}
+            _ => self.drop_handle(found, deadline).await?,
+        }
         Ok(freed)
+    }
+
+    /// Deletes a handle whose addresses were released, unless somebody has written it since.
+    pub async fn finish_handle(&self, handle: IPAMHandle) -> Result<(), Error> {
+        self.drop_handle(handle, Instant::now() + FINISH_TIME).await
     }
 
     /// Whether a pod's handle is another pod's of the same name, or another sandbox's: then it stays.
@@ -165,20 +184,53 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
+    /// Lets a claim that was taken before the pod had a container name the one it has by now.
+    pub async fn name_container(
+        &self,
+        address: IpAddr,
+        pod_uid: &str,
+        container_id: &str,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let mut standing = ledger.read(address).await?;
+        loop {
+            let Some(found) = standing else { return Ok(()) };
+            let mut claim = found.value;
+            match &mut claim.holder {
+                Some(holder) if holder.pod_uid == pod_uid && holder.container_id != container_id => {
+                    (holder.container_id, holder.interface) = (container_id.to_owned(), interface.to_owned());
+                }
+                _ => return Ok(()),
+            }
+            match ledger.swap(address, Some(found.revision), Some(&claim)).await? {
+                Swap::Done(_) => return Ok(()),
+                Swap::Lost(now) => standing = now,
+            }
+        }
+    }
+
     async fn drop_handle(&self, handle: IPAMHandle, deadline: Instant) -> Result<(), Error> {
         let name = handle_name(&handle.spec.handle_id);
-        let released = handle.spec.block.clone();
+        let (uid, released) = (handle.metadata.uid.clone(), handle.spec.block.clone());
         let settled = self
             .converge::<IPAMHandle, _, Error>(&name, Known::Present(handle), deadline, |current| {
-                let Some(mut found) = current else { return Ok(Step::Done(())) };
-                found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
-                Ok(if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
+                Ok(match current {
+                    // Another pod's of the same name by now: what it counts is not what was released here.
+                    Some(found) if found.metadata.uid != uid => Step::Done(()),
+                    Some(mut found) => {
+                        found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
+                        if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) }
+                    }
+                    None => Step::Done(()),
+                })
             })
             .await?;
         Ok(settled.value)
     }
 }
 
+/// By the container, or by the pod as long as the claim names no container.
 fn holds(claim: &Claim, held: &HeldBy<'_>) -> bool {
     let Some(holder) = &claim.holder else { return false };
     if holder.container_id.is_empty() {

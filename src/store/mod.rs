@@ -4,6 +4,7 @@
 //! store that injects faults. What every implementation must keep: a write is decided by its precondition
 //! alone (never by an earlier read), and an error says whether the write is known not to have happened.
 
+pub mod cached;
 pub mod conformance;
 pub mod etcd;
 pub mod faulty;
@@ -111,6 +112,24 @@ pub trait Ledger: Send + Sync {
     /// Returns when the claim on `address` was written or deleted after `revision`; may return early for
     /// no reason (a cut watch, a compacted revision): the caller reads again.
     fn changed(&self, address: IpAddr, revision: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+impl<L: Ledger> Ledger for std::sync::Arc<L> {
+    async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
+        L::read(self, address).await
+    }
+
+    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
+        L::all(self).await
+    }
+
+    async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
+        L::swap(self, address, expected, claim).await
+    }
+
+    async fn changed(&self, address: IpAddr, revision: i64) -> Result<(), StoreError> {
+        L::changed(self, address, revision).await
+    }
 }
 
 /// A store's refusal or failure, with the call that met it.
