@@ -29,9 +29,10 @@ use tokio::time::Instant;
 
 pub use self::add::Assigned;
 pub use self::check::Unrecorded;
+pub(crate) use self::claims::ONE_ATTACHMENT;
 pub use self::claims::{Blocked, Impasse};
 pub use self::error::Error;
-pub use self::gate::{Gate, Open, Pass};
+pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
@@ -46,6 +47,10 @@ use crate::store::{Ledger, Objects};
 
 /// Key in an allocation's `secondary` attributes that marks a fixed address; its value is the claim's generation.
 pub const CLAIM_KEY: &str = "kube-ipam.claim";
+
+/// Key in an allocation's `secondary` attributes that names the interface: with it a container's attachments
+/// are told apart, which Calico's handles do not do. Calico's own readers skip keys that they do not know.
+pub const INTERFACE_KEY: &str = "kube-ipam.interface";
 
 /// Runs decisions against a store of objects and, where one is configured, a ledger.
 #[derive(Clone)]

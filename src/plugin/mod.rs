@@ -8,7 +8,6 @@ mod ledger;
 mod log;
 mod state;
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::path::Path;
@@ -62,8 +61,18 @@ fn serve(called_as: &str, version: &mut Option<CniVersion>) -> Result<Option<Val
     let spoken = CniVersion::of(&conf)?;
     *version = Some(spoken);
     spoken.knows(call.verb)?;
-    let net = NetConf::parse(&conf, called_as)?;
+    let (net, broken) = match call.verb {
+        Verb::Del => NetConf::parse_for_del(&conf, called_as)?,
+        _ => (NetConf::parse(&conf, called_as)?, None),
+    };
     log::start(&net);
+    if let Some(fault) = broken {
+        tracing::warn!(
+            error = fault.msg,
+            remedy = fault.details,
+            "the network configuration is broken; DEL does without"
+        );
+    }
     let started = std::time::Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| CniError::new(code::INTERNAL, "no runtime", e.to_string()))?;
@@ -91,18 +100,27 @@ async fn dispatch(call: &Invocation, net: &NetConf) -> Result<Option<Value>, Cni
             TERMINATED.store(true, Ordering::Relaxed);
         }
     });
-    let node = node_name(net)?;
-    let driver = driver(net).await?;
+    // STATUS says in its own code whatever keeps an ADD from being served.
+    let fault = |error: CniError| match call.verb {
+        Verb::Status => CniError { code: code::NOT_AVAILABLE, ..error },
+        _ => error,
+    };
+    let node = match call.verb {
+        // DEL finds everything by the handle; a node that has lost its name can still be cleaned up.
+        Verb::Del => node_name(net).unwrap_or_default(),
+        _ => node_name(net).map_err(fault)?,
+    };
+    let driver = driver(net).await.map_err(fault)?;
     let state = state::State::open(net);
-    let marks = state.container(&net.network, &call.container_id);
+    let marks = state.container(&crate::driver::handle_of(&net.network, &call.container_id));
     let cancelled = || TERMINATED.load(Ordering::Relaxed) || marks.is_deleted();
-    let attachment = Attachment {
+    let mut attachment = Attachment {
         net,
         container_id: &call.container_id,
         interface: &call.ifname,
         pod: pod(&call.args),
         node: &node,
-        explicit: explicit(&call.args, net)?,
+        explicit: if call.verb == Verb::Add { explicit(&call.args, net)? } else { &[] },
         cancelled: &cancelled,
         gate: &state,
         deadline: Instant::now() + WORK_TIME,
@@ -111,11 +129,13 @@ async fn dispatch(call: &Invocation, net: &NetConf) -> Result<Option<Value>, Cni
     match call.verb {
         Verb::Add => {
             let _turn = marks.begin_add().await;
+            attachment.deadline = Instant::now() + WORK_TIME;
             let assigned = driver.add(&attachment).await.map_err(|e| answer::error(&e))?;
             answer::ok(net, &assigned).map(|a| Some(a.render(&net.cni_version)))
         }
         Verb::Del => {
             let _turn = marks.begin_del().await;
+            attachment.deadline = Instant::now() + WORK_TIME;
             driver.del(&attachment).await.map(|_| None).map_err(|e| answer::error(&e))
         }
         Verb::Check => check(&driver, &attachment).await,
@@ -154,8 +174,7 @@ async fn gc(driver: &Plugin, attachment: &Attachment<'_>) -> Result<Option<Value
             "GC releases everything that is not in this list, so it must be there, even if it is empty",
         ));
     };
-    let valid: BTreeSet<String> = valid.iter().map(|a| a.container_id.clone()).collect();
-    let collected = driver.gc(attachment, &valid).await.map_err(|e| answer::error(&e))?;
+    let collected = driver.gc(attachment, valid).await.map_err(|e| answer::error(&e))?;
     for gone in &collected {
         tracing::info!(container = gone.container_id, addresses = ?gone.addresses, "released what a container left");
     }
@@ -171,8 +190,14 @@ async fn driver(net: &NetConf) -> Result<Plugin, CniError> {
         ));
     };
     let store = KubeStore::from_kubeconfig(kubeconfig, None).await;
-    let store =
-        store.map_err(|e| CniError::new(code::FORBIDDEN, e.to_string(), "check the file and who may read it"))?;
+    let store = store.map_err(|e| {
+        let code = if e.unreadable { code::IO } else { code::DECODE };
+        CniError::new(
+            code,
+            e.to_string(),
+            "mend the file that kubeConfig (or kubernetes.kubeconfig) names, or name another",
+        )
+    })?;
     let ledger = net.ipam.etcd.clone().map(|etcd| LazyLedger::new(etcd, &net.ipam.network));
     Ok(Driver::new(store, ledger, Timestamp::now))
 }
