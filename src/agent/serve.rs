@@ -9,7 +9,7 @@ use super::{Agent, AgentDriver};
 use crate::cni::{CniError, CniVersion, Invocation, Verb, invocation};
 use crate::netconf::NetConf;
 use crate::protocol::{Reply, Request};
-use crate::service::{Call, log_answer, node_name};
+use crate::service::{Call, log_answer, node_name_for};
 
 /// A request, read.
 struct Parsed {
@@ -21,7 +21,11 @@ impl Parsed {
     fn of(request: &Request) -> Result<Self, CniError> {
         let invocation = invocation(|name| request.environment.get(name).map(OsString::from))?;
         CniVersion::of(&request.config)?.knows(invocation.verb)?;
-        Ok(Self { invocation, net: NetConf::parse(&request.config, &request.called_as)? })
+        let (net, broken) = NetConf::parse_for(invocation.verb, &request.config, &request.called_as)?;
+        if let Some(CniError { msg: error, details: remedy, .. }) = broken {
+            tracing::warn!(error, remedy, "the network configuration is broken; DEL does without");
+        }
+        Ok(Self { invocation, net })
     }
 }
 
@@ -33,8 +37,8 @@ impl Agent {
             Ok(parsed) => parsed,
             Err(error) => return refusal(error),
         };
-        match node_name(&parsed.net) {
-            Ok(node) if node == self.options.node => {}
+        match node_name_for(parsed.invocation.verb, &parsed.net) {
+            Ok(node) if node == self.options.node || parsed.invocation.verb == Verb::Del => {}
             Ok(node) => {
                 let reason = format!("the agent is of node {}, the configuration says {node}", self.options.node);
                 return Reply::Declined { reason };

@@ -12,18 +12,18 @@ use tokio::time::Instant;
 
 use super::block::Claimed;
 use super::claims::{Applicant, Candidate, Held, Taken};
-use super::converge::Known;
+use super::converge::{Backoff, Known};
 use super::edit::{Assign, Edit, Outcome, Which, is_fixed};
 use super::handle::Counts;
 use super::place::{Room, Search};
-use super::release::HeldBy;
+use super::release::other_interface;
 use super::reservation::is_reserved;
 use super::snapshot::{Snapshot, check_coverage, host};
-use super::{Attachment, CLAIM_KEY, Driver, Error, UID_KEY, UnmetPool};
+use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, Trace, UID_KEY, UnmetPool};
 use crate::claim::{Asker, Holder};
 use crate::cni::{CniError, code};
 use crate::pod::{FixedRequest, Owner, PoolAnnotations};
-use crate::store::{Ledger, Objects, Swap};
+use crate::store::{Failure, Ledger, Objects, StoreError};
 
 /// How often another block is looked for after one filled up under our hands.
 const PLACINGS: usize = 8;
@@ -88,14 +88,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         match self.try_add(attachment, &mut done).await {
             Ok(assigned) => Ok(assigned),
             Err(error) => {
-                self.undo(attachment, done).await;
+                if self.may_undo(attachment, &error).await {
+                    self.undo(attachment, done).await;
+                }
                 Err(error)
             }
         }
     }
 
     async fn try_add(&self, attachment: &Attachment<'_>, done: &mut Done) -> Result<Vec<Assigned>, Error> {
-        let snapshot = self.snapshot(attachment).await?;
+        let snapshot = patiently(attachment.deadline, || self.snapshot(attachment)).await?;
         let request = match &snapshot.pod {
             Some(pod) => FixedRequest::parse(pod.annotations(), &attachment.net.ipam)?,
             None => None,
@@ -107,7 +109,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 check_coverage(ranges, &snapshot.pools)?;
             }
         }
-        let round = self.second_round(attachment, &snapshot, &wants).await?;
+        let round = patiently(attachment.deadline, || self.second_round(attachment, &snapshot, &wants)).await?;
         if let Some(owner) = &owner {
             self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
@@ -185,6 +187,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             unknown: Map::new(),
         };
         let applicant = Applicant { asker: Asker { owner, holder: &holder }, pod };
+        self.gate.note(&attachment.handle(), Trace::Claims);
         for list in wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }) {
             let candidates =
                 round.candidates.iter().filter(|c| list.contains(&c.address)).map(Candidate::clone).collect();
@@ -246,8 +249,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let counts = counts(&placements);
             let deadline = self.late(attachment);
             if placing > 0 {
-                self.set_handle(&handle, &counts, deadline).await?;
-            } else if let Some(found) = self.create_handle(&handle, &counts, deadline).await? {
+                self.set_handle(&handle, attachment.node, &counts, deadline).await?;
+            } else if let Some(found) = self.create_handle(&handle, attachment.node, &counts, deadline).await? {
                 if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
                     return Ok(earlier);
                 }
@@ -255,7 +258,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     // An earlier pod's DEL may be about to delete it.
                     return Err(Error::NotAhead(handle));
                 }
-                self.set_handle(&handle, &counts, deadline).await?;
+                self.set_handle(&handle, attachment.node, &counts, deadline).await?;
             }
             done.handle = true;
             let writes = placements.into_iter().map(|p| self.write(attachment, snapshot, p, &reservations));
@@ -325,6 +328,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if let Some(block) = read {
             return Ok(Known::Present(block));
         }
+        self.gate.note(&attachment.handle(), Trace::Block);
         match self.claim_block(cidr, attachment.node, self.late(attachment)).await? {
             Claimed::Ours(block) | Claimed::Theirs(block) => Ok(Known::Present(block)),
         }
@@ -344,6 +348,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let blocks = self.blocks_of(found).await?;
         let mut recorded = Vec::new();
         for block in &blocks {
+            if let Some(interface) = other_interface(&block.spec, &handle, attachment.interface) {
+                let container = attachment.container_id.to_owned();
+                return Err(Error::OtherInterface { container, interface: interface.to_owned() });
+            }
             for (address, entry) in block.spec.entries() {
                 if let Entry::Used { attribute, .. } = entry
                     && attribute.handle() == Some(handle.as_str())
@@ -374,7 +382,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(Some(answer));
         }
         if !recorded.is_empty() {
-            self.release_handle(&handle, &attachment.whose(), &HeldBy::nobody(), self.late(attachment)).await?;
+            self.release_handle(&handle, &attachment.whose(), None, self.late(attachment)).await?;
         }
         Ok(None)
     }
@@ -404,7 +412,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 }
                 Ok((family, cidr, Some(address)))
             }
-            Outcome::Full | Outcome::Released(_) => Ok((family, cidr, None)),
+            Outcome::Full | Outcome::Released { .. } => Ok((family, cidr, None)),
         }
     }
 
@@ -414,6 +422,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             Some(pod) => Allocation::pod(handle, pod.namespace, pod.name, attachment.node, now),
             None => Allocation::node(handle, attachment.node, now),
         };
+        if !attachment.is_ahead() {
+            allocation.secondary.insert(INTERFACE_KEY.to_owned(), attachment.interface.to_owned());
+        }
         if let Which::Exactly(_, Some(generation)) = which {
             allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
         }
@@ -425,12 +436,26 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     // === undo ===
 
+    /// Whether to undo now. An API server that has asked to be left alone is left alone for so long; if that is
+    /// too long for this call, undoing is left to DEL, which finds what there is by the handle and the notes.
+    async fn may_undo(&self, attachment: &Attachment<'_>, error: &Error) -> bool {
+        let Error::Store(StoreError { failure: Failure::Busy(wait), .. }) = error else { return true };
+        let soon = *wait <= UNDO_TIME;
+        if soon {
+            tokio::time::sleep(*wait).await;
+        } else {
+            tracing::warn!(container = attachment.container_id, "the API server asks for a pause; DEL undoes this ADD");
+        }
+        soon
+    }
+
     /// Takes back what a failed ADD wrote. What cannot be reached now is left to DEL, which finds it by the handle.
     async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
         let deadline = Instant::now() + UNDO_TIME;
         let held = attachment.held();
         if done.handle
-            && let Err(error) = self.release_handle(&attachment.handle(), &attachment.whose(), &held, deadline).await
+            && let Err(error) =
+                self.release_handle(&attachment.handle(), &attachment.whose(), Some(&held), deadline).await
         {
             tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
         }
@@ -439,7 +464,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let result = match claimed.taken {
                 None => Ok(()),
                 Some(Taken::Existing) => self.clear_holder(ledger, claimed.address, &held, deadline).await,
-                Some(Taken::New) => self.drop_claim(ledger, &claimed, attachment, deadline).await,
+                Some(Taken::New) => self.drop_claim(ledger, &claimed.claim.value, &held, deadline).await,
             };
             if let Err(error) = result {
                 tracing::warn!(address = %claimed.address, %error, "a claim could not be given back");
@@ -454,27 +479,24 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    /// Deletes a claim that this ADD made, unless somebody else has it by now.
-    async fn drop_claim(
-        &self,
-        ledger: &L,
-        claimed: &Held,
-        attachment: &Attachment<'_>,
-        _deadline: Instant,
-    ) -> Result<(), Error> {
-        let Some(standing) = ledger.read(claimed.address).await? else { return Ok(()) };
-        let ours = standing.value.created == claimed.claim.value.created
-            && standing.value.owner == claimed.claim.value.owner
-            && standing.value.holder.as_ref().is_none_or(|h| h.container_id == attachment.container_id);
-        if ours && let Swap::Lost(_) = ledger.swap(claimed.address, Some(standing.revision), None).await? {
-            tracing::info!(address = %claimed.address, "the claim changed hands while it was given back");
-        }
-        Ok(())
-    }
-
     /// The deadline for writes, which does not run while a holder is waited for.
     fn late(&self, attachment: &Attachment<'_>) -> Instant {
         attachment.deadline.max(Instant::now() + Duration::from_secs(5))
+    }
+}
+
+/// Reads again after a pause that the API server asks for. Other failures go up: a runtime that hears of them
+/// early tries again early.
+async fn patiently<T, F>(deadline: Instant, read: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut backoff = Backoff::new(deadline);
+    loop {
+        match read().await {
+            Err(Error::Store(error)) if matches!(error.failure, Failure::Busy(_)) => backoff.pause(error).await?,
+            outcome => return outcome,
+        }
     }
 }
 
@@ -507,24 +529,20 @@ fn wants(
             Some(request) => request.choices(family, owner.and_then(|o| o.ordinal))?,
             None => Vec::new(),
         };
-        let asked = annotations.families.is_none_or(|f| if family == Family::V4 { f.v4 } else { f.v6 });
         if !choices.is_empty() {
             wants.push((family, Want::Fixed(choices)));
-        } else if ipam.assigns(family) && asked {
+        } else if ipam.assigns(family) {
+            if annotations.families.is_some_and(|asked| !asked.contains(family)) {
+                continue;
+            }
             let (of_pod, of_config) = match family {
                 Family::V4 => (annotations.v4.clone(), &ipam.v4_pools),
                 Family::V6 => (annotations.v6.clone(), &ipam.v6_pools),
             };
             wants.push((family, Want::Random(if of_pod.is_empty() { of_config.clone() } else { of_pod })));
+        } else if let Some(asked) = annotations.families.filter(|asked| asked.contains(family)) {
+            return Err(asked.unmet(family, ipam).into());
         }
-    }
-    if wants.is_empty() {
-        return Err(CniError::new(
-            code::INVALID_CONFIG,
-            "the annotation cni.projectcalico.org/ipFamilies leaves no address family",
-            "it asks only for families that the CNI config has no subnet for",
-        )
-        .into());
     }
     Ok(wants)
 }

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 
 use super::release::Freed;
-use super::{CLAIM_KEY, CONTAINER_KEY, Error, UID_KEY};
+use super::{CLAIM_KEY, CONTAINER_KEY, Error, INTERFACE_KEY, UID_KEY};
 use crate::range::RangeSet;
 
 /// A change to one block.
@@ -50,13 +50,14 @@ pub(super) struct Release {
     pub cooldown: i64,
     /// What an attempt without an answer released is gone at the next look, so it is remembered.
     attempted: Vec<Freed>,
+    others: bool,
 }
 
 /// Whose allocations a release means, among those that bear the handle.
 #[derive(Debug, Clone)]
 pub(super) enum Whose {
-    /// All of them: the handle is the container's own.
-    Anyones,
+    /// A container's own handle; entries that are recorded for another interface than this are not meant.
+    Container { interface: Option<String> },
     /// A pod's, which were put on record before a container was known; see [`super::Attachment::is_ahead`].
     Pod {
         /// `None` if the runtime does not say.
@@ -74,7 +75,11 @@ pub(super) enum Outcome {
     /// No permitted address is free in it, or it is not the node's own any more.
     Full,
     /// These were given back.
-    Released(Vec<Freed>),
+    Released {
+        freed: Vec<Freed>,
+        /// Whether the handle bears entries of others in this block.
+        others: bool,
+    },
 }
 
 // === impl Edit ===
@@ -153,11 +158,15 @@ impl Assign {
 
 impl Release {
     pub(super) fn new(handle: &str, whose: Whose, cooldown: i64) -> Self {
-        Self { handle: handle.to_owned(), whose, cooldown, attempted: Vec::new() }
+        Self { handle: handle.to_owned(), whose, cooldown, attempted: Vec::new(), others: false }
     }
 
     fn apply(&mut self, block: &mut IPAMBlockSpec, now: Timestamp) -> bool {
-        let released = block.release_matching(&self.handle, |a| self.whose.covers(a), self.cooldown, now);
+        let (handle, whose) = (self.handle.as_str(), &self.whose);
+        self.others = block.entries().any(|(_, entry)| {
+            matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(handle) && !whose.covers(attribute))
+        });
+        let released = block.release_matching(handle, |a| whose.covers(a), self.cooldown, now);
         if released.is_empty() {
             return false;
         }
@@ -167,15 +176,26 @@ impl Release {
     }
 
     fn outcome(&self) -> Outcome {
-        Outcome::Released(self.attempted.clone())
+        Outcome::Released { freed: self.attempted.clone(), others: self.others }
     }
 }
 
 // === impl Whose ===
 
 impl Whose {
+    /// Whatever bears a container's handle.
+    pub(super) fn anyones() -> Self {
+        Self::Container { interface: None }
+    }
+
     pub(super) fn covers(&self, attribute: &AllocationAttribute) -> bool {
-        let Self::Pod { uid, container } = self else { return true };
+        let (uid, container) = match self {
+            Self::Container { interface } => {
+                let recorded = attribute.secondary(INTERFACE_KEY);
+                return recorded.is_none() || interface.as_deref().is_none_or(|i| recorded == Some(i));
+            }
+            Self::Pod { uid, container } => (uid, container),
+        };
         let Some(of) = attribute.secondary(UID_KEY) else {
             // Very old releases of Calico wrote this form of handle, for whatever container the pod had.
             return container.is_some();

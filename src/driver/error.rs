@@ -40,6 +40,14 @@ pub enum Error {
         /// UID of the pod of that name.
         found: String,
     },
+    /// The container is attached to this network already, by another interface.
+    #[error("container {container} is attached to this network already, by interface {interface}")]
+    OtherInterface {
+        /// The container.
+        container: String,
+        /// The interface that has its address.
+        interface: String,
+    },
     /// This node has no Node object.
     #[error("node {0} does not exist in the cluster")]
     NoNode(String),

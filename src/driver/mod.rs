@@ -33,10 +33,11 @@ use tokio::time::Instant;
 
 pub use self::add::Assigned;
 pub use self::check::Unrecorded;
+pub(crate) use self::claims::ONE_ATTACHMENT;
 pub use self::claims::{Blocked, Impasse};
 use self::commit::Queues;
 pub use self::error::Error;
-pub use self::gate::{Gate, Open, Pass};
+pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
@@ -61,6 +62,9 @@ pub const CONTAINER_KEY: &str = "kube-ipam.container";
 /// Takes over the deletion of a handle that nothing is recorded under any more, to be done by
 /// [`Driver::finish_handle`]; false if it cannot.
 pub type DropLater = dyn Fn(&IPAMHandle) -> bool + Send + Sync;
+/// Key in an allocation's `secondary` attributes that names the interface: with it a container's attachments
+/// are told apart, which Calico's handles do not do. Calico's own readers skip keys that they do not know.
+pub const INTERFACE_KEY: &str = "kube-ipam.interface";
 
 /// Runs decisions against a store of objects and, where one is configured, a ledger.
 #[derive(Clone)]

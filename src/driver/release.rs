@@ -5,15 +5,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{Entry, IPAMConfig, IPAMConfigSpec, IPAMHandle, handle_name};
-use ipnetwork::IpNetwork;
+use calico::{Entry, IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, handle_name};
 use tokio::time::Instant;
 
-use super::converge::{Known, Step};
+use super::converge::{Backoff, Known, Step};
 use super::edit::{Edit, Outcome, Release, Whose};
-use super::{Attachment, Driver, Error};
+use super::{Attachment, Driver, Error, INTERFACE_KEY, Trace};
 use crate::claim::Claim;
-use crate::store::{Ledger, Objects, Swap};
+use crate::store::{Ledger, Objects, Swap, Versioned};
 
 /// Time for the deletion of a handle that nobody waits for.
 const FINISH_TIME: Duration = Duration::from_secs(30);
@@ -36,13 +35,6 @@ pub(super) struct HeldBy<'a> {
     pub pod_uid: Option<&'a str>,
 }
 
-impl HeldBy<'_> {
-    /// No claims are cleared.
-    pub(super) fn nobody() -> Self {
-        Self { container_id: "", interface: Some(""), pod_uid: None }
-    }
-}
-
 impl Attachment<'_> {
     pub(super) fn held(&self) -> HeldBy<'_> {
         HeldBy {
@@ -54,8 +46,10 @@ impl Attachment<'_> {
 
     /// What this attachment's own handle covers.
     pub(super) fn whose(&self) -> Whose {
-        let uid = || self.pod.and_then(|p| p.uid).map(str::to_owned);
-        if self.is_ahead() { Whose::Pod { uid: uid(), container: None } } else { Whose::Anyones }
+        if self.is_ahead() {
+            return Whose::Pod { uid: self.pod.and_then(|p| p.uid).map(str::to_owned), container: None };
+        }
+        Whose::Container { interface: Some(self.interface.to_owned()) }
     }
 }
 
@@ -65,17 +59,27 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// # Errors
     /// A store failed: the runtime must try again, and what was done already will not be done twice.
     pub async fn del(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
+        let (handle, deadline) = (attachment.handle(), attachment.deadline);
         let held = attachment.held();
         let own = HeldBy { pod_uid: held.pod_uid.filter(|_| attachment.is_ahead()), ..attachment.held() };
-        let containers =
-            async { self.release_handle(&attachment.handle(), &attachment.whose(), &own, attachment.deadline).await };
+        let containers = async {
+            let released = self.release_handle(&handle, &attachment.whose(), Some(&own), deadline).await?;
+            if released.is_none() && self.gate.noted(&handle, Trace::Claims) {
+                self.give_up_claims(&own, deadline).await?;
+            }
+            if self.gate.noted(&handle, Trace::Block) {
+                self.settle_affinities(attachment).await?;
+            }
+            self.gate.forget(&handle);
+            Ok(released.unwrap_or_default())
+        };
         let pods = async {
             let Some(pod) = attachment.pod.filter(|_| attachment.last_sandbox && !attachment.is_ahead()) else {
                 return Ok(Vec::new());
             };
             let uid = pod.uid.map(str::to_owned);
             let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
-            self.release_handle(&pod.handle(), &whose, &held, attachment.deadline).await
+            Ok(self.release_handle(&pod.handle(), &whose, Some(&held), deadline).await?.unwrap_or_default())
         };
         // Both to their end: what one has released is not undone by the other's failure.
         let (mut freed, of_pod) = match futures::future::join(containers, pods).await {
@@ -86,36 +90,43 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(freed)
     }
 
-    /// Releases what bears `handle`, as far as it is `whose`.
+    /// Releases what bears `handle`, as far as it is `whose`, and the claims that `held` names; `None` if there
+    /// is no such handle. One that bears entries of others stays.
     pub(super) async fn release_handle(
         &self,
         handle: &str,
         whose: &Whose,
-        held: &HeldBy<'_>,
+        held: Option<&HeldBy<'_>>,
         deadline: Instant,
-    ) -> Result<Vec<Freed>, Error> {
+    ) -> Result<Option<Vec<Freed>>, Error> {
         let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(handle)).await? else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let config =
             self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
-        let mut freed = Vec::new();
+        let (mut freed, mut shared) = (Vec::new(), false);
         for cidr in found.spec.blocks() {
-            freed.extend(self.release_in_block(handle, cidr, whose, config.cooldown_seconds(), deadline).await?);
+            let edit = Edit::Release(Release::new(handle, whose.clone(), config.cooldown_seconds()));
+            if let Outcome::Released { freed: released, others } =
+                self.commit(cidr, edit, Known::Unread, deadline).await?
+            {
+                freed.extend(released);
+                shared |= others;
+            }
         }
-        if let Whose::Pod { .. } = whose
-            && freed.is_empty()
-            && self.bears_others(&found, whose).await?
-        {
-            return Ok(freed);
+        if shared && freed.is_empty() {
+            return Ok(Some(freed));
         }
-        self.clear_claims(&freed, held, deadline).await?;
+        if let Some(held) = held {
+            self.clear_claims(&freed, held, deadline).await?;
+        }
         match (&self.drop_later, whose) {
+            _ if shared => {}
             // Nothing is recorded under it any more, and nobody else uses its name.
-            (Some(later), Whose::Anyones) if later(&found) => {}
+            (Some(later), Whose::Container { .. }) if later(&found) => {}
             _ => self.drop_handle(found, deadline).await?,
         }
-        Ok(freed)
+        Ok(Some(freed))
     }
 
     /// Deletes a handle whose addresses were released, unless somebody has written it since.
@@ -123,33 +134,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.drop_handle(handle, Instant::now() + FINISH_TIME).await
     }
 
-    /// Whether a pod's handle is another pod's of the same name, or another sandbox's: then it stays.
-    async fn bears_others(&self, handle: &IPAMHandle, whose: &Whose) -> Result<bool, Error> {
-        let blocks = self.blocks_of(handle).await?;
-        let id = handle.spec.handle_id.as_str();
-        let others = |entry: Entry<'_>| matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(id) && !whose.covers(attribute));
-        Ok(blocks.iter().any(|b| b.spec.entries().any(|(_, entry)| others(entry))))
-    }
-
-    async fn release_in_block(
-        &self,
-        handle: &str,
-        cidr: IpNetwork,
-        whose: &Whose,
-        cooldown: i64,
-        deadline: Instant,
-    ) -> Result<Vec<Freed>, Error> {
-        let edit = Edit::Release(Release::new(handle, whose.clone(), cooldown));
-        match self.commit(cidr, edit, Known::Unread, deadline).await? {
-            Outcome::Released(freed) => Ok(freed),
-            Outcome::Assigned { .. } | Outcome::Full => Ok(Vec::new()),
-        }
-    }
-
     /// Clears the holder of every fixed address that was released. A handle with nothing in its blocks is
     /// what a DEL leaves that got no further than the block; then the ledger itself is searched.
     async fn clear_claims(&self, freed: &[Freed], held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
-        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let Some(ledger) = &self.ledger else {
+            for freed in freed.iter().filter(|f| f.fixed) {
+                tracing::warn!(address = %freed.address, "released, but its claim was not: no etcdConfig any more");
+            }
+            return Ok(());
+        };
         let mut addresses: Vec<IpAddr> = freed.iter().filter(|f| f.fixed).map(|f| f.address).collect();
         if freed.is_empty() {
             let all = ledger.all().await?;
@@ -161,6 +154,61 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
+    /// Gives back the claims of a container that no handle leads to: its ADD died before it made one.
+    async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        for claim in ledger.all().await?.into_iter().filter(|c| holds(&c.value, held)) {
+            self.give_up_claim(&claim, held, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives back one of them: of the first generation it was made by that very ADD, and goes with its
+    /// reservation; else it stays with its owner.
+    pub(super) async fn give_up_claim(
+        &self,
+        claim: &Versioned<Claim>,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let address = claim.value.address;
+        if claim.value.generation > 1 {
+            return self.clear_holder(ledger, address, held, deadline).await;
+        }
+        self.drop_claim(ledger, &claim.value, held, deadline).await?;
+        if ledger.read(address).await?.is_none() {
+            self.unreserve_everywhere(address, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a claim that an ADD made, unless somebody else has it by now.
+    pub(super) async fn drop_claim(
+        &self,
+        ledger: &L,
+        made: &Claim,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let mut backoff = Backoff::new(deadline);
+        loop {
+            let Some(standing) = ledger.read(made.address).await? else { return Ok(()) };
+            let ours = standing.value.created == made.created
+                && standing.value.owner == made.owner
+                && standing.value.holder.as_ref().is_none_or(|_| holds(&standing.value, held));
+            if !ours {
+                return Ok(());
+            }
+            match ledger.swap(made.address, Some(standing.revision), None).await {
+                Ok(Swap::Done(_)) => return Ok(()),
+                // Somebody wrote in between: look again whose it is.
+                Ok(Swap::Lost(_)) => {}
+                Err(error) => backoff.pause(error).await?,
+            }
+        }
+    }
+
     /// Sets a claim's holder to none, if it still is this container.
     pub(super) async fn clear_holder(
         &self,
@@ -169,7 +217,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         held: &HeldBy<'_>,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let mut backoff = super::converge::Backoff::new(deadline);
+        let mut backoff = Backoff::new(deadline);
         let mut standing = ledger.read(address).await?;
         loop {
             let Some(found) = standing.filter(|c| holds(&c.value, held)) else { return Ok(()) };
@@ -237,4 +285,15 @@ fn holds(claim: &Claim, held: &HeldBy<'_>) -> bool {
         return held.pod_uid.is_some_and(|uid| uid == holder.pod_uid);
     }
     holder.container_id == held.container_id && held.interface.is_none_or(|interface| interface == holder.interface)
+}
+
+/// The interface for which a block records entries of `handle`, if it is not `interface`. Entries that name
+/// none are anybody's.
+pub(super) fn other_interface<'a>(block: &'a IPAMBlockSpec, handle: &str, interface: &str) -> Option<&'a str> {
+    block.entries().find_map(|(_, entry)| match entry {
+        Entry::Used { attribute, .. } if attribute.handle() == Some(handle) => {
+            attribute.secondary(INTERFACE_KEY).filter(|recorded| *recorded != interface)
+        }
+        _ => None,
+    })
 }

@@ -12,15 +12,23 @@ use crate::cni::{CniError, Invocation, code};
 use crate::driver::Driver;
 use crate::netconf::NetConf;
 use crate::service::state::State;
-use crate::service::{Call, LazyLedger, log_answer, node_name};
+use crate::service::{Call, LazyLedger, log_answer, node_name_for, unserved};
 use crate::store::kube::KubeStore;
 
 /// Set by SIGTERM: the runtime has given up.
 static TERMINATED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the call here. `unanswered` says why the agent did not, for the log.
-pub(super) fn run(call: &Invocation, net: &NetConf, unanswered: &Unanswered) -> Result<Option<Value>, CniError> {
+pub(super) fn run(
+    call: &Invocation,
+    net: &NetConf,
+    broken: Option<CniError>,
+    unanswered: &Unanswered,
+) -> Result<Option<Value>, CniError> {
     log::start(net);
+    if let Some(CniError { msg: error, details: remedy, .. }) = broken {
+        tracing::warn!(error, remedy, "the network configuration is broken; DEL does without");
+    }
     match unanswered {
         Unanswered::NoAgent => tracing::debug!("no agent on this node"),
         why => tracing::warn!(%why, "the agent did not answer: going on in direct mode"),
@@ -40,9 +48,11 @@ async fn dispatch(invocation: &Invocation, net: &NetConf) -> Result<Option<Value
             TERMINATED.store(true, Ordering::Relaxed);
         }
     });
-    let node = node_name(net)?;
+    // STATUS says in its own code whatever keeps an ADD from being served.
+    let fault = |error| unserved(invocation.verb, error);
+    let node = node_name_for(invocation.verb, net).map_err(fault)?;
     let state = Arc::new(State::open(&net.ipam.state_dir));
-    let driver = driver(net).await?.gated(state.clone());
+    let driver = driver(net).await.map_err(fault)?.gated(state.clone());
     let gone = || TERMINATED.load(Ordering::Relaxed);
     Call { invocation, net, node: &node, state: &state, gone: &gone, taken: None }.run(&driver).await
 }
@@ -56,8 +66,11 @@ async fn driver(net: &NetConf) -> Result<Driver<KubeStore, LazyLedger>, CniError
         ));
     };
     let store = KubeStore::from_kubeconfig(kubeconfig, None).await;
-    let store =
-        store.map_err(|e| CniError::new(code::FORBIDDEN, e.to_string(), "check the file and who may read it"))?;
+    let store = store.map_err(|e| {
+        let code = if e.unreadable { code::IO } else { code::DECODE };
+        let remedy = "mend the file that kubeConfig (or kubernetes.kubeconfig) names, or name another";
+        CniError::new(code, e.to_string(), remedy)
+    })?;
     let ledger = net.ipam.etcd.clone().map(|etcd| LazyLedger::new(etcd, &net.ipam.network));
     Ok(Driver::new(store, ledger, Timestamp::now))
 }

@@ -49,7 +49,10 @@ fn serve(called_as: &str, version: &mut Option<CniVersion>) -> Result<Option<Val
     let request = Request::new(called_as, variables.collect(), conf);
     match messenger::ask(&request) {
         Ok(answered) => answered,
-        Err(unanswered) => direct::run(&call, &NetConf::parse(&request.config, called_as)?, &unanswered),
+        Err(unanswered) => {
+            let (net, broken) = NetConf::parse_for(call.verb, &request.config, called_as)?;
+            direct::run(&call, &net, broken, &unanswered)
+        }
     }
 }
 

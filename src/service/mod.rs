@@ -4,7 +4,6 @@ pub mod answer;
 mod ledger;
 pub mod state;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 pub use self::ledger::LazyLedger;
 use self::state::{Note, State};
 use crate::cni::{CniArgs, CniError, Invocation, Verb, code, version_answer};
+use crate::driver::handle_of;
 use crate::driver::{Assigned, Attachment, Driver, Error, PodRef};
 use crate::netconf::{Dialect, NetConf};
 use crate::store::{Ledger, Objects};
@@ -44,7 +44,7 @@ impl Call<'_> {
     /// # Errors
     /// In CNI's form: a code, what is wrong, what to do.
     pub async fn run<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<Option<Value>, CniError> {
-        let marks = self.state.container(&self.net.network, &self.invocation.container_id);
+        let marks = self.state.container(&handle_of(&self.net.network, &self.invocation.container_id));
         let cancelled = || (self.gone)() || marks.is_deleted();
         match self.invocation.verb {
             Verb::Add => {
@@ -117,7 +117,10 @@ impl Call<'_> {
             interface: &self.invocation.ifname,
             pod: pod(&self.invocation.args),
             node: self.node,
-            explicit: explicit(&self.invocation.args, self.net)?,
+            explicit: match self.invocation.verb {
+                Verb::Add => explicit(&self.invocation.args, self.net)?,
+                _ => &[],
+            },
             last_sandbox: true,
             cancelled,
             deadline: Instant::now() + WORK_TIME,
@@ -161,12 +164,28 @@ async fn gc<O: Objects, L: Ledger>(
             "GC releases everything that is not in this list, so it must be there, even if it is empty",
         ));
     };
-    let valid: BTreeSet<String> = valid.iter().map(|a| a.container_id.clone()).collect();
-    let collected = driver.gc(attachment, &valid).await.map_err(|e| answer::error(&e))?;
+    let collected = driver.gc(attachment, valid).await.map_err(|e| answer::error(&e))?;
     for gone in &collected {
         tracing::info!(container = gone.container_id, addresses = ?gone.addresses, "released what a container left");
     }
     Ok(None)
+}
+
+/// An error that keeps a verb from being served at all; STATUS has a code of its own for it.
+pub fn unserved(verb: Verb, error: CniError) -> CniError {
+    match verb {
+        Verb::Status => CniError { code: code::NOT_AVAILABLE, ..error },
+        _ => error,
+    }
+}
+
+/// The same for a verb: DEL finds everything by the handle, so that a node which has lost its name can still be
+/// cleaned up.
+pub fn node_name_for(verb: Verb, net: &NetConf) -> Result<String, CniError> {
+    match verb {
+        Verb::Del => Ok(node_name(net).unwrap_or_default()),
+        _ => node_name(net),
+    }
 }
 
 /// This node's name, by the configuration, Calico's file or the host.

@@ -1,8 +1,9 @@
-//! What the processes of one node tell each other: a turnstile for block writes, one turn per container, and
-//! a mark that a container was deleted while its ADD was still running.
+//! What the processes of one node tell each other: a turnstile for block writes, one turn per container, a
+//! mark that a container was deleted while its ADD was still running, and notes of what an ADD has begun.
 //!
 //! All of it lies on tmpfs and may be lost at any time; without it everything still is correct, only slower,
-//! except that an ADD which outlives its own DEL is then found by GC alone. No symlink is followed.
+//! except that an ADD which outlives its own DEL, or was killed before its handle was made, is then found by GC
+//! alone. No symlink is followed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -15,7 +16,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use serde::{Deserialize, Serialize};
 
 use crate::cni::Invocation;
-use crate::driver::{Gate, Pass};
+use crate::driver::{Gate, Pass, Trace};
 
 /// Longest wait for another writer of this node; then the write's precondition decides alone.
 const GATE_WAIT: Duration = Duration::from_secs(3);
@@ -25,8 +26,12 @@ const DEL_WAIT: Duration = Duration::from_secs(5);
 const ADD_WAIT: Duration = Duration::from_secs(30);
 /// How often a lock is tried.
 const TRY_EVERY: Duration = Duration::from_millis(2);
-/// Marks and locks older than this are swept: no ADD lives that long.
+/// Marks and locks older than this are swept: no ADD lives that long. Notes stay until a DEL or GC is through.
 const SWEEP_AGE: Duration = Duration::from_secs(3600);
+/// Lock for the turnstile.
+const TURNSTILE: &str = "blocks.lock";
+/// Handles longer than this are hashed: a file's name has 255 bytes at most.
+const LONGEST_STEM: usize = 200;
 
 /// The state directory; `None` if it cannot be used.
 pub struct State {
@@ -90,10 +95,25 @@ impl State {
         Self { directory: usable.then(|| path.to_owned()) }
     }
 
-    /// One container's files.
-    pub fn container(&self, network: &str, container_id: &str) -> Container {
-        let file = |suffix: &str| self.directory.as_ref().map(|d| d.join(format!("{network}.{container_id}.{suffix}")));
-        Container { lock: file("lock"), mark: file("deleted") }
+    /// The files of the container that a handle is of.
+    pub fn container(&self, handle: &str) -> Container {
+        Container { lock: self.file(handle, "lock"), mark: self.file(handle, "deleted") }
+    }
+
+    fn file(&self, handle: &str, suffix: &str) -> Option<PathBuf> {
+        let hashed = (handle.len() > LONGEST_STEM).then(|| calico::hostname_hash(handle));
+        let stem = hashed.as_deref().unwrap_or(handle);
+        self.directory.as_ref().map(|d| d.join(format!("{stem}.{suffix}")))
+    }
+
+    fn note_file(&self, handle: &str, trace: Trace) -> Option<PathBuf> {
+        self.file(
+            handle,
+            match trace {
+                Trace::Claims => "claims",
+                Trace::Block => "block",
+            },
+        )
     }
 
     /// A pod's turn, for what concerns all of its containers.
@@ -156,9 +176,12 @@ impl State {
         let old = |m: fs::Metadata| {
             m.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|a| a > SWEEP_AGE))
         };
-        let ours = |e: &fs::DirEntry| ["lock", "deleted"].iter().any(|x| e.path().extension() == Some(x.as_ref()));
-        for entry in entries.flatten().filter(|e| ours(e) && e.metadata().is_ok_and(old)) {
-            let _ = fs::remove_file(entry.path());
+        for entry in entries.flatten().filter(|e| e.metadata().is_ok_and(old)) {
+            let path = entry.path();
+            let ends = path.extension().and_then(|e| e.to_str());
+            if matches!(ends, Some("lock" | "deleted")) && entry.file_name() != TURNSTILE {
+                let _ = fs::remove_file(path);
+            }
         }
     }
 }
@@ -175,13 +198,34 @@ fn is_own(metadata: &fs::Metadata) -> bool {
 impl Gate for State {
     fn pass(&self) -> BoxFuture<'_, Pass> {
         async move {
-            let Some(path) = self.directory.as_ref().map(|d| d.join("blocks.lock")) else {
+            let Some(path) = self.directory.as_ref().map(|d| d.join(TURNSTILE)) else {
                 return Pass::new(false, None);
             };
             let (waited, file) = lock(&path, GATE_WAIT).await;
             Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
         }
         .boxed()
+    }
+
+    fn note(&self, handle: &str, trace: Trace) {
+        if let Some(path) = self.note_file(handle, trace) {
+            let _ = open(&path);
+        }
+    }
+
+    fn noted(&self, handle: &str, trace: Trace) -> bool {
+        self.note_file(handle, trace).is_some_and(|path| is_there(&path))
+    }
+
+    fn forget(&self, handle: &str) {
+        for path in [Trace::Claims, Trace::Block].into_iter().filter_map(|trace| self.note_file(handle, trace)) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn is_busy(&self, handle: &str) -> bool {
+        let Some(path) = self.file(handle, "lock").filter(|path| is_there(path)) else { return false };
+        open(&path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
 }
 
@@ -226,7 +270,7 @@ impl Container {
 
     /// Whether a DEL has come since the ADD began.
     pub fn is_deleted(&self) -> bool {
-        self.mark.as_ref().is_some_and(|m| m.exists())
+        self.mark.as_deref().is_some_and(is_there)
     }
 
     async fn turn(&self, wait: Duration) -> Turn {
@@ -246,8 +290,15 @@ fn put(path: &Path, text: &[u8]) -> bool {
     file.and_then(|mut file| file.write_all(text)).and_then(|()| fs::rename(&part, path)).is_ok()
 }
 
+/// Whether there is a file of this name, be it a symlink to nowhere.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
 fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
+    // Without O_NONBLOCK a FIFO of this name would stop us until somebody reads it.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
 }
 
 /// Locks a file; whether somebody else had it first, and the file unless the wait was too long.

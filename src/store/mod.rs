@@ -10,6 +10,7 @@ pub mod etcd;
 pub mod faulty;
 pub mod kube;
 pub mod memory;
+mod tls;
 
 use std::fmt;
 use std::future::Future;
@@ -168,6 +169,15 @@ pub enum Failure {
     /// The server understood and refused; nothing was written.
     #[error("refused: {0}")]
     Refused(String),
+    /// A file of credentials cannot be read; nothing was sent.
+    #[error("{0}")]
+    Unreadable(String),
+    /// A file of credentials is not what it should be; nothing was sent.
+    #[error("{0}")]
+    Malformed(String),
+    /// The server has no room left to write; nothing was written.
+    #[error("no room is left: {0}")]
+    Full(String),
     /// No answer, or one that leaves open whether the call took effect.
     #[error("no clear answer: {0}")]
     Unknown(String),
