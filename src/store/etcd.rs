@@ -30,11 +30,12 @@ pub struct EtcdLedger {
 // === impl EtcdLedger ===
 
 impl EtcdLedger {
-    /// A ledger for `network`; connections are made with the first call.
+    /// A ledger for `network`. Connections are made with the first call; with a user that is the one made
+    /// here, by which etcd checks the password.
     ///
     /// # Errors
-    /// [`Failure::Denied`] naming the certificate, key or CA file that cannot be used;
-    /// [`Failure::Refused`] for an endpoint that is no URL.
+    /// [`Failure::Denied`] naming the certificate, key, CA or password file that cannot be used, or the user
+    /// that etcd does not accept; [`Failure::Refused`] for an endpoint that is no URL.
     pub async fn open(config: &EtcdConfig, network: &str) -> Result<Self, StoreError> {
         let fail = |failure| StoreError::new("connect", format!("etcd {}", config.endpoints.join(",")), failure);
         let mut options = ConnectOptions::new()
@@ -44,7 +45,16 @@ impl EtcdLedger {
         if config.endpoints.iter().any(|e| e.starts_with("https://")) {
             options = options.with_tls(tls(config).map_err(fail)?);
         }
-        let client = Client::connect(&config.endpoints, Some(options)).await.map_err(|e| fail(sort(&e)))?;
+        if let Some((user, password)) = credentials(config).map_err(fail)? {
+            // A token lives for five minutes by default.
+            options = options.with_user(user, password).with_auto_token_refresh(true);
+        }
+        let connecting = tokio::time::timeout(CALL_TIMEOUT, Client::connect(&config.endpoints, Some(options)));
+        let client = match connecting.await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(fail(refused(config, &error))),
+            Err(_) => return Err(fail(Failure::Unknown(format!("no answer from etcd within {CALL_TIMEOUT:?}")))),
+        };
         Ok(Self { client, prefix: format!("{}/{network}/claims/", config.prefix.trim_end_matches('/')) })
     }
 
@@ -177,6 +187,70 @@ fn tls(config: &EtcdConfig) -> Result<TlsOptions, Failure> {
     Ok(options)
 }
 
+/// The user, and the password in its file without the line break at the end.
+fn credentials(config: &EtcdConfig) -> Result<Option<(String, String)>, Failure> {
+    let (Some(user), Some(path)) = (&config.username, &config.password_file) else { return Ok(None) };
+    let fail = |why: String| Failure::Denied(format!("etcdConfig.etcdPasswordFile {}: {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let password = line.strip_suffix('\r').unwrap_or(line);
+    if password.is_empty() {
+        return Err(fail("holds no password; write it there, alone".into()));
+    }
+    Ok(Some((user.clone(), password.to_owned())))
+}
+
+/// etcd calls a wrong password an invalid argument.
+fn refused(config: &EtcdConfig, error: &Error) -> Failure {
+    match (sort(error), &config.username) {
+        (Failure::Refused(why) | Failure::Denied(why), Some(user)) => {
+            Failure::Denied(format!("etcd does not accept etcdConfig.etcdUsername {user:?}: {why}"))
+        }
+        (other, _) => other,
+    }
+}
+
 fn pem(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|e| Failure::Denied(format!("etcdConfig.{field} {}: {e}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(password_file: &Path) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: vec!["http://127.0.0.1:1".into()],
+            cert_file: None,
+            key_file: None,
+            ca_file: None,
+            prefix: "/kube-ipam/v1".into(),
+            username: Some("ipam".into()),
+            password_file: Some(password_file.to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_password_is_its_file_without_the_line_break_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        for (content, password) in [("s3 cret\n", "s3 cret"), ("s3cret", "s3cret"), ("a\r\n", "a"), (" a\n\n", " a\n")]
+        {
+            std::fs::write(&file, content).unwrap();
+            let read = credentials(&config(&file)).unwrap();
+            assert_eq!(read, Some(("ipam".to_owned(), password.to_owned())));
+        }
+        assert_eq!(credentials(&EtcdConfig { username: None, password_file: None, ..config(&file) }).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_password_file_that_is_missing_or_empty_is_named_before_anything_is_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        let error = EtcdLedger::open(&config(&file), "net").await.err().unwrap().to_string();
+        assert!(error.contains(&format!("etcdConfig.etcdPasswordFile {}: No such file", file.display())), "{error}");
+        std::fs::write(&file, "\n").unwrap();
+        let error = EtcdLedger::open(&config(&file), "net").await.err().unwrap().to_string();
+        assert!(error.contains("etcdConfig.etcdPasswordFile") && error.contains("holds no password"), "{error}");
+    }
 }
