@@ -9,8 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use calico::{
-    Affinity, AffinityState, BlockAffinity, Holder, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec,
-    IPReservation,
+    Affinity, AffinityState, BlockAffinity, Holder, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec, IPReservation,
 };
 use e2e::embedded::{Cluster, Options};
 use jiff::Timestamp;
@@ -112,7 +111,8 @@ impl Ground {
 
     async fn fill(&self) {
         let pool = json!({
-            "metadata": {"name": "default-ipv4-ippool"}, "spec": {"cidr": "10.244.0.0/16", "blockSize": 26},
+            "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"},
+            "spec": {"cidr": "10.244.0.0/16", "blockSize": 26},
         });
         self.cluster.server().create("/apis/crd.projectcalico.org/v1/ippools", &pool).unwrap();
         for app in ["web", "db"] {
@@ -283,7 +283,9 @@ impl Ground {
                 })
                 .await;
             }
-            Class::BlockShape => self.edit_block(ip(FIXED), |block| drop(block.unallocated.pop())).await,
+            Class::BlockShape => {
+                self.edit_block(ip(FIXED), |block| block.unallocated.truncate(block.unallocated.len() - 1)).await
+            }
             Class::AffinityMismatch => {
                 drop(self.store.create(&affinity.with_state(AffinityState::Confirmed)).await.unwrap());
             }
@@ -526,7 +528,11 @@ async fn a_leaked_fixed_address_is_released_and_stays_its_owners() {
     assert!(ran.stderr.contains("stdin is no terminal") && ran.stderr.contains("--yes"), "{}", ran.stderr);
     let ran = ground.kube_ipam(&["release", FIXED, "--dry-run"]);
     assert_eq!(ran.code, 0);
-    assert!(ran.stdout.contains("IPAMBlock/10-244-0-192-26") && ran.stdout.contains("held by nobody"), "{}", ran.stdout);
+    assert!(
+        ran.stdout.contains("IPAMBlock/10-244-0-192-26") && ran.stdout.contains("held by nobody"),
+        "{}",
+        ran.stdout
+    );
     assert_eq!((ground.cluster.server().revision(), ground.claim(FIXED).await), before, "nothing was written");
 
     let ran = ground.kube_ipam(&["release", FIXED, "--yes", "-o", "json"]);
