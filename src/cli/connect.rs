@@ -182,8 +182,13 @@ fn by_flag(error: &CniError) -> anyhow::Error {
 
 impl Site {
     pub(super) async fn store(&self) -> Result<KubeStore> {
+        let named = |context: &str| format!("--context {context:?}; name a context of the kubeconfig");
         if let Some(path) = &self.kubeconfig {
-            return Ok(KubeStore::from_kubeconfig(path, self.context.as_deref()).await?);
+            let store = KubeStore::from_kubeconfig(path, self.context.as_deref()).await;
+            return match &self.context {
+                Some(context) => store.with_context(|| named(context)),
+                None => Ok(store?),
+            };
         }
         let right = "no cluster is named; give --kubeconfig or --conflist, or set KUBECONFIG";
         let config = match &self.context {
@@ -191,7 +196,7 @@ impl Site {
             Some(context) => {
                 let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
                 let config = kube::Config::from_kubeconfig(&options).await;
-                config.with_context(|| format!("--context {context:?}; name a context of the kubeconfig"))?
+                config.with_context(|| named(context))?
             }
         };
         Ok(KubeStore::from_config(config)?)

@@ -55,7 +55,7 @@ enum Command {
     /// Takes an address back that no live pod uses.
     Release(release::Release),
     /// Prints a 10-calico.conflist. --kubeconfig, --network and --etcd-* say what goes into its ipam section.
-    Conflist(conflist::Conflist),
+    Conflist(Box<conflist::Conflist>),
     /// Prints a completion script for a shell.
     Completion {
         /// The shell.

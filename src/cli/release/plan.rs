@@ -208,7 +208,7 @@ fn expect(used: &Use<'_>) -> Expect {
 }
 
 fn of_entry(used: &Use<'_>) -> Step {
-    Step { record: used.object(), now: format!("{} has {}", used.user(), used.address), after: "free".into() }
+    Step { record: used.object(), now: format!("{} has {}", used.user(), used.address), after: "released".into() }
 }
 
 fn of_handle(used: &Use<'_>) -> Option<Step> {

@@ -56,7 +56,7 @@ pub(super) fn table(rows: &[PoolRow], used: &Utilization<'_>) -> String {
     let strays: u128 = used.orphans.iter().map(|block| block.counts.in_use).sum();
     match used.orphans.len() {
         0 => table,
-        blocks => format!("{table}\n\n{blocks} blocks with {strays} addresses in use lie in no pool: show --blocks"),
+        blocks => format!("{table}\n\nIn no pool: blocks {blocks}, addresses in use {strays}; see show --blocks"),
     }
 }
 
@@ -193,7 +193,7 @@ BLOCK           NODE   POOL      IPS TOTAL   IPS IN USE   IPS RESERVED   IPS FRE
 10.99.0.0/30    -      -         4           2            0              2          2";
         assert_eq!(block_table(&block_rows(&used)), expected);
         let shown = table(&rows(&used), &used);
-        assert!(shown.ends_with("\n\n1 blocks with 2 addresses in use lie in no pool: show --blocks"), "{shown}");
+        assert!(shown.ends_with("\n\nIn no pool: blocks 1, addresses in use 2; see show --blocks"), "{shown}");
     }
 
     #[test]
