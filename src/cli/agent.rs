@@ -1,13 +1,14 @@
 //! `kube-ipam agent`: the node's sidecar.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
+use super::Outcome;
+use super::connect::Connection;
 use crate::agent::{Agent, Options};
 use crate::netconf::STATE_DIR;
 use crate::store::kube::KubeStore;
@@ -32,34 +33,29 @@ pub(super) struct AgentArguments {
     log_level: LevelFilter,
 }
 
-/// Serves until SIGTERM or SIGINT, and then finishes what was begun.
-pub(super) async fn run(arguments: &AgentArguments, kubeconfig: Option<PathBuf>) -> Result<ExitCode> {
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_max_level(arguments.log_level)
-        .with_writer(std::io::stderr)
-        .init();
-    let config = match &kubeconfig {
-        Some(path) => {
-            let read = kube::config::Kubeconfig::read_from(path);
-            let read = read.with_context(|| format!("--kubeconfig {}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(read, &Default::default()).await?
-        }
-        None => kube::Config::infer().await?,
-    };
-    let store = KubeStore::from_config(config.clone())?;
-    let watching = kube::Client::try_from(config)?;
-    let options = Options {
-        node: arguments.node_name.clone(),
-        state_dir: arguments.state_dir.clone(),
-        cni_conf_dir: arguments.cni_conf_dir.clone(),
-        take_ahead: arguments.take_ahead,
-    };
-    let stop = CancellationToken::new();
-    tokio::spawn(cancel_on_signal(stop.clone()));
-    Agent::run(options, store, watching, stop).await?;
-    Ok(ExitCode::SUCCESS)
+impl AgentArguments {
+    /// Serves until SIGTERM or SIGINT, and then finishes what was begun.
+    pub(super) async fn run(self, connection: &Connection) -> Result<Outcome> {
+        tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_max_level(self.log_level)
+            .with_writer(std::io::stderr)
+            .init();
+        let config = connection.site()?.kube_config().await?;
+        let store = KubeStore::from_config(config.clone())?;
+        let watching = kube::Client::try_from(config)?;
+        let stop = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(stop.clone()));
+        let options = Options {
+            node: self.node_name,
+            state_dir: self.state_dir,
+            cni_conf_dir: self.cni_conf_dir,
+            take_ahead: self.take_ahead,
+        };
+        Agent::run(options, store, watching, stop).await?;
+        Ok(Outcome::Well)
+    }
 }
 
 async fn cancel_on_signal(stop: CancellationToken) {

@@ -52,10 +52,9 @@ impl EtcdLedger {
         if config.endpoints.iter().any(|e| e.starts_with("https://")) {
             options = options.with_tls(tls_options(config).map_err(fail)?);
         }
-        if let (Some(user), Some(file)) = (&config.username, &config.password_file) {
-            let password = String::from_utf8(read("etcdPasswordFile", file).map_err(fail)?);
-            let password = password.map_err(|_| fail(malformed("etcdPasswordFile", file, "a password in UTF-8")))?;
-            options = options.with_user(user, password.trim_end_matches(['\r', '\n']));
+        if let Some((user, password)) = credentials(config).map_err(fail)? {
+            // A token lives for five minutes by default.
+            options = options.with_user(user, password).with_auto_token_refresh(true);
         }
         let credentials = Credentials::of(config);
         let what = format!("etcd {}", config.endpoints.join(","));
@@ -231,6 +230,16 @@ fn tls_options(config: &EtcdConfig) -> Result<TlsOptions, Failure> {
     Ok(options)
 }
 
+/// The user, and the password in its file without the line break at the end.
+fn credentials(config: &EtcdConfig) -> Result<Option<(String, String)>, Failure> {
+    let (Some(user), Some(path)) = (&config.username, &config.password_file) else { return Ok(None) };
+    let wrong = || malformed("etcdPasswordFile", path, "a password in UTF-8");
+    let text = String::from_utf8(read("etcdPasswordFile", path)?).map_err(|_| wrong())?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let password = line.strip_suffix('\r').unwrap_or(line);
+    if password.is_empty() { Err(wrong()) } else { Ok(Some((user.clone(), password.to_owned()))) }
+}
+
 /// PEM text with at least one certificate. The libraries below would not say which file is wrong.
 fn certificates(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let pem = read(field, path)?;
@@ -255,4 +264,45 @@ fn read(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
 
 fn malformed(field: &str, path: &Path, what: &str) -> Failure {
     Failure::Malformed(format!("etcdConfig.{field} {}: does not hold {what}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(password_file: &Path) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: vec!["http://127.0.0.1:1".into()],
+            cert_file: None,
+            key_file: None,
+            ca_file: None,
+            prefix: "/kube-ipam/v1".into(),
+            username: Some("ipam".into()),
+            password_file: Some(password_file.to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_password_is_its_file_without_the_line_break_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        for (content, password) in [("s3 cret\n", "s3 cret"), ("s3cret", "s3cret"), ("a\r\n", "a"), (" a\n\n", " a\n")]
+        {
+            std::fs::write(&file, content).unwrap();
+            let read = credentials(&config(&file)).unwrap();
+            assert_eq!(read, Some(("ipam".to_owned(), password.to_owned())));
+        }
+        assert_eq!(credentials(&EtcdConfig { username: None, password_file: None, ..config(&file) }).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_password_file_that_is_missing_or_empty_is_named_before_anything_is_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        let error = EtcdLedger::open(&config(&file), "net").await.err().unwrap().to_string();
+        assert!(error.contains(&format!("etcdConfig.etcdPasswordFile {}: No such file", file.display())), "{error}");
+        std::fs::write(&file, "\n").unwrap();
+        let error = EtcdLedger::open(&config(&file), "net").await.err().unwrap().to_string();
+        assert!(error.contains("etcdConfig.etcdPasswordFile") && error.contains("does not hold a password"), "{error}");
+    }
 }

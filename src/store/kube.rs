@@ -91,12 +91,20 @@ impl KubeStore {
     /// # Errors
     /// The file cannot be read, is no kubeconfig, or names certificates that cannot be used.
     pub async fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Self, KubeconfigError> {
+        let config = Self::config(path, context).await?;
+        let store = Self::from_config(config).map_err(|e| KubeconfigError::of(path, &e))?;
+        Ok(Self { credentials: format!("kubeConfig {}", path.display()).into(), ..store })
+    }
+
+    /// kube's configuration by a kubeconfig file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no kubeconfig, or has no such context.
+    pub async fn config(path: &Path, context: Option<&str>) -> Result<Config, KubeconfigError> {
         let kubeconfig = Kubeconfig::read_from(path).map_err(|e| KubeconfigError::of(path, &e))?;
         let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        let config = config.map_err(|e| KubeconfigError::of(path, &e))?;
-        let store = Self::from_config(config).map_err(|e| KubeconfigError::of(path, &e))?;
-        Ok(Self { credentials: format!("kubeConfig {}", path.display()).into(), ..store })
+        config.map_err(|e| KubeconfigError::of(path, &e))
     }
 
     /// A store by kube's own configuration, with everything switched off that would repeat a request.
