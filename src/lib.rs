@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`plugin`] | the CNI executable: environment and stdin in, JSON out |
 //! | [`cli`] | the command line: arguments in, tables or JSON out |
+//! | [`collector`] | looks after the whole cluster: finishes what crashes left, frees what nobody uses |
 //! | [`audit`] | judges the whole live state by the named invariants |
 //! | [`driver`] | runs a decision: reads, asks, writes, retries |
 //! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
@@ -16,6 +17,7 @@ pub mod audit;
 pub mod claim;
 pub mod cli;
 pub mod cni;
+pub mod collector;
 pub mod conflist;
 pub mod driver;
 pub mod netconf;

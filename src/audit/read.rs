@@ -88,10 +88,11 @@ impl<O: Objects> Lists<'_, O> {
     }
 }
 
-/// Which owners exist. One that cannot be looked up is left out, with the reason.
+/// Which owners exist. One that cannot be looked up is left out, with the reason; one that is only a name has
+/// no object to be looked up.
 async fn owners<O: Objects>(objects: &O, snapshot: &Snapshot) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
     let distinct: BTreeMap<&Owner, ()> =
-        snapshot.claims.iter().flatten().map(|claim| (&claim.value.owner, ())).collect();
+        snapshot.claims.iter().flatten().map(|claim| (&claim.value.owner, ())).filter(|(o, ())| !o.is_named()).collect();
     let lookups = stream::iter(distinct.into_keys())
         .map(|owner| async move { (owner.clone(), objects.owner_exists(owner).await) });
     let answers: Vec<_> = lookups.buffered(SIDE_BY_SIDE).collect().await;

@@ -4,34 +4,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use calico::{AllocationAttribute, Entry, IPAMBlock};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 
 use super::Snapshot;
 use crate::claim::PodState;
-use crate::driver::{CLAIM_KEY, pod_state};
+use crate::driver::{CLAIM_KEY, POD_UID_KEY, pod_state};
 
 /// The snapshot, indexed.
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     pub snapshot: &'a Snapshot,
     /// Every address in use, with its block and who has it.
     pub used: BTreeMap<IpAddr, Use<'a>>,
     /// Pods with addresses of their own, by (namespace, name).
     pub pods: BTreeMap<(&'a str, &'a str), PodView<'a>>,
-    nodes: BTreeSet<String>,
+    nodes: BTreeMap<&'a str, &'a Node>,
     claimed: BTreeSet<IpAddr>,
 }
 
 /// An allocation.
 #[derive(Clone, Copy)]
-pub(super) struct Use<'a> {
+pub(crate) struct Use<'a> {
     pub address: IpAddr,
     pub block: &'a IPAMBlock,
     pub attribute: &'a AllocationAttribute,
+    /// Sequence number of the block at the assignment.
+    pub sequence: Option<i64>,
 }
 
 /// A pod that does not share its node's network.
-pub(super) struct PodView<'a> {
+pub(crate) struct PodView<'a> {
     pub pod: &'a Pod,
     pub namespace: &'a str,
     pub name: &'a str,
@@ -41,11 +43,11 @@ pub(super) struct PodView<'a> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+    pub(crate) fn of(snapshot: &'a Snapshot) -> Self {
         let present = snapshot.blocks.iter().filter(|block| !block.spec.is_deleted());
         let used = present.flat_map(|block| {
             block.spec.entries().filter_map(move |(address, entry)| match entry {
-                Entry::Used { attribute, .. } => Some((address, Use { address, block, attribute })),
+                Entry::Used { attribute, sequence } => Some((address, Use { address, block, attribute, sequence })),
                 _ => None,
             })
         });
@@ -54,49 +56,59 @@ impl<'a> View<'a> {
             snapshot,
             used: used.collect(),
             pods: pods.collect(),
-            nodes: snapshot.nodes.iter().map(|node| node.name_any()).collect(),
+            nodes: snapshot.nodes.iter().filter_map(|node| Some((node.metadata.name.as_deref()?, node))).collect(),
             claimed: snapshot.claims.iter().flatten().map(|claim| claim.value.address).collect(),
         }
     }
 
     /// Live pods only: neither finished nor on their way out.
-    pub(super) fn live(&self) -> impl Iterator<Item = &PodView<'a>> {
+    pub(crate) fn live(&self) -> impl Iterator<Item = &PodView<'a>> {
         self.pods.values().filter(|pod| pod.state == PodState::Alive)
     }
 
     /// The pod of that UID in a namespace.
-    pub(super) fn by_uid<'v>(&'v self, namespace: &'v str, name: &'v str, uid: &str) -> Option<&'v PodView<'a>> {
+    pub(crate) fn by_uid<'v>(&'v self, namespace: &'v str, name: &'v str, uid: &str) -> Option<&'v PodView<'a>> {
         self.pods.get(&(namespace, name)).filter(|pod| pod.pod.metadata.uid.as_deref() == Some(uid))
     }
 
     /// Whether an allocation is on a fixed address, by its own word or by a claim's.
-    pub(super) fn is_fixed(&self, used: &Use<'_>) -> bool {
+    pub(crate) fn is_fixed(&self, used: &Use<'_>) -> bool {
         used.is_fixed() || self.claimed.contains(&used.address)
     }
 
-    pub(super) fn in_a_pool(&self, address: IpAddr) -> bool {
+    /// The node of that name.
+    pub(crate) fn node(&self, name: &str) -> Option<&'a Node> {
+        self.nodes.get(name).copied()
+    }
+
+    pub(crate) fn in_a_pool(&self, address: IpAddr) -> bool {
         calico::covering(&self.snapshot.pools, address).is_some()
     }
 
     /// Whether an allocation is of the network that is judged; any pod's, while the network is not known.
-    pub(super) fn is_ours(&self, used: &Use<'_>) -> bool {
+    pub(crate) fn is_ours(&self, used: &Use<'_>) -> bool {
         match &self.snapshot.net {
-            Some(net) => used.attribute.handle().and_then(|h| h.strip_prefix(&net.network)).is_some_and(is_tail),
+            Some(net) => used.is_of_network(&net.network),
             None => used.is_fixed() || used.pod().is_some(),
         }
     }
 
     /// Why nobody uses an allocation any more; `None` while somebody does or may. The rules by which Calico's
     /// own collector believes in one: its pod exists on that node and has the address, or has none yet.
-    pub(super) fn staleness(&self, used: &Use<'_>) -> Option<String> {
+    pub(crate) fn staleness(&self, used: &Use<'_>) -> Option<String> {
         let node = used.attribute.secondary("node");
         let Some((namespace, name)) = used.pod() else {
-            let gone = node.filter(|node| !self.nodes.contains(*node))?;
+            let gone = node.filter(|node| !self.nodes.contains_key(*node))?;
             return Some(format!("node {gone} does not exist"));
         };
         let Some(pod) = self.pods.get(&(namespace, name)) else {
             return Some(format!("pod {namespace}/{name} does not exist"));
         };
+        if let (Some(recorded), Some(uid)) = (used.attribute.secondary(POD_UID_KEY), pod.pod.metadata.uid.as_deref())
+            && recorded != uid
+        {
+            return Some(format!("pod {namespace}/{name} is another by now: its UID is {uid}, not {recorded}"));
+        }
         if pod.state == PodState::Finished {
             return Some(format!("pod {namespace}/{name} has finished"));
         }
@@ -114,27 +126,33 @@ impl<'a> View<'a> {
     }
 }
 
-/// What follows the network's name in a handle id.
-fn is_tail(rest: &str) -> bool {
-    rest.starts_with('.')
+/// Whether a handle id has the form `<network>.<containerID>`.
+pub(crate) fn is_handle_of(network: &str, handle: &str) -> bool {
+    handle.strip_prefix(network).and_then(|rest| rest.strip_prefix('.')).is_some_and(|container| !container.is_empty())
 }
 
 impl<'a> Use<'a> {
     /// Namespace and name of the pod, if it is a pod's.
-    pub(super) fn pod(&self) -> Option<(&'a str, &'a str)> {
+    pub(crate) fn pod(&self) -> Option<(&'a str, &'a str)> {
         Some((self.attribute.secondary("namespace")?, self.attribute.secondary("pod")?))
     }
 
-    pub(super) fn is_fixed(&self) -> bool {
+    pub(crate) fn is_fixed(&self) -> bool {
         self.attribute.secondary(CLAIM_KEY).is_some()
     }
 
-    pub(super) fn object(&self) -> String {
+    /// Whether the allocation is of `network`: by its handle, or because it was made ahead for a pod.
+    pub(crate) fn is_of_network(&self, network: &str) -> bool {
+        self.attribute.secondary(POD_UID_KEY).is_some()
+            || self.attribute.handle().is_some_and(|handle| is_handle_of(network, handle))
+    }
+
+    pub(crate) fn object(&self) -> String {
         format!("IPAMBlock/{}", self.block.name_any())
     }
 
     /// "pod default/web (handle net.c1)"
-    pub(super) fn user(&self) -> String {
+    pub(crate) fn user(&self) -> String {
         let handle = self.attribute.handle().unwrap_or("none");
         match (self.pod(), self.attribute.secondary("node")) {
             (Some((namespace, name)), _) => format!("pod {namespace}/{name} (handle {handle})"),
@@ -144,7 +162,7 @@ impl<'a> Use<'a> {
     }
 
     /// Whether the handle is that of `container`, in any network.
-    pub(super) fn is_of(&self, container: &str) -> bool {
+    pub(crate) fn is_of(&self, container: &str) -> bool {
         let prefix = self.attribute.handle().and_then(|handle| handle.strip_suffix(container));
         prefix.is_some_and(|network| network.ends_with('.'))
     }
@@ -168,11 +186,11 @@ impl<'a> PodView<'a> {
         })
     }
 
-    pub(super) fn node(&self) -> Option<&'a str> {
+    pub(crate) fn node(&self) -> Option<&'a str> {
         self.pod.spec.as_ref()?.node_name.as_deref()
     }
 
-    pub(super) fn object(&self) -> String {
+    pub(crate) fn object(&self) -> String {
         format!("Pod/{}/{}", self.namespace, self.name)
     }
 }

@@ -99,7 +99,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Frees an empty block of another node, so that it can be claimed; false if it is in use, young, or has
     /// changed since it was read.
-    pub(super) async fn reclaim_block(&self, block: &IPAMBlock, deadline: Instant) -> Result<bool, Error> {
+    pub(crate) async fn reclaim_block(&self, block: &IPAMBlock, deadline: Instant) -> Result<bool, Error> {
         let Some(owner) = block.spec.host().map(str::to_owned) else { return Ok(false) };
         if !block.spec.is_empty() || !self.is_old(block) {
             return Ok(false);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{Entry, IPAMBlock};
+use calico::{AllocationAttribute, Entry, IPAMBlock};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::converge::Backoff;
 use super::snapshot::{node_state, pod_state};
-use super::{Attachment, Driver, Error, handle_of};
+use super::{Attachment, Driver, Error, POD_UID_KEY, handle_of};
 use crate::claim::{Asker, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, decide, take_over};
 use crate::pod::Owner;
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
@@ -220,7 +220,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let evidence = Evidence {
             pod: pod_state(pod.as_ref(), &holder.pod_uid),
             node: node_state(node.as_ref(), holder.node_uid.as_deref()),
-            in_block: is_recorded(candidate, &attachment.net.network, holder),
+            in_block: candidate.block.as_ref().is_some_and(|block| {
+                records(block, candidate.address, &attachment.net.network, holder)
+            }),
         };
         Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash) })
     }
@@ -280,11 +282,20 @@ fn template_hash(pod: &Pod) -> Option<String> {
     pod.metadata.labels.as_ref()?.get(TEMPLATE_HASH_LABEL).cloned()
 }
 
-/// Whether the block records the address for the holder's container.
-fn is_recorded(candidate: &Candidate, network: &str, holder: &Holder) -> bool {
-    let handle = handle_of(network, &holder.container_id);
-    let Some(block) = candidate.block.as_ref().filter(|b| !b.spec.is_deleted()) else { return false };
-    matches!(block.spec.entry(candidate.address), Entry::Used { attribute, .. } if attribute.handle() == Some(&handle))
+/// Whether the block records the address for a claim's holder.
+fn records(block: &IPAMBlock, address: IpAddr, network: &str, holder: &Holder) -> bool {
+    if block.spec.is_deleted() {
+        return false;
+    }
+    matches!(block.spec.entry(address), Entry::Used { attribute, .. } if is_holders(attribute, network, holder))
+}
+
+/// Whether an allocation is the holder's: by its container, or by its pod where it bears the pod's UID.
+pub(crate) fn is_holders(attribute: &AllocationAttribute, network: &str, holder: &Holder) -> bool {
+    match attribute.secondary(POD_UID_KEY) {
+        Some(uid) => uid == holder.pod_uid,
+        None => attribute.handle() == Some(&handle_of(network, &holder.container_id)),
+    }
 }
 
 fn block(claim: Claim, obstacle: Obstacle, examined: Option<&Examined>, applicant: &Applicant<'_>) -> Blocked {
@@ -359,8 +370,8 @@ impl Blocked {
             }
             Obstacle::Leaving(pod, node) => format!(
                 "fixed address {address} is still held by {holder}, which is {} (node {})",
-                pod_word(pod),
-                node_word(node)
+                pod,
+                node
             ),
             Obstacle::Grace(until) => format!(
                 "fixed address {address} is still held by {holder}, whose pod object is gone while its node is Ready; \
@@ -371,7 +382,7 @@ impl Blocked {
             Obstacle::NotFenced(node) => {
                 format!(
                     "fixed address {address} is still held by {holder}, and its node ({}) is not fenced",
-                    node_word(node)
+                    node
                 )
             }
         }
@@ -404,23 +415,5 @@ impl Blocked {
                     .into()
             }
         }
-    }
-}
-
-fn pod_word(state: PodState) -> &'static str {
-    match state {
-        PodState::Alive => "running",
-        PodState::Terminating => "terminating",
-        PodState::Finished => "finished but not cleaned up",
-        PodState::Gone => "gone",
-    }
-}
-
-fn node_word(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Ready => "Ready",
-        NodeState::NotReady => "not Ready",
-        NodeState::OutOfService => "out of service",
-        NodeState::Deleted => "deleted",
     }
 }

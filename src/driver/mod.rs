@@ -14,6 +14,7 @@ mod error;
 mod gate;
 mod gc;
 mod handle;
+mod mend;
 mod place;
 mod release;
 mod reservation;
@@ -30,14 +31,15 @@ use tokio::time::Instant;
 pub use self::add::Assigned;
 pub use self::check::Unrecorded;
 pub use self::claims::{Blocked, Impasse};
+pub(crate) use self::claims::is_holders;
 pub use self::error::Error;
 pub use self::gate::{Gate, Open, Pass};
 pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
-pub(crate) use self::reservation::is_own_reservation;
+pub(crate) use self::reservation::{is_own_reservation, reservation_name};
 pub use self::snapshot::UnmetPool;
-pub(crate) use self::snapshot::pod_state;
+pub(crate) use self::snapshot::{node_state, pod_state};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::Policy;
@@ -46,6 +48,9 @@ use crate::store::{Ledger, Objects};
 
 /// Key in an allocation's `secondary` attributes that marks a fixed address; its value is the claim's generation.
 pub const CLAIM_KEY: &str = "kube-ipam.claim";
+/// Key in an allocation's `secondary` attributes that marks one made for a pod before its container was known;
+/// its value is the pod's UID. A handle that bears it as an annotation is one of ours, whatever its id.
+pub const POD_UID_KEY: &str = "kube-ipam.pod-uid";
 
 /// Runs decisions against a store of objects and, where one is configured, a ledger.
 #[derive(Clone)]
@@ -108,7 +113,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.ledger.as_ref()
     }
 
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         (self.clock)()
     }
 }

@@ -167,7 +167,7 @@ pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
 }
 
 /// A holder's node, compared by UID where one was recorded.
-pub(super) fn node_state(node: Option<&Node>, uid: Option<&str>) -> NodeState {
+pub(crate) fn node_state(node: Option<&Node>, uid: Option<&str>) -> NodeState {
     let same = |n: &&Node| uid.is_none_or(|uid| n.metadata.uid.as_deref() == Some(uid));
     let Some(node) = node.filter(same) else { return NodeState::Deleted };
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
