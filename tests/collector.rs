@@ -85,9 +85,7 @@ async fn an_owner_that_cannot_be_looked_up_is_not_taken_for_gone() {
     let mut town = Town::new();
     unheld_claim(&town).await;
     remove_owner(&town, "app");
-    town.on_call(|call| {
-        (call.object.contains("Deployment")).then(|| Fault::Fail(Failure::Unknown("HTTP 503".into())))
-    });
+    town.on_call(|call| (call.object.contains("Deployment")).then(|| Fault::Fail(Failure::Unknown("HTTP 503".into()))));
     town.stays_for(3600).await;
 }
 
@@ -127,7 +125,10 @@ async fn a_holder_whose_pod_is_gone_from_a_ready_node_is_contested_and_then_clea
     assert!(town.is_allocated(ip(FIXED)).await);
     let repairs = town.repairs(90, &[Kind::HolderCleared]).await;
     let pod = repairs[0].pod.as_ref().unwrap();
-    assert_eq!((pod.name.as_str(), pod.uid.as_deref(), repairs[0].node.as_deref()), ("f", Some("uid-of-f"), Some("n1")));
+    assert_eq!(
+        (pod.name.as_str(), pod.uid.as_deref(), repairs[0].node.as_deref()),
+        ("f", Some("uid-of-f"), Some("n1"))
+    );
     assert!(town.claim(FIXED).await.unwrap().holder.is_none());
     assert!(!town.is_allocated(ip(FIXED)).await);
     assert!(town.handle("k8s-pod-network.c-f").await.is_none());
@@ -158,7 +159,7 @@ async fn a_holder_whose_pod_lives_is_left_alone_whatever_its_node_does() {
 #[tokio::test(start_paused = true)]
 async fn the_policy_node_fenced_waits_for_the_node_to_be_fenced() {
     let mut world = World::new();
-    world.conf["ipam"]["takeover"] = json!({"policy": "nodeFenced", "graceSeconds": 1});
+    world.conf["ipam"]["takeover"] = json!({"proof": "nodeFenced", "graceSeconds": 1});
     let mut town = Town::with(world);
     town.run(town.world.fixed("f", "app", FIXED), "n1").await;
     town.world.remove_pod("f");
@@ -243,8 +244,8 @@ async fn allocations_of_others_are_never_touched() {
     let address = town.run(town.world.random("r"), "n1").await;
     let now = clock();
     town.change_block(address, |block| {
-        let mut assign = |last: u8, holder: &Holder| {
-            block.spec.assign(format!("10.244.0.{last}").parse().unwrap(), holder, None).unwrap();
+        let mut assign = |ordinal: usize, holder: &Holder| {
+            block.spec.assign(block.spec.address(ordinal), holder, None).unwrap();
         };
         assign(20, &Holder::pod("other-network.abc", "default", "nobody", "n1", now));
         assign(21, &Holder::pod("k8s-pod-network-2.abc", "default", "nobody", "n1", now));
@@ -253,7 +254,13 @@ async fn allocations_of_others_are_never_touched() {
         assign(24, &Holder::pod("default.nobody", "default", "nobody", "n1", now));
     })
     .await;
-    for id in ["other-network.abc", "k8s-pod-network-2.abc", "k8s-pod-network.tunnel", "vxlan-tunnel-addr-n1", "default.nobody"] {
+    for id in [
+        "other-network.abc",
+        "k8s-pod-network-2.abc",
+        "k8s-pod-network.tunnel",
+        "vxlan-tunnel-addr-n1",
+        "default.nobody",
+    ] {
         let mut spec = calico::IPAMHandleSpec::new(id);
         spec.increment(&town.block_of(address).await.spec.cidr, 1);
         town.world.objects.put(&spec.object());
@@ -296,7 +303,7 @@ async fn an_address_that_a_live_pod_reports_is_never_freed() {
 /// An address made ahead for a pod, under the pod's own handle.
 async fn made_ahead(town: &Town, pod: &str, uid: &str) -> std::net::IpAddr {
     let first = town.run(town.world.random("r"), "n1").await;
-    let address = ip("10.244.0.30");
+    let address = town.block_of(first).await.spec.address(30);
     let mut holder = Holder::pod(format!("default.{pod}"), "default", pod, "n1", clock());
     holder.secondary.insert(POD_UID_KEY.into(), uid.into());
     town.change_block(first, |block| block.spec.assign(address, &holder, None).unwrap()).await;
@@ -639,10 +646,10 @@ async fn an_empty_block_is_released_only_if_its_node_is_gone_and_stays_so() {
 #[tokio::test(start_paused = true)]
 async fn a_block_in_use_outlives_its_node() {
     let mut town = Town::new();
-    town.run(town.world.random("r"), "n1").await;
+    let first = town.run(town.world.random("r"), "n1").await;
     // Borrowed by a pod of another node.
-    let address = ip("10.244.0.40");
-    town.change_block(ip("10.244.0.40"), |block| {
+    let address = town.block_of(first).await.spec.address(40);
+    town.change_block(address, |block| {
         let holder = Holder::pod("k8s-pod-network.b", "default", "b", "n2", clock());
         block.spec.assign(address, &holder, None).unwrap();
     })

@@ -90,9 +90,7 @@ fn disagreement(claim: &Claim, entry: Option<&Use<'_>>) -> Option<String> {
 }
 
 fn is_same(holder: &Holder, claim: &Claim, used: &Use<'_>) -> bool {
-    used.attribute
-        .secondary(POD_UID_KEY)
-        .map_or_else(|| used.is_of(&holder.container_id), |uid| uid == holder.pod_uid)
+    used.attribute.secondary(POD_UID_KEY).map_or_else(|| used.is_of(&holder.container_id), |uid| uid == holder.pod_uid)
         && used.pod() == Some((claim.owner.namespace.as_str(), holder.pod.as_str()))
         && used.attribute.secondary("node") == Some(holder.node.as_str())
 }

@@ -54,8 +54,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
     /// Reads what a finding is about, object by object. Pools and configuration, which nothing is removed for,
     /// are as they were listed.
     async fn look(&self, needs: &Needs, listed: &Snapshot) -> Result<Snapshot, StoreError> {
-        let mut live =
-            Snapshot { pools: listed.pools.clone(), config: listed.config.clone(), ..Snapshot::default() };
+        let mut live = Snapshot { pools: listed.pools.clone(), config: listed.config.clone(), ..Snapshot::default() };
         for (namespace, name) in &needs.pods {
             live.pods.extend(self.driver.objects().get::<Pod>(Some(namespace), name).await?);
         }

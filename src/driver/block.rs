@@ -62,13 +62,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         settled.object.ok_or(Error::Late("an affinity vanished"))
     }
 
-    /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again.
+    /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again. Gives it as
+    /// it is stored then.
     async fn set_affinity(
         &self,
         affinity: BlockAffinity,
         state: AffinityState,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<BlockAffinity, Error> {
         let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
         let (node, cidr) = (affinity.spec.node.clone(), affinity.spec.cidr);
         let settled = self
@@ -81,7 +82,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 })
             })
             .await?;
-        Ok(settled.value)
+        settled.object.ok_or(Error::Late("an affinity vanished"))
     }
 
     async fn drop_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
@@ -105,9 +106,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(false);
         }
         let cidr = block.spec.cidr;
-        let affinity = self.objects.get::<BlockAffinity>(None, &affinity_name(&owner, &cidr)).await?;
-        if let Some(affinity) = &affinity {
-            self.set_affinity(affinity.clone(), AffinityState::PendingDeletion, deadline).await?;
+        let mut affinity = self.objects.get::<BlockAffinity>(None, &affinity_name(&owner, &cidr)).await?;
+        if let Some(found) = affinity.take() {
+            affinity = Some(self.set_affinity(found, AffinityState::PendingDeletion, deadline).await?);
         }
         let seen = block.spec.sequence_number;
         let settled = self

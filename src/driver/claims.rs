@@ -220,9 +220,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let evidence = Evidence {
             pod: pod_state(pod.as_ref(), &holder.pod_uid),
             node: node_state(node.as_ref(), holder.node_uid.as_deref()),
-            in_block: candidate.block.as_ref().is_some_and(|block| {
-                records(block, candidate.address, &attachment.net.network, holder)
-            }),
+            in_block: candidate
+                .block
+                .as_ref()
+                .is_some_and(|block| records(block, candidate.address, &attachment.net.network, holder)),
         };
         Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash) })
     }
@@ -368,11 +369,9 @@ impl Blocked {
             Obstacle::OtherOwner => {
                 format!("fixed address {address} belongs to {}, held by {holder}", self.claim.owner)
             }
-            Obstacle::Leaving(pod, node) => format!(
-                "fixed address {address} is still held by {holder}, which is {} (node {})",
-                pod,
-                node
-            ),
+            Obstacle::Leaving(pod, node) => {
+                format!("fixed address {address} is still held by {holder}, which is {} (node {})", pod, node)
+            }
             Obstacle::Grace(until) => format!(
                 "fixed address {address} is still held by {holder}, whose pod object is gone while its node is Ready; \
                  the node has until {} to release it",
@@ -380,10 +379,7 @@ impl Blocked {
             ),
             Obstacle::InUse => format!("fixed address {address} is held by {holder}, which is running"),
             Obstacle::NotFenced(node) => {
-                format!(
-                    "fixed address {address} is still held by {holder}, and its node ({}) is not fenced",
-                    node
-                )
+                format!("fixed address {address} is still held by {holder}, and its node ({}) is not fenced", node)
             }
         }
     }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use calico::{AffinityState, BlockAffinity, Entry, Expect, IPAMBlock, IPAMHandle, IPAMHandleSpec, cidr_name, handle_name};
+use calico::{
+    AffinityState, BlockAffinity, Entry, Expect, IPAMBlock, IPAMHandle, IPAMHandleSpec, cidr_name, handle_name,
+};
 use futures::future::try_join_all;
 use ipnetwork::IpNetwork;
 use kube::ResourceExt as _;
@@ -193,9 +195,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// How many allocations bear a handle, block by block, read now.
     async fn borne(&self, id: &str, among: &[IpNetwork]) -> Result<Counts, Error> {
-        let blocks = try_join_all(among.iter().map(|cidr| async move {
-            self.objects.get::<IPAMBlock>(None, &cidr_name(cidr)).await
-        }))
+        let blocks = try_join_all(
+            among.iter().map(|cidr| async move { self.objects.get::<IPAMBlock>(None, &cidr_name(cidr)).await }),
+        )
         .await?;
         let mut counts = Counts::new();
         for block in blocks.into_iter().flatten().filter(|b| !b.spec.is_deleted()) {

@@ -30,8 +30,8 @@ use tokio::time::Instant;
 
 pub use self::add::Assigned;
 pub use self::check::Unrecorded;
-pub use self::claims::{Blocked, Impasse};
 pub(crate) use self::claims::is_holders;
+pub use self::claims::{Blocked, Impasse};
 pub use self::error::Error;
 pub use self::gate::{Gate, Open, Pass};
 pub use self::gc::Collected;

@@ -44,7 +44,8 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&IPAMBlock>)
                 let why = without_block(&format!("stayed {}", spec.state), block);
                 (Kind::AffinityRemoved, options.half_done_grace, why)
             }
-            (false, true) if half_done => {
+            // A block in use keeps its owner, even one that is gone, until it is empty.
+            (_, true) if half_done && (!node_is_gone || block.is_some_and(|block| !block.spec.is_empty())) => {
                 let why = format!("stayed {}, and its block says the same host", spec.state);
                 (Kind::AffinityConfirmed, options.half_done_grace, why)
             }

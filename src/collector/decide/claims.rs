@@ -52,10 +52,7 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
             (Kind::HolderCleared, Some(scene.rules.options.settle), so, Task::ClearHolder(shown))
         }
     };
-    let detail = format!(
-        "was held by {holder}, which is {}, its node {}; {so}",
-        evidence.pod, evidence.node
-    );
+    let detail = format!("was held by {holder}, which is {}, its node {}; {so}", evidence.pod, evidence.node);
     Some(Finding {
         key: key(kind, value, &format!("{} {}", value.generation, holder.container_id)),
         patience,
@@ -113,9 +110,5 @@ fn object(claim: &Claim) -> String {
 }
 
 fn pod_of(claim: &Claim, holder: &Holder) -> PodName {
-    PodName {
-        namespace: claim.owner.namespace.clone(),
-        name: holder.pod.clone(),
-        uid: Some(holder.pod_uid.clone()),
-    }
+    PodName { namespace: claim.owner.namespace.clone(), name: holder.pod.clone(), uid: Some(holder.pod_uid.clone()) }
 }
