@@ -20,15 +20,15 @@ fast: build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
-	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test cli --test embedded
+	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test cli --test embedded --test embedded_agents
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
-	$(CARGO) test -p e2e --test real
+	$(CARGO) test -p e2e --test real --test real_agents
 
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
-	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real
+	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real --test real_agents
 
 lint:
 	$(CARGO) fmt --all --check
