@@ -236,7 +236,10 @@ pub fn decide(
         };
     }
     if holder.pod_uid == asker.holder.pod_uid {
-        return if claim.is_held_by(&asker.holder.container_id, &asker.holder.interface) {
+        // A pod that asks before it has a container has what any of its containers has.
+        return if asker.holder.container_id.is_empty()
+            || claim.is_held_by(&asker.holder.container_id, &asker.holder.interface)
+        {
             Decision::Held
         } else {
             // A new sandbox of the same pod: the old one is dead, or the runtime would not have made this.

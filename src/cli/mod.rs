@@ -3,6 +3,7 @@
 //! Arguments in, a table or JSON out. What a command says of what was read is a function over values; reading
 //! and writing is done by [`crate::audit`], [`crate::driver`] and [`crate::store`].
 
+mod agent;
 mod check;
 mod claims;
 mod conflist;
@@ -56,6 +57,8 @@ enum Command {
     Release(release::Release),
     /// Prints a 10-calico.conflist. --kubeconfig, --network and --etcd-* say what goes into its ipam section.
     Conflist(Box<conflist::Conflist>),
+    /// Serves this node's pods: the sidecar.
+    Agent(agent::AgentArguments),
     /// Prints a completion script for a shell.
     Completion {
         /// The shell.
@@ -123,6 +126,8 @@ impl Arguments {
             Command::Claims(claims) => claims.run(&connection, output).await,
             Command::Release(release) => release.run(&connection, output).await,
             Command::Conflist(conflist) => conflist.run(&connection, output),
+            // It ends when it is told to.
+            Command::Agent(agent) => agent::run(&agent, connection.kubeconfig).await.map(|_| Outcome::Well),
             Command::Completion { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "kube-ipam", &mut script);

@@ -3,10 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{
-    AllowedUse, AssignError, Entry, Family, Holder as Allocation, IPAMBlock, IPAMBlockSpec, IPAMHandle, PoolRef,
-    Reservations, cidr_name, covering,
-};
+use calico::{AllowedUse, Entry, Family, Holder as Allocation, IPAMBlock, IPAMHandle, PoolRef, Reservations, covering};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -15,13 +12,14 @@ use tokio::time::Instant;
 
 use super::block::Claimed;
 use super::claims::{Applicant, Candidate, Held, Taken};
-use super::converge::{Known, Step};
+use super::converge::Known;
+use super::edit::{Assign, Edit, Outcome, Which, is_fixed};
 use super::handle::Counts;
 use super::place::{Room, Search};
-use super::release::{HeldBy, is_fixed};
+use super::release::HeldBy;
 use super::reservation::is_reserved;
 use super::snapshot::{Snapshot, check_coverage, host};
-use super::{Attachment, CLAIM_KEY, Driver, Error, UnmetPool};
+use super::{Attachment, CLAIM_KEY, Driver, Error, UID_KEY, UnmetPool};
 use crate::claim::{Asker, Holder};
 use crate::cni::{CniError, code};
 use crate::pod::{FixedRequest, Owner, PoolAnnotations};
@@ -77,21 +75,7 @@ struct Placement {
     family: Family,
     cidr: IpNetwork,
     block: Known<IPAMBlock>,
-    kind: Kind,
-}
-
-enum Kind {
-    /// This address; the claim's generation if it is a fixed one.
-    Exactly(IpAddr, Option<u64>),
-    /// Any permitted one; whether the block must be the node's own.
-    Any { own: bool },
-}
-
-/// What came of writing one placement.
-enum Written {
-    Address(IpAddr),
-    /// The block filled up meanwhile.
-    Full,
+    which: Which,
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
@@ -234,7 +218,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         for held in &done.claims {
             let standing = ledger.read(held.address).await?;
-            if !standing.is_some_and(|c| c.value.is_held_by(attachment.container_id, attachment.interface)) {
+            if !standing.is_some_and(|c| attachment.is_holder(&c.value)) {
                 return Err(Error::Superseded(held.address));
             }
         }
@@ -267,19 +251,19 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
                     return Ok(earlier);
                 }
+                if attachment.is_ahead() {
+                    // An earlier pod's DEL may be about to delete it.
+                    return Err(Error::NotAhead(handle));
+                }
                 self.set_handle(&handle, &counts, deadline).await?;
             }
             done.handle = true;
             let writes = placements.into_iter().map(|p| self.write(attachment, snapshot, p, &reservations));
             // All of them to their end, even if one fails: a write that is dropped on its way may still land.
             let written = futures::future::join_all(writes).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let filled: Vec<IpNetwork> = written.iter().filter(|w| matches!(w.2, Written::Full)).map(|w| w.1).collect();
+            let filled: Vec<IpNetwork> = written.iter().filter(|w| w.2.is_none()).map(|w| w.1).collect();
             if filled.is_empty() {
-                let address = |(family, cidr, written)| match written {
-                    Written::Address(address) => Some((family, address, cidr)),
-                    Written::Full => None,
-                };
-                return Ok(written.into_iter().filter_map(address).collect());
+                return Ok(written.into_iter().filter_map(|(family, cidr, a)| Some((family, a?, cidr))).collect());
             }
             full.extend(filled);
             let random: Vec<Family> =
@@ -312,18 +296,18 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                         if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
                     let block = self.block_for(attachment, held.cidr, read).await?;
                     let generation = Some(held.claim.value.generation);
-                    Placement { family, cidr: held.cidr, block, kind: Kind::Exactly(held.address, generation) }
+                    Placement { family, cidr: held.cidr, block, which: Which::Exactly(held.address, generation) }
                 }
                 Want::Explicit(address) => {
                     let cidr = workload_block(snapshot, *address)?;
                     let block = self.block_for(attachment, cidr, self.read_block(cidr).await?).await?;
-                    Placement { family, cidr, block, kind: Kind::Exactly(*address, None) }
+                    Placement { family, cidr, block, which: Which::Exactly(*address, None) }
                 }
                 Want::Random(requested) => {
                     let node = round.node.as_ref();
                     let search = Search { attachment, snapshot, node, family, requested, reservations };
                     let Room { block, own } = self.find_room(&search, own, full).await?;
-                    Placement { family, cidr: block.spec.cidr, block: Known::Present(block), kind: Kind::Any { own } }
+                    Placement { family, cidr: block.spec.cidr, block: Known::Present(block), which: Which::Any { own } }
                 }
             });
         }
@@ -356,6 +340,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         done: &Done,
     ) -> Result<Option<Vec<(Family, IpAddr, IpNetwork)>>, Error> {
         let handle = attachment.handle();
+        let uid = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead());
         let blocks = self.blocks_of(found).await?;
         let mut recorded = Vec::new();
         for block in &blocks {
@@ -363,6 +348,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 if let Entry::Used { attribute, .. } = entry
                     && attribute.handle() == Some(handle.as_str())
                 {
+                    if attribute.secondary(UID_KEY) != uid {
+                        // An earlier pod of that name has not let go yet: the container's own handle is free.
+                        return Err(Error::NotAhead(handle));
+                    }
                     recorded.push((address, block.spec.cidr, is_fixed(attribute.secondary.as_ref())));
                 }
             }
@@ -385,78 +374,51 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(Some(answer));
         }
         if !recorded.is_empty() {
-            let held = HeldBy { container_id: "", interface: Some("") };
-            self.release_handle(&handle, &held, self.late(attachment)).await?;
+            self.release_handle(&handle, &attachment.whose(), &HeldBy::nobody(), self.late(attachment)).await?;
         }
         Ok(None)
     }
 
-    /// Writes one entry into its block.
+    /// Writes one entry into its block; no address if it filled up meanwhile.
     async fn write(
         &self,
         attachment: &Attachment<'_>,
         snapshot: &Snapshot,
         placement: Placement,
         reservations: &Reservations,
-    ) -> Result<(Family, IpNetwork, Written), Error> {
-        let Placement { family, cidr, block, kind } = placement;
-        let handle = attachment.handle();
-        let allocation = self.allocation(attachment, &handle, &kind);
-        let ours = host(attachment.node);
-        let config = &snapshot.config;
-        let (cooldown, strict, now) = (config.cooldown_seconds(), config.strict_affinity.then_some(&ours), self.now());
-        let ranges = attachment.net.ipam.ranges(family);
-        let permits = |a: IpAddr| ranges.is_none_or(|r| r.permits_random(a)) && !reservations.covers(a);
-        let damaged = |reason| Error::Damaged { block: cidr, reason };
-        let pass = attachment.gate.pass().await;
-        let known = if pass.waited() { Known::Unread } else { block };
-        let mut displaced = None;
-        let settled = self
-            .converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), known, self.late(attachment), |current| {
-                // A block that vanished was empty; it is claimed anew in the next round.
-                let Some(mut block) = current else { return Ok(Step::Done(Written::Full)) };
-                if block.spec.is_deleted() {
-                    return Ok(Step::Finish(block));
+    ) -> Result<(Family, IpNetwork, Option<IpAddr>), Error> {
+        let Placement { family, cidr, block, which } = placement;
+        let edit = Edit::Assign(Box::new(Assign {
+            which,
+            allocation: self.allocation(attachment, which),
+            ours: host(attachment.node),
+            strict: snapshot.config.strict_affinity,
+            cooldown: snapshot.config.cooldown_seconds(),
+            ranges: attachment.net.ipam.ranges(family).cloned(),
+            reservations: reservations.clone(),
+        }));
+        match self.commit(cidr, edit, block, self.late(attachment)).await? {
+            Outcome::Assigned { address, displaced } => {
+                if let Some(old) = displaced {
+                    self.count_off(&old, &cidr, self.late(attachment)).await?;
                 }
-                block.spec.validate().map_err(damaged)?;
-                if let Some(address) = recorded_here(&block.spec, &handle, &kind) {
-                    return Ok(Step::Done(Written::Address(address)));
-                }
-                block.spec.collect(cooldown, now);
-                let address = match kind {
-                    Kind::Exactly(address, generation) => {
-                        displaced = give_way(&mut block.spec, address, generation);
-                        block.spec.assign(address, &allocation, strict).map_err(|e| refused(e, cidr))?;
-                        address
-                    }
-                    Kind::Any { own } => {
-                        let must_own = own.then_some(&ours).or(strict);
-                        match block.spec.assign_first(permits, &allocation, must_own) {
-                            Ok(Some(address)) => address,
-                            Ok(None) | Err(AssignError::ForeignBlock { .. }) => return Ok(Step::Done(Written::Full)),
-                            Err(error) => return Err(refused(error, cidr)),
-                        }
-                    }
-                };
-                block.spec.advance();
-                Ok(Step::Replace(block, Written::Address(address)))
-            })
-            .await?;
-        drop(pass);
-        if let Some(old) = displaced {
-            self.count_off(&old, &cidr, self.late(attachment)).await?;
+                Ok((family, cidr, Some(address)))
+            }
+            Outcome::Full | Outcome::Released(_) => Ok((family, cidr, None)),
         }
-        Ok((family, cidr, settled.value))
     }
 
-    fn allocation(&self, attachment: &Attachment<'_>, handle: &str, kind: &Kind) -> Allocation {
-        let now = self.now();
+    fn allocation(&self, attachment: &Attachment<'_>, which: Which) -> Allocation {
+        let (handle, now) = (attachment.handle(), self.now());
         let mut allocation = match attachment.pod {
             Some(pod) => Allocation::pod(handle, pod.namespace, pod.name, attachment.node, now),
             None => Allocation::node(handle, attachment.node, now),
         };
-        if let Kind::Exactly(_, Some(generation)) = kind {
+        if let Which::Exactly(_, Some(generation)) = which {
             allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
+        }
+        if let Some(uid) = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead()) {
+            allocation.secondary.insert(UID_KEY.to_owned(), uid.to_owned());
         }
         allocation
     }
@@ -466,9 +428,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Takes back what a failed ADD wrote. What cannot be reached now is left to DEL, which finds it by the handle.
     async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
         let deadline = Instant::now() + UNDO_TIME;
-        let held = HeldBy { container_id: attachment.container_id, interface: Some(attachment.interface) };
+        let held = attachment.held();
         if done.handle
-            && let Err(error) = self.release_handle(&attachment.handle(), &held, deadline).await
+            && let Err(error) = self.release_handle(&attachment.handle(), &attachment.whose(), &held, deadline).await
         {
             tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
         }
@@ -580,40 +542,4 @@ fn counts(placements: &[Placement]) -> Counts {
         *counts.entry(placement.cidr).or_default() += 1;
     }
     counts
-}
-
-/// The entry that an earlier attempt of this very write left.
-fn recorded_here(block: &IPAMBlockSpec, handle: &str, kind: &Kind) -> Option<IpAddr> {
-    let ours = |entry: &Entry<'_>| matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(handle));
-    match kind {
-        Kind::Exactly(address, _) => ours(&block.entry(*address)).then_some(*address),
-        Kind::Any { .. } => block.entries().find(|(_, entry)| ours(entry)).map(|(address, _)| address),
-    }
-}
-
-/// Makes room for the claim's holder: an entry of an earlier generation of the same claim is of a holder that
-/// was lawfully superseded, and a cooldown does not keep an address from its owner. Gives the old handle.
-fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>) -> Option<String> {
-    let generation = generation?;
-    let old = match block.entry(address) {
-        Entry::Cooling { .. } => None,
-        Entry::Used { attribute, .. } => {
-            let theirs: u64 = attribute.secondary(CLAIM_KEY)?.parse().ok()?;
-            if theirs >= generation {
-                return None;
-            }
-            attribute.handle().map(str::to_owned)
-        }
-        _ => return None,
-    };
-    block.vacate(address);
-    old
-}
-
-fn refused(error: AssignError, block: IpNetwork) -> Error {
-    match error {
-        AssignError::Taken { address, by } => Error::Taken { address, by },
-        AssignError::Corrupt(reason) => Error::Damaged { block, reason },
-        other => Error::Assign(other),
-    }
 }

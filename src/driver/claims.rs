@@ -214,8 +214,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(Examined { evidence, template_hash: None });
         };
         let (pod, node) = tokio::try_join!(
-            self.objects.get::<Pod>(Some(&claim.owner.namespace), &holder.pod),
-            self.objects.get::<Node>(None, &holder.node),
+            self.objects.fresh::<Pod>(Some(&claim.owner.namespace), &holder.pod),
+            self.objects.fresh::<Node>(None, &holder.node),
         )?;
         let evidence = Evidence {
             pod: pod_state(pod.as_ref(), &holder.pod_uid),
@@ -258,7 +258,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         let name = calico::cidr_name(&candidate.cidr);
         let (claim, block) =
-            tokio::try_join!(ledger.read(candidate.address), self.objects.get::<IPAMBlock>(None, &name))?;
+            tokio::try_join!(ledger.read(candidate.address), self.objects.fresh::<IPAMBlock>(None, &name))?;
         (candidate.claim, candidate.block) = (claim, block);
         Ok(())
     }

@@ -86,6 +86,9 @@ pub enum Error {
     /// DEL came for this container while ADD was under way.
     #[error("the runtime deleted this container while its address was being set up")]
     Cancelled,
+    /// The pod's name is still on record for an earlier pod, so nothing can be taken ahead under it.
+    #[error("handle {0} is of an earlier pod")]
+    NotAhead(String),
     /// There was no time left.
     #[error("no time left: {0}")]
     Late(&'static str),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use calico::{Entry, IPAMBlock};
 
+use super::edit::Whose;
 use super::release::HeldBy;
 use super::{Attachment, Driver, Error};
 use crate::store::{Ledger, Objects};
@@ -36,8 +37,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut collected = Vec::new();
         for container_id in gone {
             let handle = super::handle_of(&attachment.net.network, &container_id);
-            let held = HeldBy { container_id: &container_id, interface: None };
-            let freed = self.release_handle(&handle, &held, attachment.deadline).await?;
+            let held = HeldBy { container_id: &container_id, interface: None, pod_uid: None };
+            let freed = self.release_handle(&handle, &Whose::Anyones, &held, attachment.deadline).await?;
             collected.push(Collected { container_id, addresses: freed.into_iter().map(|f| f.address).collect() });
         }
         Ok(collected)

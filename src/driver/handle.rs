@@ -73,7 +73,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn blocks_of(&self, handle: &IPAMHandle) -> Result<Vec<IPAMBlock>, Error> {
         let reads = handle.spec.blocks().map(|cidr| {
             let name = cidr_name(&cidr);
-            async move { self.objects.get::<IPAMBlock>(None, &name).await }
+            async move { self.objects.fresh::<IPAMBlock>(None, &name).await }
         });
         let blocks = futures::future::try_join_all(reads).await?;
         Ok(blocks.into_iter().flatten().filter(|b| !b.spec.is_deleted()).collect())

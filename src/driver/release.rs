@@ -3,15 +3,20 @@
 //! Order: block, claim, handle. Whatever step is missing, the handle is still there for the next DEL to find.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use calico::{IPAMBlock, IPAMConfig, IPAMConfigSpec, IPAMHandle, cidr_name, handle_name};
+use calico::{Entry, IPAMConfig, IPAMConfigSpec, IPAMHandle, handle_name};
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use super::converge::{Known, Step};
-use super::{Attachment, CLAIM_KEY, Driver, Error};
+use super::edit::{Edit, Outcome, Release, Whose};
+use super::{Attachment, Driver, Error};
 use crate::claim::Claim;
 use crate::store::{Ledger, Objects, Swap};
+
+/// Time for the deletion of a handle that nobody waits for.
+const FINISH_TIME: Duration = Duration::from_secs(30);
 
 /// An address that was given back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +32,31 @@ pub(super) struct HeldBy<'a> {
     pub container_id: &'a str,
     /// `None` releases whatever interface the claim names.
     pub interface: Option<&'a str>,
+    /// A claim that was taken before a container was known is the pod's.
+    pub pod_uid: Option<&'a str>,
+}
+
+impl HeldBy<'_> {
+    /// No claims are cleared.
+    pub(super) fn nobody() -> Self {
+        Self { container_id: "", interface: Some(""), pod_uid: None }
+    }
+}
+
+impl Attachment<'_> {
+    pub(super) fn held(&self) -> HeldBy<'_> {
+        HeldBy {
+            container_id: self.container_id,
+            interface: Some(self.interface),
+            pod_uid: self.pod.and_then(|p| p.uid),
+        }
+    }
+
+    /// What this attachment's own handle covers.
+    pub(super) fn whose(&self) -> Whose {
+        let uid = || self.pod.and_then(|p| p.uid).map(str::to_owned);
+        if self.is_ahead() { Whose::Pod { uid: uid(), container: None } } else { Whose::Anyones }
+    }
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
@@ -35,20 +65,32 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// # Errors
     /// A store failed: the runtime must try again, and what was done already will not be done twice.
     pub async fn del(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
-        let held = HeldBy { container_id: attachment.container_id, interface: Some(attachment.interface) };
-        let mut freed = self.release_handle(&attachment.handle(), &held, attachment.deadline).await?;
-        if let Some(pod) = attachment.pod {
-            // The form of very old releases of Calico; nothing of ours is ever recorded under it.
-            let workload = format!("{}.{}", pod.namespace, pod.name);
-            freed.extend(self.release_handle(&workload, &held, attachment.deadline).await?);
-        }
+        let held = attachment.held();
+        let own = HeldBy { pod_uid: held.pod_uid.filter(|_| attachment.is_ahead()), ..attachment.held() };
+        let containers =
+            async { self.release_handle(&attachment.handle(), &attachment.whose(), &own, attachment.deadline).await };
+        let pods = async {
+            let Some(pod) = attachment.pod.filter(|_| attachment.last_sandbox && !attachment.is_ahead()) else {
+                return Ok(Vec::new());
+            };
+            let uid = pod.uid.map(str::to_owned);
+            let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
+            self.release_handle(&pod.handle(), &whose, &held, attachment.deadline).await
+        };
+        // Both to their end: what one has released is not undone by the other's failure.
+        let (mut freed, of_pod) = match futures::future::join(containers, pods).await {
+            (Ok(freed), Ok(of_pod)) => (freed, of_pod),
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        };
+        freed.extend(of_pod);
         Ok(freed)
     }
 
-    /// Releases everything that bears `handle`.
+    /// Releases what bears `handle`, as far as it is `whose`.
     pub(super) async fn release_handle(
         &self,
         handle: &str,
+        whose: &Whose,
         held: &HeldBy<'_>,
         deadline: Instant,
     ) -> Result<Vec<Freed>, Error> {
@@ -59,46 +101,49 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
         let mut freed = Vec::new();
         for cidr in found.spec.blocks() {
-            freed.extend(self.release_in_block(handle, cidr, config.cooldown_seconds(), deadline).await?);
+            freed.extend(self.release_in_block(handle, cidr, whose, config.cooldown_seconds(), deadline).await?);
+        }
+        if let Whose::Pod { .. } = whose
+            && freed.is_empty()
+            && self.bears_others(&found, whose).await?
+        {
+            return Ok(freed);
         }
         self.clear_claims(&freed, held, deadline).await?;
-        self.drop_handle(found, deadline).await?;
+        match (&self.drop_later, whose) {
+            // Nothing is recorded under it any more, and nobody else uses its name.
+            (Some(later), Whose::Anyones) if later(&found) => {}
+            _ => self.drop_handle(found, deadline).await?,
+        }
         Ok(freed)
+    }
+
+    /// Deletes a handle whose addresses were released, unless somebody has written it since.
+    pub async fn finish_handle(&self, handle: IPAMHandle) -> Result<(), Error> {
+        self.drop_handle(handle, Instant::now() + FINISH_TIME).await
+    }
+
+    /// Whether a pod's handle is another pod's of the same name, or another sandbox's: then it stays.
+    async fn bears_others(&self, handle: &IPAMHandle, whose: &Whose) -> Result<bool, Error> {
+        let blocks = self.blocks_of(handle).await?;
+        let id = handle.spec.handle_id.as_str();
+        let others = |entry: Entry<'_>| matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(id) && !whose.covers(attribute));
+        Ok(blocks.iter().any(|b| b.spec.entries().any(|(_, entry)| others(entry))))
     }
 
     async fn release_in_block(
         &self,
         handle: &str,
         cidr: IpNetwork,
+        whose: &Whose,
         cooldown: i64,
         deadline: Instant,
     ) -> Result<Vec<Freed>, Error> {
-        let now = self.now();
-        // What an attempt without an answer had released is gone at the next look, so it is remembered.
-        let mut attempted = Vec::new();
-        self.converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), Known::Unread, deadline, |current| {
-            let Some(mut block) = current else { return Ok(Step::Done(())) };
-            if block.spec.is_deleted() {
-                return Ok(Step::Finish(block));
-            }
-            block.spec.validate().map_err(|reason| Error::Damaged { block: cidr, reason })?;
-            block.spec.collect(cooldown, now);
-            let released = block.spec.release_handle(handle, cooldown, now);
-            if released.is_empty() {
-                return Ok(Step::Done(()));
-            }
-            attempted = released
-                .into_iter()
-                .map(|r| Freed { address: r.address, fixed: is_fixed(r.attribute.secondary.as_ref()) })
-                .collect();
-            if block.spec.is_empty() && block.spec.affinity().is_none() {
-                return Ok(Step::Delete(block, ()));
-            }
-            block.spec.advance();
-            Ok(Step::Replace(block, ()))
-        })
-        .await?;
-        Ok(attempted)
+        let edit = Edit::Release(Release::new(handle, whose.clone(), cooldown));
+        match self.commit(cidr, edit, Known::Unread, deadline).await? {
+            Outcome::Released(freed) => Ok(freed),
+            Outcome::Assigned { .. } | Outcome::Full => Ok(Vec::new()),
+        }
     }
 
     /// Clears the holder of every fixed address that was released. A handle with nothing in its blocks is
@@ -139,28 +184,57 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
+    /// Lets a claim that was taken before the pod had a container name the one it has by now.
+    pub async fn name_container(
+        &self,
+        address: IpAddr,
+        pod_uid: &str,
+        container_id: &str,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let mut standing = ledger.read(address).await?;
+        loop {
+            let Some(found) = standing else { return Ok(()) };
+            let mut claim = found.value;
+            match &mut claim.holder {
+                Some(holder) if holder.pod_uid == pod_uid && holder.container_id != container_id => {
+                    (holder.container_id, holder.interface) = (container_id.to_owned(), interface.to_owned());
+                }
+                _ => return Ok(()),
+            }
+            match ledger.swap(address, Some(found.revision), Some(&claim)).await? {
+                Swap::Done(_) => return Ok(()),
+                Swap::Lost(now) => standing = now,
+            }
+        }
+    }
+
     async fn drop_handle(&self, handle: IPAMHandle, deadline: Instant) -> Result<(), Error> {
         let name = handle_name(&handle.spec.handle_id);
-        let released = handle.spec.block.clone();
+        let (uid, released) = (handle.metadata.uid.clone(), handle.spec.block.clone());
         let settled = self
             .converge::<IPAMHandle, _, Error>(&name, Known::Present(handle), deadline, |current| {
-                let Some(mut found) = current else { return Ok(Step::Done(())) };
-                found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
-                Ok(if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
+                Ok(match current {
+                    // Another pod's of the same name by now: what it counts is not what was released here.
+                    Some(found) if found.metadata.uid != uid => Step::Done(()),
+                    Some(mut found) => {
+                        found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
+                        if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) }
+                    }
+                    None => Step::Done(()),
+                })
             })
             .await?;
         Ok(settled.value)
     }
 }
 
+/// By the container, or by the pod as long as the claim names no container.
 fn holds(claim: &Claim, held: &HeldBy<'_>) -> bool {
-    match held.interface {
-        Some(interface) => claim.is_held_by(held.container_id, interface),
-        None => claim.holder.as_ref().is_some_and(|h| h.container_id == held.container_id),
+    let Some(holder) = &claim.holder else { return false };
+    if holder.container_id.is_empty() {
+        return held.pod_uid.is_some_and(|uid| uid == holder.pod_uid);
     }
-}
-
-/// Whether an allocation's attributes say that its address is a fixed one.
-pub(super) fn is_fixed(secondary: Option<&std::collections::BTreeMap<String, String>>) -> bool {
-    secondary.is_some_and(|s| s.contains_key(CLAIM_KEY))
+    holder.container_id == held.container_id && held.interface.is_none_or(|interface| interface == holder.interface)
 }

@@ -99,6 +99,8 @@ const FIELDS: [&str; 19] = [
     "ipv6_pools",
     "dataDir",
 ];
+/// Where the calls of one node leave each other notes, if the configuration does not say.
+pub const STATE_DIR: &str = "/run/kube-ipam";
 /// The kubelet gives a sandbox two minutes.
 const LONGEST_WAIT: u64 = 100;
 /// In seconds: a kubelet has stopped the containers of a deleted pod by then.
@@ -131,7 +133,7 @@ impl Ipam {
             resolv_conf: ipam.file("resolvConf")?,
             wait: Duration::from_secs(seconds(ipam, "waitSeconds", 20, LONGEST_WAIT)?),
             takeover: takeover(ipam)?,
-            state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from("/run/kube-ipam")),
+            state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: pools(ipam, "ipv4_pools", Family::V4)?,
             v6_pools: pools(ipam, "ipv6_pools", Family::V6)?,
             dialect,

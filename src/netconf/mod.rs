@@ -18,7 +18,7 @@ use crate::cni::{Answer, CniError, CniVersion};
 
 pub use etcd::EtcdConfig;
 pub(crate) use ipam::pool_ref;
-pub use ipam::{Dialect, Ipam, PoolRef};
+pub use ipam::{Dialect, Ipam, PoolRef, STATE_DIR};
 pub use node::NodeName;
 
 /// A network configuration.

@@ -5,12 +5,9 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
 
-use serde_json::Value;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use crate::cni::{CniError, Invocation, Verb};
 use crate::netconf::NetConf;
 
 /// File name, in the directory of the main plugin's log.
@@ -37,35 +34,4 @@ fn open(directory: &Path) -> Option<File> {
         let _ = fs::rename(&path, directory.join(format!("{FILE}.1")));
     }
     OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).ok()
-}
-
-/// One line for an answer.
-pub(super) fn answered(call: &Invocation, result: Result<&Option<Value>, &CniError>, took: Duration) {
-    let verb: &'static str = match call.verb {
-        Verb::Add => "ADD",
-        Verb::Del => "DEL",
-        Verb::Check => "CHECK",
-        Verb::Status => "STATUS",
-        Verb::Gc => "GC",
-        Verb::Version => "VERSION",
-    };
-    let (namespace, pod) = (call.args.pod_namespace.as_deref(), call.args.pod_name.as_deref());
-    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    match result {
-        Ok(answer) => {
-            let ips = answer.as_ref().and_then(|a| a.get("ips")).map(Value::to_string);
-            tracing::info!(verb, namespace, pod, container = call.container_id, ips, milliseconds, "answered");
-        }
-        Err(error) => tracing::error!(
-            verb,
-            namespace,
-            pod,
-            container = call.container_id,
-            code = error.code,
-            error = error.msg,
-            remedy = error.details,
-            milliseconds,
-            "refused"
-        ),
-    }
 }

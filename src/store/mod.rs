@@ -4,6 +4,7 @@
 //! store that injects faults. What every implementation must keep: a write is decided by its precondition
 //! alone (never by an earlier read), and an error says whether the write is known not to have happened.
 
+pub mod cached;
 pub mod conformance;
 pub mod etcd;
 pub mod faulty;
@@ -40,6 +41,20 @@ pub trait Objects: Send + Sync {
         namespace: Option<&str>,
         name: &str,
     ) -> impl Future<Output = Result<Option<K>, StoreError>> + Send;
+
+    /// The object as it is now, also from a store whose `get` may answer from memory.
+    fn fresh<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<K>, StoreError>> + Send {
+        self.get(namespace, name)
+    }
+
+    /// Whether `get` and `list` may answer from memory, and so may be a little out of date.
+    fn is_cache(&self) -> bool {
+        false
+    }
 
     /// All objects of a kind, over all namespaces, whose labels match `selector` (empty: all).
     /// A kind that the cluster does not serve gives [`Failure::NoKind`], never an empty list.
@@ -97,6 +112,24 @@ pub trait Ledger: Send + Sync {
     /// Returns when the claim on `address` was written or deleted after `revision`; may return early for
     /// no reason (a cut watch, a compacted revision): the caller reads again.
     fn changed(&self, address: IpAddr, revision: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+impl<L: Ledger> Ledger for std::sync::Arc<L> {
+    async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
+        L::read(self, address).await
+    }
+
+    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
+        L::all(self).await
+    }
+
+    async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
+        L::swap(self, address, expected, claim).await
+    }
+
+    async fn changed(&self, address: IpAddr, revision: i64) -> Result<(), StoreError> {
+        L::changed(self, address, revision).await
+    }
 }
 
 /// A store's refusal or failure, with the call that met it.

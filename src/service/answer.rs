@@ -11,7 +11,7 @@ use crate::range::Family;
 use crate::store::{Failure, StoreError};
 
 /// The result of an ADD.
-pub(super) fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
+pub fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
     let answer = match net.ipam.dialect {
         Dialect::KubeIpam => Answer {
             ips: assigned.iter().map(|a| by_subnet(net, a)).collect::<Result<_, _>>()?,
@@ -57,7 +57,7 @@ fn dns(net: &NetConf) -> Dns {
 }
 
 /// An error of ADD, DEL, CHECK or GC.
-pub(super) fn error(error: &Error) -> CniError {
+pub fn error(error: &Error) -> CniError {
     let (code, remedy) = match error {
         Error::Cni(cni) => return cni.clone(),
         Error::Store(store) => return of_store(store),
@@ -98,7 +98,7 @@ pub(super) fn error(error: &Error) -> CniError {
             "Delete pods, or widen rangeStart-rangeEnd in the CNI config (and the IPPool, if it is too small).".into(),
         ),
         Error::Damaged { .. } => (code::INTERNAL, "Run `kube-ipam check`; calicoctl ipam check --fix may mend it.".into()),
-        Error::Superseded(_) | Error::Cancelled | Error::Late(_) => {
+        Error::Superseded(_) | Error::Cancelled | Error::NotAhead(_) | Error::Late(_) => {
             (code::TRY_AGAIN, "Nothing was kept; this is tried again by itself.".into())
         }
     };
@@ -119,7 +119,7 @@ fn of_store(store: &StoreError) -> CniError {
 }
 
 /// An error of STATUS: the same facts under the code that says "not now".
-pub(super) fn unavailable(failure: &Error) -> CniError {
+pub fn unavailable(failure: &Error) -> CniError {
     let found = error(failure);
     CniError { code: code::NOT_AVAILABLE, ..found }
 }
