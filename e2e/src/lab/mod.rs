@@ -2,6 +2,7 @@
 //! Scenarios know this type only, so that every tier runs the same ones.
 
 mod conflist;
+mod crowd;
 mod machine;
 mod world;
 
@@ -15,6 +16,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 pub use conflist::Network;
+pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
 pub use world::{Limits, address, node_of};
 
