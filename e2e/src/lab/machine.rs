@@ -146,6 +146,16 @@ impl Machine {
         }
     }
 
+    /// Where a stand-in node finds things, whatever the tier.
+    pub(super) fn host_site(&self, state_dir: String) -> Result<Site> {
+        Ok(Site {
+            kubeconfig: self.kubeconfig().display().to_string(),
+            etcd: json!({"etcdURL": self.etcd_url()?}),
+            log_file: None,
+            state_dir: Some(state_dir),
+        })
+    }
+
     pub(super) fn kubeconfig(&self) -> PathBuf {
         match self {
             Self::Embedded(embedded) => embedded.cluster.kubeconfig().to_path_buf(),

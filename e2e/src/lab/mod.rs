@@ -4,6 +4,7 @@
 mod calicoctl;
 mod agents;
 mod conflist;
+mod crowd;
 mod machine;
 mod world;
 
@@ -18,6 +19,7 @@ use serde_json::json;
 
 pub use calicoctl::{Row, pool_rows};
 pub use conflist::Network;
+pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
 pub use world::{Limits, address, node_of};
 

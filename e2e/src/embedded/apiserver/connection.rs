@@ -85,6 +85,10 @@ impl Shared {
         let outcome = match fault {
             Some(Fault::LoseReplyAfterCommit) => return Err(Cut),
             Some(Fault::StatusAfterCommit(code)) => Err(ApiError::of_code(code, None)),
+            Some(Fault::HoldAfterCommit(gate)) => {
+                gate.pass().await;
+                outcome
+            }
             _ => outcome,
         };
         let response = outcome.map_or_else(|error| refusal(&error), respond);
