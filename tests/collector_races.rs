@@ -1,6 +1,8 @@
 //! Nodes at work while the collector is: whatever happens between any two of its calls, what a live pod holds
 //! is never freed, and in the end everything is in order.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeSet;

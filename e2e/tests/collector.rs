@@ -1,5 +1,7 @@
 //! The election of a collector over an API server: one leads, and none acts without the Lease.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
