@@ -14,9 +14,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use serde_json::json;
 
-pub use conflist::Network;
+use crate::calls::Counts;
+
+pub use conflist::{Network, Site};
 pub use machine::Machine;
 pub use world::{Limits, address, node_of};
+
+/// A user whom no node and no controller uses.
+const COUNTED: &str = "counted";
 
 /// A cluster with kube-ipam.
 pub struct Lab {
@@ -154,6 +159,16 @@ impl Lab {
             .output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         Ok((output.status.success(), text))
+    }
+
+    /// Writes a kubeconfig with every right for the user whom [`Lab::counted`] counts.
+    pub fn write_counted_kubeconfig(&self, path: &Path) -> Result<()> {
+        self.machine.write_kubeconfig(path, COUNTED)
+    }
+
+    /// Runs `work`, and counts what the user of [`Lab::write_counted_kubeconfig`] asked of the API server meanwhile.
+    pub async fn counted<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, Counts)> {
+        self.machine.counted(COUNTED, work).await
     }
 
     /// `calicoctl` on this cluster, with CALICO_BIN; `None` without.

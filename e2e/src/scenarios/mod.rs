@@ -2,6 +2,7 @@
 //! its own, uses addresses of its own, and leaves the cluster as it found it.
 
 mod conflict;
+mod cost;
 mod dual_stack;
 mod exhaustion;
 mod guide;
@@ -43,6 +44,7 @@ scenarios! {
     "a_rolling_update_that_waits_for_itself_is_told_the_remedy" => conflict::surge,
     "an_exhausted_range_says_so_and_recovers" => exhaustion::range,
     "under_strict_affinity_a_foreign_block_is_named" => exhaustion::strict_affinity,
+    "a_call_on_a_warm_node_costs_at_most_eight_reads_and_two_writes" => cost::of_a_warm_node,
     "in_dual_stack_a_pod_has_both_addresses_or_none" => dual_stack::both_families,
     "the_address_of_a_killed_node_moves_once_and_the_node_comes_back_clean" => node_failure::killed_and_back,
 }
