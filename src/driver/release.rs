@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::converge::{Known, Step};
 use super::{Attachment, CLAIM_KEY, Driver, Error};
 use crate::claim::Claim;
-use crate::store::{Ledger, Objects, Swap};
+use crate::store::{Ledger, Objects, StoreError, Swap};
 
 /// An address that was given back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,11 +36,24 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// A store failed: the runtime must try again, and what was done already will not be done twice.
     pub async fn del(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
         let held = HeldBy { container_id: attachment.container_id, interface: Some(attachment.interface) };
-        let mut freed = self.release_handle(&attachment.handle(), &held, attachment.deadline).await?;
-        if let Some(pod) = attachment.pod {
-            // The form of very old releases of Calico; nothing of ours is ever recorded under it.
-            let workload = format!("{}.{}", pod.namespace, pod.name);
-            freed.extend(self.release_handle(&workload, &held, attachment.deadline).await?);
+        let own = attachment.handle();
+        // The form of very old releases of Calico; nothing of ours is ever recorded under it.
+        let workload = attachment.pod.map(|pod| format!("{}.{}", pod.namespace, pod.name));
+        let (found, of_workload, cooldown) = tokio::try_join!(
+            self.find_handle(&own),
+            async {
+                match &workload {
+                    Some(workload) => self.find_handle(workload).await,
+                    None => Ok(None),
+                }
+            },
+            self.cooldown(),
+        )?;
+        let mut freed = Vec::new();
+        for (handle, found) in [(Some(own), found), (workload, of_workload)] {
+            if let (Some(handle), Some(found)) = (handle, found) {
+                freed.extend(self.release_found(&handle, found, cooldown, &held, attachment.deadline).await?);
+            }
         }
         Ok(freed)
     }
@@ -52,14 +65,34 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         held: &HeldBy<'_>,
         deadline: Instant,
     ) -> Result<Vec<Freed>, Error> {
-        let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(handle)).await? else {
-            return Ok(Vec::new());
-        };
-        let config =
-            self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
+        let (found, cooldown) = tokio::try_join!(self.find_handle(handle), self.cooldown())?;
+        match found {
+            Some(found) => self.release_found(handle, found, cooldown, held, deadline).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn find_handle(&self, handle: &str) -> Result<Option<IPAMHandle>, StoreError> {
+        self.objects.get(None, &handle_name(handle)).await
+    }
+
+    /// Seconds for which a released address rests.
+    async fn cooldown(&self) -> Result<i64, StoreError> {
+        let config = self.objects.get::<IPAMConfig>(None, "default").await?;
+        Ok(config.map_or_else(IPAMConfigSpec::default, |c| c.spec).cooldown_seconds())
+    }
+
+    async fn release_found(
+        &self,
+        handle: &str,
+        found: IPAMHandle,
+        cooldown: i64,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<Vec<Freed>, Error> {
         let mut freed = Vec::new();
         for cidr in found.spec.blocks() {
-            freed.extend(self.release_in_block(handle, cidr, config.cooldown_seconds(), deadline).await?);
+            freed.extend(self.release_in_block(handle, cidr, cooldown, deadline).await?);
         }
         self.clear_claims(&freed, held, deadline).await?;
         self.drop_handle(found, deadline).await?;
