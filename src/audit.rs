@@ -10,7 +10,7 @@ mod objects;
 mod pods;
 mod read;
 mod rules;
-mod view;
+pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -152,6 +152,8 @@ pub enum Decision {
 pub enum Obstacle {
     /// It belongs to another owner that exists, or that still holds it.
     OtherOwner,
+    /// Another interface of the asking container has it.
+    OtherInterface,
     /// The holder is on its way out.
     Leaving(PodState, NodeState),
     /// The holder's pod is gone but its Ready node has not released the address; until when it may.
@@ -236,8 +238,13 @@ pub fn decide(
         };
     }
     if holder.pod_uid == asker.holder.pod_uid {
-        return if claim.is_held_by(&asker.holder.container_id, &asker.holder.interface) {
+        // A pod that asks before it has a container has what any of its containers has.
+        return if asker.holder.container_id.is_empty()
+            || claim.is_held_by(&asker.holder.container_id, &asker.holder.interface)
+        {
             Decision::Held
+        } else if holder.container_id == asker.holder.container_id {
+            Decision::Refuse(Obstacle::OtherInterface)
         } else {
             // A new sandbox of the same pod: the old one is dead, or the runtime would not have made this.
             Decision::Take(Box::new(claim.held_by(asker)))
@@ -307,7 +314,7 @@ fn lost_its_holder(holder: &Holder, evidence: &Evidence, claim: &Claim, policy: 
 }
 
 /// An ADD takes the claim before the block: within its time limit a missing entry proves no DEL.
-fn in_flight(holder: &Holder, now: Timestamp) -> bool {
+pub(crate) fn in_flight(holder: &Holder, now: Timestamp) -> bool {
     now.duration_since(holder.since) < LONGEST_ADD
 }
 

@@ -5,13 +5,16 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`plugin`] | the CNI executable: environment and stdin in, JSON out |
+//! | [`agent`] | the node's sidecar: answers the plugin from memory |
 //! | [`cli`] | the command line: arguments in, tables or JSON out |
+//! | [`service`] | one CNI call from parsed input to answer |
 //! | [`audit`] | judges the whole live state by the named invariants |
 //! | [`driver`] | runs a decision: reads, asks, writes, retries |
 //! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
-//! | [`cni`], [`conflist`], [`netconf`], [`pod`], [`range`], [`claim`] | pure: text to types, choices, claim decisions |
+//! | [`cni`], [`conflist`], [`netconf`], [`pod`], [`range`], [`claim`], [`protocol`] | pure: text to types, choices, claim decisions |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod agent;
 pub mod audit;
 pub mod claim;
 pub mod cli;
@@ -21,5 +24,7 @@ pub mod driver;
 pub mod netconf;
 pub mod plugin;
 pub mod pod;
+pub mod protocol;
 pub mod range;
+pub mod service;
 pub mod store;

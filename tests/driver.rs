@@ -541,6 +541,73 @@ async fn a_warm_node_reads_at_most_eight_objects_and_writes_two() {
     }
 }
 
+fn valid(container: &str, interface: &str) -> kube_ipam::netconf::Attachment {
+    kube_ipam::netconf::Attachment { container_id: container.into(), ifname: interface.into() }
+}
+
+#[tokio::test]
+async fn gc_compares_the_interface_where_it_is_recorded() {
+    let world = World::new();
+    for pod in ["a", "b", "calicos"] {
+        world.random(pod);
+    }
+    world.add("n1", "a", "a").await.unwrap();
+    let kept = world.address("n1", "b", "b").await;
+    let calicos = world.address("n1", "calicos", "calicos").await;
+    // An entry as calico-ipam writes it names no interface.
+    let mut block = world.list::<IPAMBlock>().await.remove(0);
+    let of_calico = |a: &&mut calico::AllocationAttribute| a.handle() == Some("k8s-pod-network.calicos");
+    let attribute = block.spec.attributes.iter_mut().find(of_calico).unwrap();
+    attribute.secondary.as_mut().unwrap().remove(kube_ipam::driver::INTERFACE_KEY).unwrap();
+    world.objects.put(&block);
+    let net = world.net();
+    let valid = [valid("a", "net1"), valid("b", "eth0"), valid("calicos", "net1")];
+    let collected = world.driver().gc(&attachment(&net, "n1", "", "gc"), &valid).await.unwrap();
+    assert_eq!(collected.iter().map(|c| c.container_id.as_str()).collect::<Vec<_>>(), ["a"]);
+    let left: std::collections::BTreeSet<_> = world.allocated().await.into_iter().map(|(a, _)| a).collect();
+    assert_eq!(left, [kept, calicos].into());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_second_interface_of_a_container_is_refused_and_its_del_leaves_the_first_one_alone() {
+    let world = World::new();
+    world.fixed("f", "app", "10.244.0.216");
+    world.random("r");
+    let net = world.net();
+    for pod in ["f", "r"] {
+        world.add("n1", pod, pod).await.unwrap();
+        let (allocated, claim) = (world.allocated().await, world.claim("10.244.0.216").await);
+        let second = kube_ipam::driver::Attachment { interface: "net1", ..attachment(&net, "n1", pod, pod) };
+        let refused = world.driver().add(&second).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("eth0") && refused.contains("already") || refused.contains("very container"),
+            "{refused}"
+        );
+        assert!(world.driver().del(&second).await.unwrap().is_empty());
+        assert_eq!((world.allocated().await, world.claim("10.244.0.216").await), (allocated, claim));
+        world.assert_sound().await;
+    }
+}
+
+#[tokio::test]
+async fn a_family_that_is_asked_for_and_not_configured_is_refused() {
+    let world = World::new();
+    let asks = |families: &str| json!({"cni.projectcalico.org/ipFamilies": families});
+    world.pod("both", "app", "h1", asks(r#"["IPv4", "IPv6"]"#));
+    world.pod("six", "app", "h1", asks(r#"["IPv6"]"#));
+    world.pod("four", "app", "h1", asks(r#"["IPv4"]"#));
+    for pod in ["both", "six"] {
+        let before = world.objects.dump();
+        let Err(Error::Cni(error)) = world.add("n1", pod, pod).await else { panic!("{pod} was given an address") };
+        assert_eq!(error.code, 7);
+        assert!(error.msg.contains("ipFamilies") && error.msg.contains("asks for IPv6"), "{error}");
+        assert!(error.details.contains("IPv6 subnet"), "{error}");
+        assert_eq!(world.objects.dump(), before);
+    }
+    world.add("n1", "four", "four").await.unwrap();
+}
+
 #[tokio::test]
 async fn gc_releases_what_the_runtime_does_not_know_and_nothing_else() {
     let world = World::new();
@@ -553,7 +620,7 @@ async fn gc_releases_what_the_runtime_does_not_know_and_nothing_else() {
     world.add("n1", "f", "f").await.unwrap();
     let elsewhere = world.address("n2", "other", "o").await;
     let net = world.net();
-    let valid = ["b".to_owned()].into();
+    let valid = [valid("b", "eth0")];
     let collected = world.driver().gc(&attachment(&net, "n1", "", "gc"), &valid).await.unwrap();
     assert_eq!(collected.iter().map(|c| c.container_id.as_str()).collect::<Vec<_>>(), ["a", "f"]);
     let mut left: Vec<_> = world.allocated().await.into_iter().map(|(a, _)| a).collect();

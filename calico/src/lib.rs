@@ -10,6 +10,7 @@
 //! | [`pool`] | `IPPool`: which pools a request may use, and the blocks of a pool |
 //! | [`reservation`] | `IPReservation`: what automatic assignment skips |
 //! | [`config`], [`cluster_information`] | the two singletons that steer Calico |
+//! | [`utilization`] | how full pools and blocks are |
 //! | [`affinity`], [`holder`], [`names`], [`selector`] | the values those objects are made of |
 //! | [`invariants`] | what must hold over all of them, as named functions |
 //! | [`crd`] | the CustomResourceDefinitions |
@@ -34,6 +35,7 @@ mod net;
 pub mod pool;
 pub mod reservation;
 pub mod selector;
+pub mod utilization;
 mod wire;
 
 pub use affinity::Affinity;
@@ -51,3 +53,4 @@ pub use net::count as address_count;
 pub use pool::{AllowedUse, Family, IPPool, IPPoolSpec, PoolError, PoolRef, PoolRequest, covering, eligible};
 pub use reservation::{IPReservation, IPReservationSpec, Reservations};
 pub use selector::{Selector, SelectorError};
+pub use utilization::Utilization;

@@ -74,6 +74,11 @@ impl Reservations {
         covering.map(|(_, name)| name.as_str())
     }
 
+    /// Every network that is reserved, as often as it is listed.
+    pub fn networks(&self) -> impl Iterator<Item = &IpNetwork> {
+        self.networks.iter().map(|(network, _)| network)
+    }
+
     /// Whether every address of the network is reserved, by one reservation or by several together.
     pub fn covers_all(&self, cidr: &IpNetwork) -> bool {
         let mut inside = Vec::new();

@@ -12,7 +12,7 @@ use crate::claim::PodState;
 use crate::driver::{CLAIM_KEY, pod_state};
 
 /// The snapshot, indexed.
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     pub snapshot: &'a Snapshot,
     /// Every address in use, with its block and who has it.
     pub used: BTreeMap<IpAddr, Use<'a>>,
@@ -24,14 +24,14 @@ pub(super) struct View<'a> {
 
 /// An allocation.
 #[derive(Clone, Copy)]
-pub(super) struct Use<'a> {
+pub(crate) struct Use<'a> {
     pub address: IpAddr,
     pub block: &'a IPAMBlock,
     pub attribute: &'a AllocationAttribute,
 }
 
 /// A pod that does not share its node's network.
-pub(super) struct PodView<'a> {
+pub(crate) struct PodView<'a> {
     pub pod: &'a Pod,
     pub namespace: &'a str,
     pub name: &'a str,
@@ -41,7 +41,7 @@ pub(super) struct PodView<'a> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+    pub(crate) fn of(snapshot: &'a Snapshot) -> Self {
         let present = snapshot.blocks.iter().filter(|block| !block.spec.is_deleted());
         let used = present.flat_map(|block| {
             block.spec.entries().filter_map(move |(address, entry)| match entry {
@@ -60,26 +60,26 @@ impl<'a> View<'a> {
     }
 
     /// Live pods only: neither finished nor on their way out.
-    pub(super) fn live(&self) -> impl Iterator<Item = &PodView<'a>> {
+    pub(crate) fn live(&self) -> impl Iterator<Item = &PodView<'a>> {
         self.pods.values().filter(|pod| pod.state == PodState::Alive)
     }
 
     /// The pod of that UID in a namespace.
-    pub(super) fn by_uid<'v>(&'v self, namespace: &'v str, name: &'v str, uid: &str) -> Option<&'v PodView<'a>> {
+    pub(crate) fn by_uid<'v>(&'v self, namespace: &'v str, name: &'v str, uid: &str) -> Option<&'v PodView<'a>> {
         self.pods.get(&(namespace, name)).filter(|pod| pod.pod.metadata.uid.as_deref() == Some(uid))
     }
 
     /// Whether an allocation is on a fixed address, by its own word or by a claim's.
-    pub(super) fn is_fixed(&self, used: &Use<'_>) -> bool {
+    pub(crate) fn is_fixed(&self, used: &Use<'_>) -> bool {
         used.is_fixed() || self.claimed.contains(&used.address)
     }
 
-    pub(super) fn in_a_pool(&self, address: IpAddr) -> bool {
+    pub(crate) fn in_a_pool(&self, address: IpAddr) -> bool {
         calico::covering(&self.snapshot.pools, address).is_some()
     }
 
     /// Whether an allocation is of the network that is judged; any pod's, while the network is not known.
-    pub(super) fn is_ours(&self, used: &Use<'_>) -> bool {
+    pub(crate) fn is_ours(&self, used: &Use<'_>) -> bool {
         match &self.snapshot.net {
             Some(net) => used.attribute.handle().and_then(|h| h.strip_prefix(&net.network)).is_some_and(is_tail),
             None => used.is_fixed() || used.pod().is_some(),
@@ -88,7 +88,7 @@ impl<'a> View<'a> {
 
     /// Why nobody uses an allocation any more; `None` while somebody does or may. The rules by which Calico's
     /// own collector believes in one: its pod exists on that node and has the address, or has none yet.
-    pub(super) fn staleness(&self, used: &Use<'_>) -> Option<String> {
+    pub(crate) fn staleness(&self, used: &Use<'_>) -> Option<String> {
         let node = used.attribute.secondary("node");
         let Some((namespace, name)) = used.pod() else {
             let gone = node.filter(|node| !self.nodes.contains(*node))?;
@@ -121,20 +121,20 @@ fn is_tail(rest: &str) -> bool {
 
 impl<'a> Use<'a> {
     /// Namespace and name of the pod, if it is a pod's.
-    pub(super) fn pod(&self) -> Option<(&'a str, &'a str)> {
+    pub(crate) fn pod(&self) -> Option<(&'a str, &'a str)> {
         Some((self.attribute.secondary("namespace")?, self.attribute.secondary("pod")?))
     }
 
-    pub(super) fn is_fixed(&self) -> bool {
+    pub(crate) fn is_fixed(&self) -> bool {
         self.attribute.secondary(CLAIM_KEY).is_some()
     }
 
-    pub(super) fn object(&self) -> String {
+    pub(crate) fn object(&self) -> String {
         format!("IPAMBlock/{}", self.block.name_any())
     }
 
     /// "pod default/web (handle net.c1)"
-    pub(super) fn user(&self) -> String {
+    pub(crate) fn user(&self) -> String {
         let handle = self.attribute.handle().unwrap_or("none");
         match (self.pod(), self.attribute.secondary("node")) {
             (Some((namespace, name)), _) => format!("pod {namespace}/{name} (handle {handle})"),
@@ -144,7 +144,7 @@ impl<'a> Use<'a> {
     }
 
     /// Whether the handle is that of `container`, in any network.
-    pub(super) fn is_of(&self, container: &str) -> bool {
+    pub(crate) fn is_of(&self, container: &str) -> bool {
         let prefix = self.attribute.handle().and_then(|handle| handle.strip_suffix(container));
         prefix.is_some_and(|network| network.ends_with('.'))
     }
@@ -168,11 +168,11 @@ impl<'a> PodView<'a> {
         })
     }
 
-    pub(super) fn node(&self) -> Option<&'a str> {
+    pub(crate) fn node(&self) -> Option<&'a str> {
         self.pod.spec.as_ref()?.node_name.as_deref()
     }
 
-    pub(super) fn object(&self) -> String {
+    pub(crate) fn object(&self) -> String {
         format!("Pod/{}/{}", self.namespace, self.name)
     }
 }

@@ -1,152 +1,176 @@
 //! The command line: what people ask of a cluster.
+//!
+//! Arguments in, a table or JSON out. What a command says of what was read is a function over values; reading
+//! and writing is done by [`crate::audit`], [`crate::driver`] and [`crate::store`].
 
-use std::path::PathBuf;
+mod agent;
+mod check;
+mod claims;
+mod conflist;
+mod connect;
+mod output;
+mod release;
+mod show;
+
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
-use comfy_table::Table;
-use serde_json::json;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::audit::{self, Violation};
-use crate::netconf::EtcdConfig;
-use crate::store::Ledger as _;
-use crate::store::etcd::EtcdLedger;
-use crate::store::kube::KubeStore;
+use self::connect::Connection;
+use self::output::Format;
 
 /// Fixed and random pod addresses for Calico clusters.
-///
-/// Exit codes: 0 all is well, 1 violations were found, 2 something could not be done or read.
 #[derive(Parser)]
-#[command(name = "kube-ipam", version)]
+#[command(name = "kube-ipam", version, after_help = AFTER)]
 struct Arguments {
-    /// The kubeconfig file; by default KUBECONFIG, ~/.kube/config or the pod's service account.
-    #[arg(long, global = true)]
-    kubeconfig: Option<PathBuf>,
-    /// etcd's client URL, several separated by commas. Without it claims are not looked at.
-    #[arg(long, global = true, value_delimiter = ',')]
-    etcd_url: Vec<String>,
-    /// File with the client certificate for etcd.
-    #[arg(long, global = true)]
-    etcd_cert: Option<PathBuf>,
-    /// File with the key of that certificate.
-    #[arg(long, global = true)]
-    etcd_key: Option<PathBuf>,
-    /// File with the authority that signed etcd's certificate.
-    #[arg(long, global = true)]
-    etcd_ca: Option<PathBuf>,
-    /// The ledger's network: `ipam.name` of the CNI config.
-    #[arg(long, global = true, default_value = "k8s-pod-network")]
-    network: String,
-    /// JSON for machines instead of text for people.
-    #[arg(short, long, global = true, value_parser = ["table", "json"], default_value = "table")]
-    output: String,
+    #[command(flatten)]
+    connection: Connection,
+    /// A table for people, or JSON or YAML for machines.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Format,
     #[command(subcommand)]
     command: Command,
 }
 
+const AFTER: &str = "\
+Exit codes:
+  0  done, and all is well
+  1  check found violations, or release was refused or declined
+  2  an argument is wrong, or something could not be read or written
+
+On a node, --conflist /etc/cni/net.d/10-calico.conflist says it all: where the API server and etcd are,
+the network and its ranges.";
+
 #[derive(Subcommand)]
 enum Command {
-    /// Holds everything that is recorded against the invariants; exit 1 with a line for each violation.
-    Check {
-        /// Seconds after which a violation is looked at again before it counts.
-        #[arg(long, default_value_t = 2)]
-        settle: u64,
-    },
+    /// Serves this node's pods: the sidecar.
+    Agent(agent::AgentArguments),
+    /// Shows pools, blocks, claims, and who uses an address.
+    Show(show::Show),
+    /// Holds everything that is recorded against the invariants: a line for each violation.
+    Check(check::Check),
     /// Lists the claims: who owns which fixed address, and which pod has it.
-    Claims,
+    Claims(claims::Claims),
+    /// Takes an address back that no live pod uses.
+    Release(release::Release),
+    /// Prints a 10-calico.conflist. --kubeconfig, --network and --etcd-* say what goes into its ipam section.
+    Conflist(Box<conflist::Conflist>),
+    /// Prints a completion script for a shell.
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// How a command ended, if it was no error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Exit code 0.
+    Well,
+    /// Exit code 1: violations, a refusal, a no.
+    NotWell,
+    /// Exit code 2, though something was printed.
+    Unread,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Well => 0,
+            Outcome::NotWell => 1,
+            Outcome::Unread => 2,
+        })
+    }
 }
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let arguments = Arguments::of(words).unwrap_or_else(|error| error.exit());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = runtime.context("no runtime").and_then(|r| r.block_on(arguments.run()));
-    outcome.unwrap_or_else(|error| {
-        eprintln!("kube-ipam: {error:#}");
-        ExitCode::from(2)
-    })
+    outcome.map_or_else(
+        |error| {
+            eprintln!("kube-ipam: {error:#}");
+            Outcome::Unread.into()
+        },
+        ExitCode::from,
+    )
 }
 
+/// The command, under the name it was called by: as `kubectl-ipam` it is kubectl's subcommand `ipam`.
+fn command(called_as: Option<&OsString>) -> clap::Command {
+    let name = called_as.map(Path::new).and_then(Path::file_name);
+    let command = Arguments::command();
+    if name.is_some_and(|name| name == "kubectl-ipam") { command.bin_name("kubectl ipam") } else { command }
+}
+
+// === impl Arguments ===
+
 impl Arguments {
-    async fn run(&self) -> Result<ExitCode> {
-        match self.command {
-            Command::Check { settle } => self.check(Duration::from_secs(settle)).await,
-            Command::Claims => self.claims().await,
-        }
+    fn of(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut command = command(words.first());
+        let matches = command.try_get_matches_from_mut(words)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
     }
 
-    async fn store(&self) -> Result<KubeStore> {
-        match &self.kubeconfig {
-            Some(path) => Ok(KubeStore::from_kubeconfig(path, None).await?),
-            None => Ok(KubeStore::from_config(kube::Config::infer().await?)?),
-        }
-    }
-
-    async fn ledger(&self) -> Result<Option<EtcdLedger>> {
-        if self.etcd_url.is_empty() {
-            return Ok(None);
-        }
-        let config = EtcdConfig {
-            endpoints: self.etcd_url.clone(),
-            cert_file: self.etcd_cert.clone(),
-            key_file: self.etcd_key.clone(),
-            ca_file: self.etcd_ca.clone(),
-            prefix: "/kube-ipam/v1".into(),
-            username: None,
-            password_file: None,
-        };
-        Ok(Some(EtcdLedger::open(&config, &self.network).await?))
-    }
-
-    /// A violation counts if it is there twice: a cluster that lives shows each step of a writer for a moment.
-    async fn check(&self, settle: Duration) -> Result<ExitCode> {
-        let (store, ledger) = (self.store().await?, self.ledger().await?);
-        let mut found = self.audit(&store, ledger.as_ref()).await?;
-        if !found.is_empty() {
-            tokio::time::sleep(settle).await;
-            found = audit::persisting(&found, &self.audit(&store, ledger.as_ref()).await?);
-        }
-        if self.output == "json" {
-            println!("{}", serde_json::to_string_pretty(&found)?);
-        } else {
-            for v in &found {
-                println!("{} {}: {} -- {}", v.invariant, v.object, v.detail, v.remedy);
+    async fn run(self) -> Result<Outcome> {
+        let Self { connection, output, command } = self;
+        match command {
+            Command::Agent(arguments) => arguments.run(&connection).await,
+            Command::Show(show) => show.run(&connection, output).await,
+            Command::Check(check) => check.run(&connection, output).await,
+            Command::Claims(claims) => claims.run(&connection, output).await,
+            Command::Release(release) => release.run(&connection, output).await,
+            Command::Conflist(conflist) => conflist.run(&connection, output),
+            Command::Completion { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "kube-ipam", &mut script);
+                output::say(&String::from_utf8_lossy(&script))
             }
-            let claims = if ledger.is_some() { "" } else { " (claims were not looked at: no --etcd-url)" };
-            println!("{} violations{claims}", found.len());
         }
-        Ok(if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::of(line.split(' ').map(OsString::from).collect())
     }
 
-    async fn audit(&self, store: &KubeStore, ledger: Option<&EtcdLedger>) -> Result<Vec<Violation>> {
-        let reading = audit::read(store, ledger, &|_| {}).await;
-        if let Some(error) = reading.unread.into_iter().next() {
-            return Err(error).context("could not be read, so nothing can be said");
-        }
-        let snapshot = reading.snapshot.context("could not be read, so nothing can be said")?;
-        Ok(audit::audit(&snapshot))
+    #[test]
+    fn the_arguments_are_sound() {
+        Arguments::command().debug_assert();
     }
 
-    async fn claims(&self) -> Result<ExitCode> {
-        let ledger = self.ledger().await?.context("claims are in etcd: give --etcd-url")?;
-        let claims = ledger.all().await?;
-        if self.output == "json" {
-            let values: Vec<_> = claims.iter().map(|c| json!(c.value)).collect();
-            println!("{}", serde_json::to_string_pretty(&values)?);
-            return Ok(ExitCode::SUCCESS);
+    #[test]
+    fn connection_flags_may_stand_before_and_behind_the_command() {
+        for line in
+            ["kube-ipam --etcd-url http://h:1,http://i:1 check", "kube-ipam check --etcd-url http://h:1,http://i:1"]
+        {
+            assert_eq!(parse(line).unwrap().connection.etcd_url, ["http://h:1", "http://i:1"]);
         }
-        let mut table = Table::new();
-        table.set_header(["ADDRESS", "OWNER", "HOLDER", "NODE", "SINCE"]);
-        for claim in claims.into_iter().map(|c| c.value) {
-            let (address, owner) = (claim.address.to_string(), claim.owner.to_string());
-            table.add_row(match claim.holder {
-                Some(h) => [address, owner, h.pod, h.node, h.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()],
-                None => [address, owner, "-".into(), "-".into(), "-".into()],
-            });
-        }
-        println!("{table}");
-        Ok(ExitCode::SUCCESS)
+    }
+
+    #[test]
+    fn what_show_shows_is_one_thing_at_a_time() {
+        assert!(parse("kube-ipam show --blocks --borrowed").is_err());
+        assert!(parse("kube-ipam show --ip 10.0.0.1,10.0.0.2 --ip fd00::1").is_ok());
+        let error = parse("kube-ipam show --ip 10.0.0.300").err().unwrap().to_string();
+        assert!(error.contains("10.0.0.300") && error.contains("--ip") && error.contains("10.244.0.216"), "{error}");
+    }
+
+    #[test]
+    fn as_a_plugin_of_kubectl_the_help_says_so() {
+        let help = parse("/usr/local/bin/kubectl-ipam show --help").err().unwrap().to_string();
+        assert!(help.contains("Usage: kubectl ipam show"), "{help}");
+        let help = parse("kube-ipam --help").err().unwrap().to_string();
+        assert!(help.contains("Usage: kube-ipam") && help.contains("Exit codes:"), "{help}");
     }
 }

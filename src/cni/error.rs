@@ -34,7 +34,7 @@ pub mod code {
     pub const NO_POOL: u32 = 102;
     /// A fixed address was asked for, but no ledger of claims is configured.
     pub const NO_LEDGER: u32 = 103;
-    /// Calico's rules (strict affinity, blocks per host, reservations) forbid the allocation.
+    /// The API server or etcd does not accept the credentials, or they are not enough.
     pub const FORBIDDEN: u32 = 104;
     /// CHECK found that the records differ from the configuration or from `prevResult`.
     pub const CHECK_FAILED: u32 = 105;

@@ -78,6 +78,11 @@ pub fn invocation(var: impl Fn(&str) -> Option<OsString>) -> Result<Invocation, 
     if !absent.is_empty() {
         return Err(missing(&absent, format!("{verb} needs {}", required(verb).join(", "))));
     }
+    let args = |text: String| match CniArgs::parse(&text) {
+        // Its ADD was refused for them. Refused again, the sandbox could never go away.
+        Err(_) if verb == Verb::Del => Ok(CniArgs::default()),
+        read => read,
+    };
     // A verb that is about no container ignores what an environment may still hold of one.
     let about_container = matches!(verb, Verb::Add | Verb::Del | Verb::Check);
     let of_container = |name: &str| if about_container { read(name) } else { Ok(None) };
@@ -86,7 +91,7 @@ pub fn invocation(var: impl Fn(&str) -> Option<OsString>) -> Result<Invocation, 
         container_id: container_id(of_container("CNI_CONTAINERID")?)?,
         ifname: ifname(of_container("CNI_IFNAME")?)?,
         netns: netns(of_container("CNI_NETNS")?)?,
-        args: CniArgs::parse(&of_container("CNI_ARGS")?.unwrap_or_default())?,
+        args: args(of_container("CNI_ARGS")?.unwrap_or_default())?,
         path: std::env::split_paths(&read("CNI_PATH")?.unwrap_or_default())
             .filter(|dir| !dir.as_os_str().is_empty())
             .collect(),

@@ -57,6 +57,10 @@ pub struct EtcdArgs {
     pub ca_file: Option<String>,
     /// Prefix of keys, if not the default.
     pub prefix: Option<String>,
+    /// The user.
+    pub username: Option<String>,
+    /// The file that holds the user's password.
+    pub password_file: Option<String>,
 }
 
 /// One subnet.
@@ -201,6 +205,8 @@ impl EtcdArgs {
         fields.set("etcdKeyFile", self.key_file.as_ref());
         fields.set("etcdTrustedCAFile", self.ca_file.as_ref());
         fields.set("etcdPrefix", self.prefix.as_ref());
+        fields.set("etcdUsername", self.username.as_ref());
+        fields.set("etcdPasswordFile", self.password_file.as_ref());
         Value::Object(fields.0)
     }
 }

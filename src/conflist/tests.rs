@@ -24,7 +24,7 @@ fn guide() -> ConflistArgs {
             cert_file: text("/etc/kubernetes/ssl/kubernetes.pem"),
             key_file: text("/etc/kubernetes/ssl/kubernetes-key.pem"),
             ca_file: text("/etc/kubernetes/ssl/k8s-root-ca.pem"),
-            prefix: None,
+            ..EtcdArgs::default()
         }),
         subnets: vec![SubnetArgs {
             subnet: "10.244.0.0/16".to_owned(),

@@ -3,10 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{
-    AllowedUse, AssignError, Entry, Family, Holder as Allocation, IPAMBlock, IPAMBlockSpec, IPAMHandle, PoolRef,
-    Reservations, cidr_name, covering,
-};
+use calico::{AllowedUse, Entry, Family, Holder as Allocation, IPAMBlock, IPAMHandle, PoolRef, Reservations, covering};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -15,17 +12,18 @@ use tokio::time::Instant;
 
 use super::block::Claimed;
 use super::claims::{Applicant, Candidate, Held, Taken};
-use super::converge::{Known, Step};
+use super::converge::{Backoff, Known};
+use super::edit::{Assign, Edit, Outcome, Which, is_fixed};
 use super::handle::Counts;
 use super::place::{Room, Search};
-use super::release::{HeldBy, is_fixed};
+use super::release::other_interface;
 use super::reservation::is_reserved;
 use super::snapshot::{Snapshot, check_coverage, host};
-use super::{Attachment, CLAIM_KEY, Driver, Error, UnmetPool};
+use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, Trace, UID_KEY, UnmetPool};
 use crate::claim::{Asker, Holder};
 use crate::cni::{CniError, code};
 use crate::pod::{FixedRequest, Owner, PoolAnnotations};
-use crate::store::{Ledger, Objects, Swap};
+use crate::store::{Failure, Ledger, Objects, StoreError};
 
 /// How often another block is looked for after one filled up under our hands.
 const PLACINGS: usize = 8;
@@ -77,21 +75,7 @@ struct Placement {
     family: Family,
     cidr: IpNetwork,
     block: Known<IPAMBlock>,
-    kind: Kind,
-}
-
-enum Kind {
-    /// This address; the claim's generation if it is a fixed one.
-    Exactly(IpAddr, Option<u64>),
-    /// Any permitted one; whether the block must be the node's own.
-    Any { own: bool },
-}
-
-/// What came of writing one placement.
-enum Written {
-    Address(IpAddr),
-    /// The block filled up meanwhile.
-    Full,
+    which: Which,
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
@@ -104,14 +88,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         match self.try_add(attachment, &mut done).await {
             Ok(assigned) => Ok(assigned),
             Err(error) => {
-                self.undo(attachment, done).await;
+                if self.may_undo(attachment, &error).await {
+                    self.undo(attachment, done).await;
+                }
                 Err(error)
             }
         }
     }
 
     async fn try_add(&self, attachment: &Attachment<'_>, done: &mut Done) -> Result<Vec<Assigned>, Error> {
-        let snapshot = self.snapshot(attachment).await?;
+        let snapshot = patiently(attachment.deadline, || self.snapshot(attachment)).await?;
         let request = match &snapshot.pod {
             Some(pod) => FixedRequest::parse(pod.annotations(), &attachment.net.ipam)?,
             None => None,
@@ -123,7 +109,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 check_coverage(ranges, &snapshot.pools)?;
             }
         }
-        let round = self.second_round(attachment, &snapshot, &wants).await?;
+        let round = patiently(attachment.deadline, || self.second_round(attachment, &snapshot, &wants)).await?;
         if let Some(owner) = &owner {
             self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
@@ -201,6 +187,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             unknown: Map::new(),
         };
         let applicant = Applicant { asker: Asker { owner, holder: &holder }, pod };
+        self.gate.note(&attachment.handle(), Trace::Claims);
         for list in wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }) {
             let candidates =
                 round.candidates.iter().filter(|c| list.contains(&c.address)).map(Candidate::clone).collect();
@@ -236,7 +223,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         for held in &done.claims {
             let standing = ledger.read(held.address).await?;
-            if !standing.is_some_and(|c| c.value.is_held_by(attachment.container_id, attachment.interface)) {
+            if !standing.is_some_and(|c| attachment.is_holder(&c.value)) {
                 return Err(Error::Superseded(held.address));
             }
         }
@@ -264,24 +251,24 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let counts = counts(&placements);
             let deadline = self.late(attachment);
             if placing > 0 {
-                self.set_handle(&handle, &counts, deadline).await?;
-            } else if let Some(found) = self.create_handle(&handle, &counts, deadline).await? {
+                self.set_handle(&handle, attachment.node, &counts, deadline).await?;
+            } else if let Some(found) = self.create_handle(&handle, attachment.node, &counts, deadline).await? {
                 if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
                     return Ok(earlier);
                 }
-                self.set_handle(&handle, &counts, deadline).await?;
+                if attachment.is_ahead() {
+                    // An earlier pod's DEL may be about to delete it.
+                    return Err(Error::NotAhead(handle));
+                }
+                self.set_handle(&handle, attachment.node, &counts, deadline).await?;
             }
             done.handle = true;
             let writes = placements.into_iter().map(|p| self.write(attachment, snapshot, p, &reservations));
             // All of them to their end, even if one fails: a write that is dropped on its way may still land.
             let written = futures::future::join_all(writes).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let filled: Vec<IpNetwork> = written.iter().filter(|w| matches!(w.2, Written::Full)).map(|w| w.1).collect();
+            let filled: Vec<IpNetwork> = written.iter().filter(|w| w.2.is_none()).map(|w| w.1).collect();
             if filled.is_empty() {
-                let address = |(family, cidr, written)| match written {
-                    Written::Address(address) => Some((family, address, cidr)),
-                    Written::Full => None,
-                };
-                return Ok(written.into_iter().filter_map(address).collect());
+                return Ok(written.into_iter().filter_map(|(family, cidr, a)| Some((family, a?, cidr))).collect());
             }
             full.extend(filled);
             let random: Vec<Family> =
@@ -314,18 +301,18 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                         if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
                     let block = self.block_for(attachment, held.cidr, read).await?;
                     let generation = Some(held.claim.value.generation);
-                    Placement { family, cidr: held.cidr, block, kind: Kind::Exactly(held.address, generation) }
+                    Placement { family, cidr: held.cidr, block, which: Which::Exactly(held.address, generation) }
                 }
                 Want::Explicit(address) => {
                     let cidr = workload_block(snapshot, *address)?;
                     let block = self.block_for(attachment, cidr, self.read_block(cidr).await?).await?;
-                    Placement { family, cidr, block, kind: Kind::Exactly(*address, None) }
+                    Placement { family, cidr, block, which: Which::Exactly(*address, None) }
                 }
                 Want::Random(requested) => {
                     let node = round.node.as_ref();
                     let search = Search { attachment, snapshot, node, family, requested, reservations };
                     let Room { block, own } = self.find_room(&search, own, full).await?;
-                    Placement { family, cidr: block.spec.cidr, block: Known::Present(block), kind: Kind::Any { own } }
+                    Placement { family, cidr: block.spec.cidr, block: Known::Present(block), which: Which::Any { own } }
                 }
             });
         }
@@ -343,6 +330,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if let Some(block) = read {
             return Ok(Known::Present(block));
         }
+        self.gate.note(&attachment.handle(), Trace::Block);
         match self.claim_block(cidr, attachment.node, self.late(attachment)).await? {
             Claimed::Ours(block) | Claimed::Theirs(block) => Ok(Known::Present(block)),
         }
@@ -358,13 +346,22 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         done: &Done,
     ) -> Result<Option<Vec<(Family, IpAddr, IpNetwork)>>, Error> {
         let handle = attachment.handle();
+        let uid = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead());
         let blocks = self.blocks_of(found).await?;
         let mut recorded = Vec::new();
         for block in &blocks {
+            if let Some(interface) = other_interface(&block.spec, &handle, attachment.interface) {
+                let container = attachment.container_id.to_owned();
+                return Err(Error::OtherInterface { container, interface: interface.to_owned() });
+            }
             for (address, entry) in block.spec.entries() {
                 if let Entry::Used { attribute, .. } = entry
                     && attribute.handle() == Some(handle.as_str())
                 {
+                    if attribute.secondary(UID_KEY) != uid {
+                        // An earlier pod of that name has not let go yet: the container's own handle is free.
+                        return Err(Error::NotAhead(handle));
+                    }
                     recorded.push((address, block.spec.cidr, is_fixed(attribute.secondary.as_ref())));
                 }
             }
@@ -387,90 +384,80 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(Some(answer));
         }
         if !recorded.is_empty() {
-            let held = HeldBy { container_id: "", interface: Some("") };
-            self.release_handle(&handle, &held, self.late(attachment)).await?;
+            self.release_handle(&handle, &attachment.whose(), None, self.late(attachment)).await?;
         }
         Ok(None)
     }
 
-    /// Writes one entry into its block.
+    /// Writes one entry into its block; no address if it filled up meanwhile.
     async fn write(
         &self,
         attachment: &Attachment<'_>,
         snapshot: &Snapshot,
         placement: Placement,
         reservations: &Reservations,
-    ) -> Result<(Family, IpNetwork, Written), Error> {
-        let Placement { family, cidr, block, kind } = placement;
-        let handle = attachment.handle();
-        let allocation = self.allocation(attachment, &handle, &kind);
-        let ours = host(attachment.node);
-        let config = &snapshot.config;
-        let (cooldown, strict, now) = (config.cooldown_seconds(), config.strict_affinity.then_some(&ours), self.now());
-        let ranges = attachment.net.ipam.ranges(family);
-        let permits = |a: IpAddr| ranges.is_none_or(|r| r.permits_random(a)) && !reservations.covers(a);
-        let damaged = |reason| Error::Damaged { block: cidr, reason };
-        let pass = attachment.gate.pass().await;
-        let known = if pass.waited() { Known::Unread } else { block };
-        let mut displaced = None;
-        let settled = self
-            .converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), known, self.late(attachment), |current| {
-                // A block that vanished was empty; it is claimed anew in the next round.
-                let Some(mut block) = current else { return Ok(Step::Done(Written::Full)) };
-                if block.spec.is_deleted() {
-                    return Ok(Step::Finish(block));
+    ) -> Result<(Family, IpNetwork, Option<IpAddr>), Error> {
+        let Placement { family, cidr, block, which } = placement;
+        let edit = Edit::Assign(Box::new(Assign {
+            which,
+            allocation: self.allocation(attachment, which),
+            ours: host(attachment.node),
+            strict: snapshot.config.strict_affinity,
+            cooldown: snapshot.config.cooldown_seconds(),
+            ranges: attachment.net.ipam.ranges(family).cloned(),
+            reservations: reservations.clone(),
+        }));
+        match self.commit(cidr, edit, block, self.late(attachment)).await? {
+            Outcome::Assigned { address, displaced } => {
+                if let Some(old) = displaced {
+                    self.count_off(&old, &cidr, self.late(attachment)).await?;
                 }
-                block.spec.validate().map_err(damaged)?;
-                if let Some(address) = recorded_here(&block.spec, &handle, &kind) {
-                    return Ok(Step::Done(Written::Address(address)));
-                }
-                block.spec.collect(cooldown, now);
-                let address = match kind {
-                    Kind::Exactly(address, generation) => {
-                        displaced = give_way(&mut block.spec, address, generation);
-                        block.spec.assign(address, &allocation, strict).map_err(|e| refused(e, cidr))?;
-                        address
-                    }
-                    Kind::Any { own } => {
-                        let must_own = own.then_some(&ours).or(strict);
-                        match block.spec.assign_first(permits, &allocation, must_own) {
-                            Ok(Some(address)) => address,
-                            Ok(None) | Err(AssignError::ForeignBlock { .. }) => return Ok(Step::Done(Written::Full)),
-                            Err(error) => return Err(refused(error, cidr)),
-                        }
-                    }
-                };
-                block.spec.advance();
-                Ok(Step::Replace(block, Written::Address(address)))
-            })
-            .await?;
-        drop(pass);
-        if let Some(old) = displaced {
-            self.count_off(&old, &cidr, self.late(attachment)).await?;
+                Ok((family, cidr, Some(address)))
+            }
+            Outcome::Full | Outcome::Released { .. } => Ok((family, cidr, None)),
         }
-        Ok((family, cidr, settled.value))
     }
 
-    fn allocation(&self, attachment: &Attachment<'_>, handle: &str, kind: &Kind) -> Allocation {
-        let now = self.now();
+    fn allocation(&self, attachment: &Attachment<'_>, which: Which) -> Allocation {
+        let (handle, now) = (attachment.handle(), self.now());
         let mut allocation = match attachment.pod {
             Some(pod) => Allocation::pod(handle, pod.namespace, pod.name, attachment.node, now),
             None => Allocation::node(handle, attachment.node, now),
         };
-        if let Kind::Exactly(_, Some(generation)) = kind {
+        if !attachment.is_ahead() {
+            allocation.secondary.insert(INTERFACE_KEY.to_owned(), attachment.interface.to_owned());
+        }
+        if let Which::Exactly(_, Some(generation)) = which {
             allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
+        }
+        if let Some(uid) = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead()) {
+            allocation.secondary.insert(UID_KEY.to_owned(), uid.to_owned());
         }
         allocation
     }
 
     // === undo ===
 
+    /// Whether to undo now. An API server that has asked to be left alone is left alone for so long; if that is
+    /// too long for this call, undoing is left to DEL, which finds what there is by the handle and the notes.
+    async fn may_undo(&self, attachment: &Attachment<'_>, error: &Error) -> bool {
+        let Error::Store(StoreError { failure: Failure::Busy(wait), .. }) = error else { return true };
+        let soon = *wait <= UNDO_TIME;
+        if soon {
+            tokio::time::sleep(*wait).await;
+        } else {
+            tracing::warn!(container = attachment.container_id, "the API server asks for a pause; DEL undoes this ADD");
+        }
+        soon
+    }
+
     /// Takes back what a failed ADD wrote. What cannot be reached now is left to DEL, which finds it by the handle.
     async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
         let deadline = Instant::now() + UNDO_TIME;
-        let held = HeldBy { container_id: attachment.container_id, interface: Some(attachment.interface) };
+        let held = attachment.held();
         if done.handle
-            && let Err(error) = self.release_handle(&attachment.handle(), &held, deadline).await
+            && let Err(error) =
+                self.release_handle(&attachment.handle(), &attachment.whose(), Some(&held), deadline).await
         {
             tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
         }
@@ -479,7 +466,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let result = match claimed.taken {
                 None => Ok(()),
                 Some(Taken::Existing) => self.clear_holder(ledger, claimed.address, &held, deadline).await,
-                Some(Taken::New) => self.drop_claim(ledger, &claimed, attachment, deadline).await,
+                Some(Taken::New) => self.drop_claim(ledger, &claimed.claim.value, &held, deadline).await,
             };
             if let Err(error) = result {
                 tracing::warn!(address = %claimed.address, %error, "a claim could not be given back");
@@ -494,27 +481,24 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    /// Deletes a claim that this ADD made, unless somebody else has it by now.
-    async fn drop_claim(
-        &self,
-        ledger: &L,
-        claimed: &Held,
-        attachment: &Attachment<'_>,
-        _deadline: Instant,
-    ) -> Result<(), Error> {
-        let Some(standing) = ledger.read(claimed.address).await? else { return Ok(()) };
-        let ours = standing.value.created == claimed.claim.value.created
-            && standing.value.owner == claimed.claim.value.owner
-            && standing.value.holder.as_ref().is_none_or(|h| h.container_id == attachment.container_id);
-        if ours && let Swap::Lost(_) = ledger.swap(claimed.address, Some(standing.revision), None).await? {
-            tracing::info!(address = %claimed.address, "the claim changed hands while it was given back");
-        }
-        Ok(())
-    }
-
     /// The deadline for writes, which does not run while a holder is waited for.
     fn late(&self, attachment: &Attachment<'_>) -> Instant {
         attachment.deadline.max(Instant::now() + Duration::from_secs(5))
+    }
+}
+
+/// Reads again after a pause that the API server asks for. Other failures go up: a runtime that hears of them
+/// early tries again early.
+async fn patiently<T, F>(deadline: Instant, read: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut backoff = Backoff::new(deadline);
+    loop {
+        match read().await {
+            Err(Error::Store(error)) if matches!(error.failure, Failure::Busy(_)) => backoff.pause(error).await?,
+            outcome => return outcome,
+        }
     }
 }
 
@@ -547,24 +531,20 @@ fn wants(
             Some(request) => request.choices(family, owner.and_then(|o| o.ordinal))?,
             None => Vec::new(),
         };
-        let asked = annotations.families.is_none_or(|f| if family == Family::V4 { f.v4 } else { f.v6 });
         if !choices.is_empty() {
             wants.push((family, Want::Fixed(choices)));
-        } else if ipam.assigns(family) && asked {
+        } else if ipam.assigns(family) {
+            if annotations.families.is_some_and(|asked| !asked.contains(family)) {
+                continue;
+            }
             let (of_pod, of_config) = match family {
                 Family::V4 => (annotations.v4.clone(), &ipam.v4_pools),
                 Family::V6 => (annotations.v6.clone(), &ipam.v6_pools),
             };
             wants.push((family, Want::Random(if of_pod.is_empty() { of_config.clone() } else { of_pod })));
+        } else if let Some(asked) = annotations.families.filter(|asked| asked.contains(family)) {
+            return Err(asked.unmet(family, ipam).into());
         }
-    }
-    if wants.is_empty() {
-        return Err(CniError::new(
-            code::INVALID_CONFIG,
-            "the annotation cni.projectcalico.org/ipFamilies leaves no address family",
-            "it asks only for families that the CNI config has no subnet for",
-        )
-        .into());
     }
     Ok(wants)
 }
@@ -582,40 +562,4 @@ fn counts(placements: &[Placement]) -> Counts {
         *counts.entry(placement.cidr).or_default() += 1;
     }
     counts
-}
-
-/// The entry that an earlier attempt of this very write left.
-fn recorded_here(block: &IPAMBlockSpec, handle: &str, kind: &Kind) -> Option<IpAddr> {
-    let ours = |entry: &Entry<'_>| matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(handle));
-    match kind {
-        Kind::Exactly(address, _) => ours(&block.entry(*address)).then_some(*address),
-        Kind::Any { .. } => block.entries().find(|(_, entry)| ours(entry)).map(|(address, _)| address),
-    }
-}
-
-/// Makes room for the claim's holder: an entry of an earlier generation of the same claim is of a holder that
-/// was lawfully superseded, and a cooldown does not keep an address from its owner. Gives the old handle.
-fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>) -> Option<String> {
-    let generation = generation?;
-    let old = match block.entry(address) {
-        Entry::Cooling { .. } => None,
-        Entry::Used { attribute, .. } => {
-            let theirs: u64 = attribute.secondary(CLAIM_KEY)?.parse().ok()?;
-            if theirs >= generation {
-                return None;
-            }
-            attribute.handle().map(str::to_owned)
-        }
-        _ => return None,
-    };
-    block.vacate(address);
-    old
-}
-
-fn refused(error: AssignError, block: IpNetwork) -> Error {
-    match error {
-        AssignError::Taken { address, by } => Error::Taken { address, by },
-        AssignError::Corrupt(reason) => Error::Damaged { block, reason },
-        other => Error::Assign(other),
-    }
 }

@@ -97,6 +97,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(settled.value)
     }
 
+    /// A pending affinity of this node that nobody is at work on: confirmed if the block is the node's, else dropped.
+    /// An ADD that is under way all the same makes it again.
+    pub(super) async fn settle_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
+        let block = self.read_block(affinity.spec.cidr).await?;
+        if block.is_some_and(|b| b.spec.host() == Some(affinity.spec.node.as_str())) {
+            self.set_affinity(affinity, AffinityState::Confirmed, deadline).await
+        } else {
+            self.drop_affinity(affinity, deadline).await
+        }
+    }
+
     /// Frees an empty block of another node, so that it can be claimed; false if it is in use, young, or has
     /// changed since it was read.
     pub(super) async fn reclaim_block(&self, block: &IPAMBlock, deadline: Instant) -> Result<bool, Error> {

@@ -30,7 +30,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Compares `addresses`, the ones that the runtime remembers, with the records. Writes nothing.
     pub async fn check(&self, attachment: &Attachment<'_>, addresses: &[IpAddr]) -> Result<Vec<Unrecorded>, Error> {
         let handle = attachment.handle();
-        let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(&handle)).await? else {
+        let Some(found) = self.objects.fresh::<IPAMHandle>(None, &handle_name(&handle)).await? else {
             return Ok(vec![Unrecorded::NoHandle(attachment.container_id.to_owned())]);
         };
         let blocks = self.blocks_of(&found).await?;
@@ -42,7 +42,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             });
             match entry {
                 None => unrecorded.push(Unrecorded::NotInBlock(*address)),
-                Some(attribute) if super::release::is_fixed(attribute.secondary.as_ref()) => {
+                Some(attribute) if super::edit::is_fixed(attribute.secondary.as_ref()) => {
                     unrecorded.extend(self.check_claim(attachment, *address).await?);
                 }
                 Some(_) => {}

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::converge::Backoff;
 use super::snapshot::{node_state, pod_state};
 use super::{Attachment, Driver, Error, handle_of};
+pub(super) use crate::claim::in_flight;
 use crate::claim::{Asker, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, decide, take_over};
 use crate::pod::Owner;
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
@@ -89,6 +90,10 @@ struct Examined {
     evidence: Evidence,
     template_hash: Option<String>,
 }
+
+/// The remedy where a container is attached to one network twice.
+pub(crate) const ONE_ATTACHMENT: &str = "A container is attached to a network once: give the second attachment a \
+                                         network configuration with a name of its own.";
 
 /// Label by which the Deployment controller tells its revisions apart.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
@@ -214,8 +219,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(Examined { evidence, template_hash: None });
         };
         let (pod, node) = tokio::try_join!(
-            self.objects.get::<Pod>(Some(&claim.owner.namespace), &holder.pod),
-            self.objects.get::<Node>(None, &holder.node),
+            self.objects.fresh::<Pod>(Some(&claim.owner.namespace), &holder.pod),
+            self.objects.fresh::<Node>(None, &holder.node),
         )?;
         let evidence = Evidence {
             pod: pod_state(pod.as_ref(), &holder.pod_uid),
@@ -258,7 +263,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         let name = calico::cidr_name(&candidate.cidr);
         let (claim, block) =
-            tokio::try_join!(ledger.read(candidate.address), self.objects.get::<IPAMBlock>(None, &name))?;
+            tokio::try_join!(ledger.read(candidate.address), self.objects.fresh::<IPAMBlock>(None, &name))?;
         (candidate.claim, candidate.block) = (claim, block);
         Ok(())
     }
@@ -304,7 +309,7 @@ fn longest_wait(
 ) -> Option<Duration> {
     let budget = attachment.net.ipam.wait;
     let worth = |b: &Blocked| match b.obstacle {
-        Obstacle::OtherOwner => Duration::ZERO,
+        Obstacle::OtherOwner | Obstacle::OtherInterface => Duration::ZERO,
         Obstacle::InUse => budget.min(SETTLE).saturating_sub(waited),
         Obstacle::Leaving(..) | Obstacle::NotFenced(_) => budget.saturating_sub(waited),
         Obstacle::Grace(end) => {
@@ -345,7 +350,7 @@ impl Impasse {
 
     /// Whether it is a question of time; otherwise somebody has to do something.
     pub fn may_pass(&self) -> bool {
-        self.blocked.iter().any(|b| b.obstacle != Obstacle::OtherOwner)
+        self.blocked.iter().any(|b| !matches!(b.obstacle, Obstacle::OtherOwner | Obstacle::OtherInterface))
     }
 }
 
@@ -356,6 +361,10 @@ impl Blocked {
         match self.obstacle {
             Obstacle::OtherOwner => {
                 format!("fixed address {address} belongs to {}, held by {holder}", self.claim.owner)
+            }
+            Obstacle::OtherInterface => {
+                let interface = self.claim.holder.as_ref().map_or("another interface", |h| h.interface.as_str());
+                format!("fixed address {address} is on {interface} of this very container")
             }
             Obstacle::Leaving(pod, node) => format!(
                 "fixed address {address} is still held by {holder}, which is {} (node {})",
@@ -383,6 +392,7 @@ impl Blocked {
                 "Choose another address, or delete {}; `kube-ipam release` frees a claim that is not wanted any more.",
                 self.claim.owner
             ),
+            (Obstacle::OtherInterface, _) => ONE_ATTACHMENT.into(),
             (Obstacle::InUse, Some(false)) => {
                 "This is a rolling update that waits for itself: the new pod needs the address of \
                  the old one, which is kept until the new one is ready. Set the Deployment's strategy to Recreate, or \

@@ -61,12 +61,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         E: From<StoreError>,
     {
         let mut known = known;
+        let mut first = true;
         let mut backoff = Backoff::new(deadline);
         loop {
             let current = match std::mem::replace(&mut known, Known::Unread) {
                 Known::Absent => None,
                 Known::Present(object) => Some(object),
-                Known::Unread => match self.objects.get::<K>(None, name).await {
+                Known::Unread => match self.read_for_write(std::mem::take(&mut first), name).await {
                     Ok(object) => object,
                     Err(error) => {
                         backoff.pause(error).await?;
@@ -90,7 +91,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Ok(None) => known = Known::Absent,
                 Err(error) => backoff.pause(error).await?,
             }
+            first = false;
         }
+    }
+
+    /// Only the first look may be at what is remembered: a write that failed has shown it to be out of date.
+    async fn read_for_write<K: Object>(&self, first: bool, name: &str) -> Result<Option<K>, StoreError> {
+        if first { self.objects.get(None, name).await } else { self.objects.fresh(None, name).await }
     }
 }
 

@@ -40,6 +40,14 @@ pub enum Error {
         /// UID of the pod of that name.
         found: String,
     },
+    /// The container is attached to this network already, by another interface.
+    #[error("container {container} is attached to this network already, by interface {interface}")]
+    OtherInterface {
+        /// The container.
+        container: String,
+        /// The interface that has its address.
+        interface: String,
+    },
     /// This node has no Node object.
     #[error("node {0} does not exist in the cluster")]
     NoNode(String),
@@ -86,6 +94,9 @@ pub enum Error {
     /// DEL came for this container while ADD was under way.
     #[error("the runtime deleted this container while its address was being set up")]
     Cancelled,
+    /// The pod's name is still on record for an earlier pod, so nothing can be taken ahead under it.
+    #[error("handle {0} is of an earlier pod")]
+    NotAhead(String),
     /// There was no time left.
     #[error("no time left: {0}")]
     Late(&'static str),

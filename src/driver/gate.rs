@@ -1,12 +1,38 @@
-//! A turnstile for the writers of one node. Correctness never rests on it (the writes' preconditions do);
-//! it keeps a hundred ADDs at once from retrying against each other.
+//! What the calls of one node tell each other. Correctness never rests on it (the writes' preconditions do):
+//! turns keep a hundred ADDs at once from retrying against each other, and notes say where an ADD that was
+//! killed has to be cleaned up after, before any record in Calico names its container.
 
 use futures::future::{BoxFuture, FutureExt as _};
 
-/// Lets one writer of blocks pass at a time.
+/// A step of ADD that leaves something which no handle leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trace {
+    /// Claims on fixed addresses, and their reservations.
+    Claims,
+    /// A block, or an affinity to one.
+    Block,
+}
+
+/// Lets one writer of blocks pass at a time, and keeps notes about containers, which are named by their handles.
 pub trait Gate: Send + Sync {
     /// Waits for this writer's turn, within a bound of the gate's own.
     fn pass(&self) -> BoxFuture<'_, Pass>;
+
+    /// Notes that an ADD is about to leave a trace.
+    fn note(&self, _handle: &str, _trace: Trace) {}
+
+    /// Whether an ADD may have left such a trace, and no DEL has finished since.
+    fn noted(&self, _handle: &str, _trace: Trace) -> bool {
+        false
+    }
+
+    /// Everything that the notes were about is cleaned up.
+    fn forget(&self, _handle: &str) {}
+
+    /// Whether another call is at work on the container right now.
+    fn is_busy(&self, _handle: &str) -> bool {
+        false
+    }
 }
 
 /// A writer's turn; over when dropped.
@@ -15,7 +41,7 @@ pub struct Pass {
     _turn: Option<Box<dyn Send>>,
 }
 
-/// A gate that is always open.
+/// A gate that is always open, and forgets.
 pub struct Open;
 
 // === impl Pass ===

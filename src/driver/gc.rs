@@ -1,12 +1,21 @@
 //! GC: releases what this node's containers left that the runtime does not know any more.
+//!
+//! An attachment is valid if the runtime lists its container with its interface. Entries of ours record the
+//! interface; of others (calico-ipam's, from before a migration) the container alone is compared. What never
+//! got as far as an entry is found by the handles that bear this node's label and by the claims that name this
+//! node. The specification has the runtime run GC alone, without ADD or DEL beside it; a container that a call
+//! of ours is busy with all the same is left to that call.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use calico::{Entry, IPAMBlock};
+use calico::{AffinityState, BlockAffinity, Entry, IPAMBlock, IPAMHandle};
 
+use super::claims::in_flight;
+use super::edit::Whose;
 use super::release::HeldBy;
-use super::{Attachment, Driver, Error};
+use super::{Attachment, Driver, Error, INTERFACE_KEY, Trace, handle, handle_of};
+use crate::netconf::Attachment as Valid;
 use crate::store::{Ledger, Objects};
 
 /// A container's leftovers that were released.
@@ -18,28 +27,99 @@ pub struct Collected {
     pub addresses: Vec<IpAddr>,
 }
 
+/// Whether the runtime knows an attachment; without an interface, whether it knows the container.
+fn is_valid(valid: &[Valid], container: &str, interface: Option<&str>) -> bool {
+    valid.iter().any(|v| v.container_id == container && interface.is_none_or(|i| v.ifname == i))
+}
+
 impl<O: Objects, L: Ledger> Driver<O, L> {
-    /// Releases every allocation of this network on this node whose container is not in `valid` (container ids
-    /// that the runtime still runs). Each one is read again before it is touched.
-    pub async fn gc(&self, attachment: &Attachment<'_>, valid: &BTreeSet<String>) -> Result<Vec<Collected>, Error> {
+    /// Releases everything of this network on this node whose attachment is not in `valid`. Each one is read
+    /// again before it is touched.
+    ///
+    /// # Errors
+    /// The first failure; what could be released was released all the same.
+    pub async fn gc(&self, attachment: &Attachment<'_>, valid: &[Valid]) -> Result<Vec<Collected>, Error> {
         let blocks = self.objects.list::<IPAMBlock>("").await?;
+        let mut gone = self.unknown_entries(attachment, valid, &blocks);
+        let handles = self.objects.list::<IPAMHandle>(&handle::node_selector(attachment.node)).await?;
         let prefix = format!("{}.", attachment.net.network);
-        let mut gone: BTreeSet<String> = BTreeSet::new();
-        for block in &blocks {
-            for (_, entry) in block.spec.entries() {
-                let Entry::Used { attribute, .. } = entry else { continue };
-                let container = attribute.handle().and_then(|h| h.strip_prefix(&prefix));
-                let here = attribute.secondary("node") == Some(attachment.node);
-                gone.extend(container.filter(|c| here && !valid.contains(*c)).map(str::to_owned));
+        let containers = handles.iter().filter_map(|h| h.spec.handle_id.strip_prefix(&prefix));
+        gone.extend(containers.filter(|c| !is_valid(valid, c, None)).map(str::to_owned));
+        gone.retain(|container| !self.gate.is_busy(&handle_of(&attachment.net.network, container)));
+        let mut collected = Vec::new();
+        let mut failed = None;
+        for container_id in gone {
+            let handle = handle_of(&attachment.net.network, &container_id);
+            let held = HeldBy { container_id: &container_id, interface: None, pod_uid: None };
+            match self.release_handle(&handle, &Whose::anyones(), Some(&held), attachment.deadline).await {
+                Ok(freed) => {
+                    self.gate.forget(&handle);
+                    let addresses = freed.unwrap_or_default().into_iter().map(|f| f.address).collect();
+                    collected.push(Collected { container_id, addresses });
+                }
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        let mut collected = Vec::new();
-        for container_id in gone {
-            let handle = super::handle_of(&attachment.net.network, &container_id);
-            let held = HeldBy { container_id: &container_id, interface: None };
-            let freed = self.release_handle(&handle, &held, attachment.deadline).await?;
-            collected.push(Collected { container_id, addresses: freed.into_iter().map(|f| f.address).collect() });
+        for step in [self.collect_claims(attachment, valid, &blocks).await, self.settle_affinities(attachment).await] {
+            failed = failed.or(step.err());
         }
-        Ok(collected)
+        failed.map_or(Ok(collected), Err)
+    }
+
+    /// The containers with entries on this node that the runtime does not know.
+    fn unknown_entries(&self, attachment: &Attachment<'_>, valid: &[Valid], blocks: &[IPAMBlock]) -> BTreeSet<String> {
+        let prefix = format!("{}.", attachment.net.network);
+        // A handle leads to one attachment: with one entry valid, all are.
+        let mut known: BTreeMap<String, bool> = BTreeMap::new();
+        for (_, entry) in blocks.iter().flat_map(|b| b.spec.entries()) {
+            let Entry::Used { attribute, .. } = entry else { continue };
+            let here = attribute.secondary("node") == Some(attachment.node);
+            let container = attribute.handle().and_then(|h| h.strip_prefix(&prefix)).filter(|_| here);
+            if let Some(container) = container {
+                *known.entry(container.to_owned()).or_default() |=
+                    is_valid(valid, container, attribute.secondary(INTERFACE_KEY));
+            }
+        }
+        known.into_iter().filter(|(_, valid)| !valid).map(|(container, _)| container).collect()
+    }
+
+    /// Claims that name a container of this node which the runtime does not know and no block records: an ADD
+    /// died between the two. Other networks may share the ledger, so a claim counts only if an ADD of this
+    /// network left a note of it, or if no ADD can be under way any more.
+    async fn collect_claims(
+        &self,
+        attachment: &Attachment<'_>,
+        valid: &[Valid],
+        blocks: &[IPAMBlock],
+    ) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        for claim in ledger.all().await? {
+            let Some(holder) = claim.value.holder.as_ref().filter(|h| h.node == attachment.node) else { continue };
+            let recorded = |b: &IPAMBlock| matches!(b.spec.entry(claim.value.address), Entry::Used { .. });
+            let handle = handle_of(&attachment.net.network, &holder.container_id);
+            let over = self.gate.noted(&handle, Trace::Claims) || !in_flight(holder, self.now());
+            if is_valid(valid, &holder.container_id, Some(&holder.interface))
+                || blocks.iter().any(recorded)
+                || !over
+                || self.gate.is_busy(&handle)
+            {
+                continue;
+            }
+            let held = HeldBy { container_id: &holder.container_id, interface: Some(&holder.interface), pod_uid: None };
+            self.give_up_claim(&claim, &held, attachment.deadline).await?;
+            self.gate.forget(&handle);
+        }
+        Ok(())
+    }
+
+    /// Completes this node's block claims that a killed ADD left half done, or takes them back.
+    pub(super) async fn settle_affinities(&self, attachment: &Attachment<'_>) -> Result<(), Error> {
+        let half_done = |a: &BlockAffinity| {
+            !a.is_deleted() && a.spec.node == attachment.node && a.spec.state == AffinityState::Pending.as_str()
+        };
+        for affinity in self.affinities(attachment).await?.into_iter().filter(half_done) {
+            self.settle_affinity(affinity, attachment.deadline).await?;
+        }
+        Ok(())
     }
 }

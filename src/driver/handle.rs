@@ -10,6 +10,15 @@ use super::converge::{Known, Step};
 use super::{Driver, Error};
 use crate::store::{Ledger, Objects};
 
+/// Label of the handles that we make: the hash of the node that their container is on. Without it a handle
+/// whose ADD was killed before the block names nobody who could clean it up.
+const NODE_LABEL: &str = "kube-ipam/node-hash";
+
+/// Selects the handles made on a node.
+pub(super) fn node_selector(node: &str) -> String {
+    format!("{NODE_LABEL}={}", calico::hostname_hash(node))
+}
+
 /// How many addresses a container is about to have in each block.
 pub(super) type Counts = BTreeMap<IpNetwork, i64>;
 
@@ -19,13 +28,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn create_handle(
         &self,
         handle: &str,
+        node: &str,
         counts: &Counts,
         deadline: Instant,
     ) -> Result<Option<IPAMHandle>, Error> {
         let settled = self
             .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Absent, deadline, |current| {
                 Ok(match current {
-                    None => Step::Create(handle_object(handle, counts), None),
+                    None => Step::Create(handle_object(handle, node, counts), None),
                     Some(found) if found.spec.is_deleted() => Step::Finish(found),
                     Some(found) => Step::Done(Some(found)),
                 })
@@ -35,12 +45,18 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Makes the handle say exactly `counts`.
-    pub(super) async fn set_handle(&self, handle: &str, counts: &Counts, deadline: Instant) -> Result<(), Error> {
-        let wanted = handle_object(handle, counts).spec.block;
+    pub(super) async fn set_handle(
+        &self,
+        handle: &str,
+        node: &str,
+        counts: &Counts,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let wanted = handle_object(handle, node, counts).spec.block;
         let settled = self
             .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Unread, deadline, |current| {
                 Ok(match current {
-                    None => Step::Create(handle_object(handle, counts), ()),
+                    None => Step::Create(handle_object(handle, node, counts), ()),
                     Some(found) if found.spec.is_deleted() => Step::Finish(found),
                     Some(found) if found.spec.block == wanted => Step::Done(()),
                     Some(mut found) => {
@@ -73,17 +89,19 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn blocks_of(&self, handle: &IPAMHandle) -> Result<Vec<IPAMBlock>, Error> {
         let reads = handle.spec.blocks().map(|cidr| {
             let name = cidr_name(&cidr);
-            async move { self.objects.get::<IPAMBlock>(None, &name).await }
+            async move { self.objects.fresh::<IPAMBlock>(None, &name).await }
         });
         let blocks = futures::future::try_join_all(reads).await?;
         Ok(blocks.into_iter().flatten().filter(|b| !b.spec.is_deleted()).collect())
     }
 }
 
-fn handle_object(handle: &str, counts: &Counts) -> IPAMHandle {
+fn handle_object(handle: &str, node: &str, counts: &Counts) -> IPAMHandle {
     let mut spec = IPAMHandleSpec::new(handle);
     for (block, count) in counts {
         spec.increment(block, *count);
     }
-    spec.object()
+    let mut object = spec.object();
+    object.metadata.labels = Some([(NODE_LABEL.to_owned(), calico::hostname_hash(node))].into());
+    object
 }

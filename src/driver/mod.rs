@@ -9,7 +9,9 @@ mod add;
 mod block;
 mod check;
 mod claims;
+mod commit;
 mod converge;
+mod edit;
 mod error;
 mod gate;
 mod gc;
@@ -22,30 +24,47 @@ mod status;
 mod withdraw;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use calico::IPAMHandle;
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use self::add::Assigned;
 pub use self::check::Unrecorded;
+pub(crate) use self::claims::ONE_ATTACHMENT;
 pub use self::claims::{Blocked, Impasse};
+use self::commit::Queues;
 pub use self::error::Error;
-pub use self::gate::{Gate, Open, Pass};
+pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
 pub(crate) use self::reservation::is_own_reservation;
 pub use self::snapshot::UnmetPool;
-pub(crate) use self::snapshot::pod_state;
+pub(crate) use self::snapshot::{node_state, pod_state};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
-use crate::claim::Policy;
+use crate::claim::{Claim, Policy};
 use crate::netconf::NetConf;
 use crate::store::{Ledger, Objects};
 
 /// Key in an allocation's `secondary` attributes that marks a fixed address; its value is the claim's generation.
 pub const CLAIM_KEY: &str = "kube-ipam.claim";
+
+/// Key in the `secondary` attributes of an allocation that was made before a container was known: the pod's UID.
+pub const UID_KEY: &str = "kube-ipam.pod-uid";
+
+/// Key in the same attributes: the container that has the address by now, once a later write has noted it.
+pub const CONTAINER_KEY: &str = "kube-ipam.container";
+
+/// Takes over the deletion of a handle that nothing is recorded under any more, to be done by
+/// [`Driver::finish_handle`]; false if it cannot.
+pub type DropLater = dyn Fn(&IPAMHandle) -> bool + Send + Sync;
+/// Key in an allocation's `secondary` attributes that names the interface: with it a container's attachments
+/// are told apart, which Calico's handles do not do. Calico's own readers skip keys that they do not know.
+pub const INTERFACE_KEY: &str = "kube-ipam.interface";
 
 /// Runs decisions against a store of objects and, where one is configured, a ledger.
 #[derive(Clone)]
@@ -53,13 +72,18 @@ pub struct Driver<O, L> {
     objects: O,
     ledger: Option<L>,
     clock: fn() -> Timestamp,
+    queues: Arc<Queues>,
+    gate: Arc<dyn Gate>,
+    /// Where handles go that are to be deleted after the answer; none: they are deleted before it.
+    drop_later: Option<Arc<DropLater>>,
 }
 
 /// One container's attachment, and everything that the runtime and the config say about it.
+#[derive(Clone, Copy)]
 pub struct Attachment<'a> {
     /// The plugin's configuration.
     pub net: &'a NetConf,
-    /// Container id of the sandbox.
+    /// Container id of the sandbox; empty while the address is taken ahead of it.
     pub container_id: &'a str,
     /// Interface inside it.
     pub interface: &'a str,
@@ -69,10 +93,11 @@ pub struct Attachment<'a> {
     pub node: &'a str,
     /// Addresses asked for by `IP=` in CNI_ARGS (calico-ipam's dialect only).
     pub explicit: &'a [IpAddr],
+    /// For a DEL: whether no later sandbox of the same pod is known on this node. What was put on record for
+    /// the pod before it had a container goes with its last sandbox only.
+    pub last_sandbox: bool,
     /// Whether the runtime has given this container up in the meantime (a DEL arrived).
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
-    /// Orders this node's writers of blocks, so that they need not retry against each other.
-    pub gate: &'a dyn Gate,
     /// When an answer must have been given, waiting for a holder not counted.
     pub deadline: Instant,
     /// When a held fixed address may pass on without a DEL.
@@ -95,7 +120,27 @@ pub struct PodRef<'a> {
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// A driver over the stores; `clock` is read for records and graces only.
     pub fn new(objects: O, ledger: Option<L>, clock: fn() -> Timestamp) -> Self {
-        Self { objects, ledger, clock }
+        Self { objects, ledger, clock, queues: Arc::default(), gate: Arc::new(Open), drop_later: None }
+    }
+
+    /// The same driver on another ledger; its writers of blocks are one queue with this one's.
+    pub fn on_ledger(&self, ledger: Option<L>) -> Self
+    where
+        O: Clone,
+    {
+        let (objects, queues, gate) = (self.objects.clone(), self.queues.clone(), self.gate.clone());
+        Self { objects, ledger, clock: self.clock, queues, gate, drop_later: self.drop_later.clone() }
+    }
+
+    /// The same driver, with a turnstile that orders this node's processes where they write blocks, so that
+    /// they need not retry against each other.
+    pub fn gated(self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate, ..self }
+    }
+
+    /// The same driver, which hands the deletion of a released container's handle over.
+    pub fn dropping_later(self, later: Arc<DropLater>) -> Self {
+        Self { drop_later: Some(later), ..self }
     }
 
     /// The store of objects.
@@ -115,10 +160,41 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
 // === impl Attachment ===
 
-impl Attachment<'_> {
+impl<'a> Attachment<'a> {
     /// The id under which Calico records this container's addresses.
     pub fn handle(&self) -> String {
-        handle_of(&self.net.network, self.container_id)
+        match self.pod {
+            Some(pod) if self.is_ahead() => pod.handle(),
+            _ => handle_of(&self.net.network, self.container_id),
+        }
+    }
+
+    /// The same pod before it has a container.
+    pub fn ahead(&self) -> Self {
+        Self { container_id: "", interface: "", ..*self }
+    }
+
+    /// Whether a claim names this container, or this pod while there is none, as its holder.
+    fn is_holder(&self, claim: &Claim) -> bool {
+        if self.is_ahead() {
+            let uid = self.pod.and_then(|p| p.uid);
+            return claim.holder.as_ref().is_some_and(|h| Some(h.pod_uid.as_str()) == uid);
+        }
+        claim.is_held_by(self.container_id, self.interface)
+    }
+
+    /// Whether the pod's address is put on record before a container is known.
+    pub fn is_ahead(&self) -> bool {
+        self.container_id.is_empty()
+    }
+}
+
+// === impl PodRef ===
+
+impl PodRef<'_> {
+    /// `<namespace>.<pod>`, the handle by which Calico's plugin gives back what is recorded for no container.
+    pub fn handle(&self) -> String {
+        format!("{}.{}", self.namespace, self.name)
     }
 }
 

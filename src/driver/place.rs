@@ -15,7 +15,7 @@ use kube::ResourceExt;
 
 use super::block::Claimed;
 use super::snapshot::{Snapshot, contains, labels};
-use super::{Attachment, Driver, Error};
+use super::{Attachment, Driver, Error, Trace};
 use crate::range::RangeSet;
 use crate::store::{Ledger, Objects, StoreError};
 
@@ -257,10 +257,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         match found {
             Some(block) => seen.blocks.push(block),
-            None => match self.claim_block(cidr, attachment.node, attachment.deadline).await? {
-                Claimed::Ours(block) if self.free(search, &block) > 0 => return Ok(Some(block)),
-                Claimed::Ours(block) | Claimed::Theirs(block) => seen.blocks.push(block),
-            },
+            None => {
+                self.gate.note(&attachment.handle(), Trace::Block);
+                match self.claim_block(cidr, attachment.node, attachment.deadline).await? {
+                    Claimed::Ours(block) if self.free(search, &block) > 0 => return Ok(Some(block)),
+                    Claimed::Ours(block) | Claimed::Theirs(block) => seen.blocks.push(block),
+                }
+            }
         }
         Ok(None)
     }
@@ -269,6 +272,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     async fn take_back(&self, search: &Search<'_>, seen: &Seen) -> Result<Option<IPAMBlock>, Error> {
         let attachment = search.attachment;
         for block in seen.blocks.iter().filter(|b| b.spec.host() != Some(attachment.node)) {
+            self.gate.note(&attachment.handle(), Trace::Block);
             if self.free(search, block) == 0 || !self.reclaim_block(block, attachment.deadline).await? {
                 continue;
             }

@@ -3,15 +3,19 @@
 //! Order: block, claim, handle. Whatever step is missing, the handle is still there for the next DEL to find.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use calico::{IPAMBlock, IPAMConfig, IPAMConfigSpec, IPAMHandle, cidr_name, handle_name};
-use ipnetwork::IpNetwork;
+use calico::{Entry, IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, handle_name};
 use tokio::time::Instant;
 
-use super::converge::{Known, Step};
-use super::{Attachment, CLAIM_KEY, Driver, Error};
+use super::converge::{Backoff, Known, Step};
+use super::edit::{Edit, Outcome, Release, Whose};
+use super::{Attachment, Driver, Error, INTERFACE_KEY, Trace};
 use crate::claim::Claim;
-use crate::store::{Ledger, Objects, StoreError, Swap};
+use crate::store::{Ledger, Objects, Swap, Versioned};
+
+/// Time for the deletion of a handle that nobody waits for.
+const FINISH_TIME: Duration = Duration::from_secs(30);
 
 /// An address that was given back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +31,26 @@ pub(super) struct HeldBy<'a> {
     pub container_id: &'a str,
     /// `None` releases whatever interface the claim names.
     pub interface: Option<&'a str>,
+    /// A claim that was taken before a container was known is the pod's.
+    pub pod_uid: Option<&'a str>,
+}
+
+impl Attachment<'_> {
+    pub(super) fn held(&self) -> HeldBy<'_> {
+        HeldBy {
+            container_id: self.container_id,
+            interface: Some(self.interface),
+            pod_uid: self.pod.and_then(|p| p.uid),
+        }
+    }
+
+    /// What this attachment's own handle covers.
+    pub(super) fn whose(&self) -> Whose {
+        if self.is_ahead() {
+            return Whose::Pod { uid: self.pod.and_then(|p| p.uid).map(str::to_owned), container: None };
+        }
+        Whose::Container { interface: Some(self.interface.to_owned()) }
+    }
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
@@ -35,109 +59,90 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// # Errors
     /// A store failed: the runtime must try again, and what was done already will not be done twice.
     pub async fn del(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
-        let held = HeldBy { container_id: attachment.container_id, interface: Some(attachment.interface) };
-        let own = attachment.handle();
-        // The form of very old releases of Calico; nothing of ours is ever recorded under it.
-        let workload = attachment.pod.map(|pod| format!("{}.{}", pod.namespace, pod.name));
-        let (found, of_workload, cooldown) = tokio::try_join!(
-            self.find_handle(&own),
-            async {
-                match &workload {
-                    Some(workload) => self.find_handle(workload).await,
-                    None => Ok(None),
-                }
-            },
-            self.cooldown(),
-        )?;
-        let mut freed = Vec::new();
-        for (handle, found) in [(Some(own), found), (workload, of_workload)] {
-            if let (Some(handle), Some(found)) = (handle, found) {
-                freed.extend(self.release_found(&handle, found, cooldown, &held, attachment.deadline).await?);
+        let (handle, deadline) = (attachment.handle(), attachment.deadline);
+        let held = attachment.held();
+        let own = HeldBy { pod_uid: held.pod_uid.filter(|_| attachment.is_ahead()), ..attachment.held() };
+        let containers = async {
+            let released = self.release_handle(&handle, &attachment.whose(), Some(&own), deadline).await?;
+            if released.is_none() && self.gate.noted(&handle, Trace::Claims) {
+                self.give_up_claims(&own, deadline).await?;
             }
-        }
+            if self.gate.noted(&handle, Trace::Block) {
+                self.settle_affinities(attachment).await?;
+            }
+            self.gate.forget(&handle);
+            Ok(released.unwrap_or_default())
+        };
+        let pods = async {
+            let Some(pod) = attachment.pod.filter(|_| attachment.last_sandbox && !attachment.is_ahead()) else {
+                return Ok(Vec::new());
+            };
+            let uid = pod.uid.map(str::to_owned);
+            let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
+            Ok(self.release_handle(&pod.handle(), &whose, Some(&held), deadline).await?.unwrap_or_default())
+        };
+        // Both to their end: what one has released is not undone by the other's failure.
+        let (mut freed, of_pod) = match futures::future::join(containers, pods).await {
+            (Ok(freed), Ok(of_pod)) => (freed, of_pod),
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        };
+        freed.extend(of_pod);
         Ok(freed)
     }
 
-    /// Releases everything that bears `handle`.
+    /// Releases what bears `handle`, as far as it is `whose`, and the claims that `held` names; `None` if there
+    /// is no such handle. One that bears entries of others stays.
     pub(super) async fn release_handle(
         &self,
         handle: &str,
-        held: &HeldBy<'_>,
+        whose: &Whose,
+        held: Option<&HeldBy<'_>>,
         deadline: Instant,
-    ) -> Result<Vec<Freed>, Error> {
-        let (found, cooldown) = tokio::try_join!(self.find_handle(handle), self.cooldown())?;
-        match found {
-            Some(found) => self.release_found(handle, found, cooldown, held, deadline).await,
-            None => Ok(Vec::new()),
-        }
-    }
-
-    async fn find_handle(&self, handle: &str) -> Result<Option<IPAMHandle>, StoreError> {
-        self.objects.get(None, &handle_name(handle)).await
-    }
-
-    /// Seconds for which a released address rests.
-    async fn cooldown(&self) -> Result<i64, StoreError> {
-        let config = self.objects.get::<IPAMConfig>(None, "default").await?;
-        Ok(config.map_or_else(IPAMConfigSpec::default, |c| c.spec).cooldown_seconds())
-    }
-
-    async fn release_found(
-        &self,
-        handle: &str,
-        found: IPAMHandle,
-        cooldown: i64,
-        held: &HeldBy<'_>,
-        deadline: Instant,
-    ) -> Result<Vec<Freed>, Error> {
-        let mut freed = Vec::new();
+    ) -> Result<Option<Vec<Freed>>, Error> {
+        let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(handle)).await? else {
+            return Ok(None);
+        };
+        let config =
+            self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
+        let (mut freed, mut shared) = (Vec::new(), false);
         for cidr in found.spec.blocks() {
-            freed.extend(self.release_in_block(handle, cidr, cooldown, deadline).await?);
+            let edit = Edit::Release(Release::new(handle, whose.clone(), config.cooldown_seconds()));
+            if let Outcome::Released { freed: released, others } =
+                self.commit(cidr, edit, Known::Unread, deadline).await?
+            {
+                freed.extend(released);
+                shared |= others;
+            }
         }
-        self.clear_claims(&freed, held, deadline).await?;
-        self.drop_handle(found, deadline).await?;
-        Ok(freed)
+        if shared && freed.is_empty() {
+            return Ok(Some(freed));
+        }
+        if let Some(held) = held {
+            self.clear_claims(&freed, held, deadline).await?;
+        }
+        match (&self.drop_later, whose) {
+            _ if shared => {}
+            // Nothing is recorded under it any more, and nobody else uses its name.
+            (Some(later), Whose::Container { .. }) if later(&found) => {}
+            _ => self.drop_handle(found, deadline).await?,
+        }
+        Ok(Some(freed))
     }
 
-    async fn release_in_block(
-        &self,
-        handle: &str,
-        cidr: IpNetwork,
-        cooldown: i64,
-        deadline: Instant,
-    ) -> Result<Vec<Freed>, Error> {
-        let now = self.now();
-        // What an attempt without an answer had released is gone at the next look, so it is remembered.
-        let mut attempted = Vec::new();
-        self.converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), Known::Unread, deadline, |current| {
-            let Some(mut block) = current else { return Ok(Step::Done(())) };
-            if block.spec.is_deleted() {
-                return Ok(Step::Finish(block));
-            }
-            block.spec.validate().map_err(|reason| Error::Damaged { block: cidr, reason })?;
-            block.spec.collect(cooldown, now);
-            let released = block.spec.release_handle(handle, cooldown, now);
-            if released.is_empty() {
-                return Ok(Step::Done(()));
-            }
-            attempted = released
-                .into_iter()
-                .map(|r| Freed { address: r.address, fixed: is_fixed(r.attribute.secondary.as_ref()) })
-                .collect();
-            if block.spec.is_empty() && block.spec.affinity().is_none() {
-                return Ok(Step::Delete(block, ()));
-            }
-            block.spec.advance();
-            Ok(Step::Replace(block, ()))
-        })
-        .await?;
-        Ok(attempted)
+    /// Deletes a handle whose addresses were released, unless somebody has written it since.
+    pub async fn finish_handle(&self, handle: IPAMHandle) -> Result<(), Error> {
+        self.drop_handle(handle, Instant::now() + FINISH_TIME).await
     }
 
     /// Clears the holder of every fixed address that was released. A handle with nothing in its blocks is
     /// what a DEL leaves that got no further than the block; then the ledger itself is searched.
     async fn clear_claims(&self, freed: &[Freed], held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
-        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let Some(ledger) = &self.ledger else {
+            for freed in freed.iter().filter(|f| f.fixed) {
+                tracing::warn!(address = %freed.address, "released, but its claim was not: no etcdConfig any more");
+            }
+            return Ok(());
+        };
         let mut addresses: Vec<IpAddr> = freed.iter().filter(|f| f.fixed).map(|f| f.address).collect();
         if freed.is_empty() {
             let all = ledger.all().await?;
@@ -149,6 +154,61 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
+    /// Gives back the claims of a container that no handle leads to: its ADD died before it made one.
+    async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        for claim in ledger.all().await?.into_iter().filter(|c| holds(&c.value, held)) {
+            self.give_up_claim(&claim, held, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives back one of them: of the first generation it was made by that very ADD, and goes with its
+    /// reservation; else it stays with its owner.
+    pub(super) async fn give_up_claim(
+        &self,
+        claim: &Versioned<Claim>,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let address = claim.value.address;
+        if claim.value.generation > 1 {
+            return self.clear_holder(ledger, address, held, deadline).await;
+        }
+        self.drop_claim(ledger, &claim.value, held, deadline).await?;
+        if ledger.read(address).await?.is_none() {
+            self.unreserve_everywhere(address, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a claim that an ADD made, unless somebody else has it by now.
+    pub(super) async fn drop_claim(
+        &self,
+        ledger: &L,
+        made: &Claim,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let mut backoff = Backoff::new(deadline);
+        loop {
+            let Some(standing) = ledger.read(made.address).await? else { return Ok(()) };
+            let ours = standing.value.created == made.created
+                && standing.value.owner == made.owner
+                && standing.value.holder.as_ref().is_none_or(|_| holds(&standing.value, held));
+            if !ours {
+                return Ok(());
+            }
+            match ledger.swap(made.address, Some(standing.revision), None).await {
+                Ok(Swap::Done(_)) => return Ok(()),
+                // Somebody wrote in between: look again whose it is.
+                Ok(Swap::Lost(_)) => {}
+                Err(error) => backoff.pause(error).await?,
+            }
+        }
+    }
+
     /// Sets a claim's holder to none, if it still is this container.
     pub(super) async fn clear_holder(
         &self,
@@ -157,7 +217,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         held: &HeldBy<'_>,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let mut backoff = super::converge::Backoff::new(deadline);
+        let mut backoff = Backoff::new(deadline);
         let mut standing = ledger.read(address).await?;
         loop {
             let Some(found) = standing.filter(|c| holds(&c.value, held)) else { return Ok(()) };
@@ -172,28 +232,68 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
+    /// Lets a claim that was taken before the pod had a container name the one it has by now.
+    pub async fn name_container(
+        &self,
+        address: IpAddr,
+        pod_uid: &str,
+        container_id: &str,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        let mut standing = ledger.read(address).await?;
+        loop {
+            let Some(found) = standing else { return Ok(()) };
+            let mut claim = found.value;
+            match &mut claim.holder {
+                Some(holder) if holder.pod_uid == pod_uid && holder.container_id != container_id => {
+                    (holder.container_id, holder.interface) = (container_id.to_owned(), interface.to_owned());
+                }
+                _ => return Ok(()),
+            }
+            match ledger.swap(address, Some(found.revision), Some(&claim)).await? {
+                Swap::Done(_) => return Ok(()),
+                Swap::Lost(now) => standing = now,
+            }
+        }
+    }
+
     async fn drop_handle(&self, handle: IPAMHandle, deadline: Instant) -> Result<(), Error> {
         let name = handle_name(&handle.spec.handle_id);
-        let released = handle.spec.block.clone();
+        let (uid, released) = (handle.metadata.uid.clone(), handle.spec.block.clone());
         let settled = self
             .converge::<IPAMHandle, _, Error>(&name, Known::Present(handle), deadline, |current| {
-                let Some(mut found) = current else { return Ok(Step::Done(())) };
-                found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
-                Ok(if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
+                Ok(match current {
+                    // Another pod's of the same name by now: what it counts is not what was released here.
+                    Some(found) if found.metadata.uid != uid => Step::Done(()),
+                    Some(mut found) => {
+                        found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
+                        if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) }
+                    }
+                    None => Step::Done(()),
+                })
             })
             .await?;
         Ok(settled.value)
     }
 }
 
+/// By the container, or by the pod as long as the claim names no container.
 fn holds(claim: &Claim, held: &HeldBy<'_>) -> bool {
-    match held.interface {
-        Some(interface) => claim.is_held_by(held.container_id, interface),
-        None => claim.holder.as_ref().is_some_and(|h| h.container_id == held.container_id),
+    let Some(holder) = &claim.holder else { return false };
+    if holder.container_id.is_empty() {
+        return held.pod_uid.is_some_and(|uid| uid == holder.pod_uid);
     }
+    holder.container_id == held.container_id && held.interface.is_none_or(|interface| interface == holder.interface)
 }
 
-/// Whether an allocation's attributes say that its address is a fixed one.
-pub(super) fn is_fixed(secondary: Option<&std::collections::BTreeMap<String, String>>) -> bool {
-    secondary.is_some_and(|s| s.contains_key(CLAIM_KEY))
+/// The interface for which a block records entries of `handle`, if it is not `interface`. Entries that name
+/// none are anybody's.
+pub(super) fn other_interface<'a>(block: &'a IPAMBlockSpec, handle: &str, interface: &str) -> Option<&'a str> {
+    block.entries().find_map(|(_, entry)| match entry {
+        Entry::Used { attribute, .. } if attribute.handle() == Some(handle) => {
+            attribute.secondary(INTERFACE_KEY).filter(|recorded| *recorded != interface)
+        }
+        _ => None,
+    })
 }

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 
-use super::{Attachment, Driver, Error};
+use super::{Attachment, Driver, Error, PodRef};
 use crate::claim::{NodeState, PodState};
 use crate::range::RangeSet;
 use crate::store::{Failure, Ledger, Object, Objects, StoreError};
@@ -50,7 +50,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let (pod, namespace, pools, config, reservations, affinities, ready) = tokio::try_join!(
             async {
                 match pod {
-                    Some(p) => self.objects.get::<Pod>(Some(p.namespace), p.name).await,
+                    Some(p) => self.pod(p).await,
                     None => Ok(None),
                 }
             },
@@ -72,6 +72,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         check_pod(attachment, pod.as_ref())?;
         let config = config.map_or_else(IPAMConfigSpec::default, |c| c.spec);
         Ok(Snapshot { pod, namespace, pools, config, reservations, affinities })
+    }
+
+    /// What is remembered of a pod will do, if it is the pod that is meant.
+    async fn pod(&self, pod: PodRef<'_>) -> Result<Option<Pod>, StoreError> {
+        let found = self.objects.get::<Pod>(Some(pod.namespace), pod.name).await?;
+        let right = found.as_ref().is_some_and(|f| pod.uid.is_some_and(|uid| f.uid().as_deref() == Some(uid)));
+        if right || !self.objects.is_cache() {
+            return Ok(found);
+        }
+        self.objects.fresh::<Pod>(Some(pod.namespace), pod.name).await
     }
 
     /// Calico's lock for datastore migrations. Under Calico's own main plugin, which has read the same
@@ -174,7 +184,7 @@ pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
 }
 
 /// A holder's node, compared by UID where one was recorded.
-pub(super) fn node_state(node: Option<&Node>, uid: Option<&str>) -> NodeState {
+pub(crate) fn node_state(node: Option<&Node>, uid: Option<&str>) -> NodeState {
     let same = |n: &&Node| uid.is_none_or(|uid| n.metadata.uid.as_deref() == Some(uid));
     let Some(node) = node.filter(same) else { return NodeState::Deleted };
     let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();

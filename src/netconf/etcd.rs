@@ -38,7 +38,7 @@ const FIELDS: [&str; 8] = [
 ];
 
 impl EtcdConfig {
-    pub(super) fn parse(etcd: &Object<'_>) -> Result<EtcdConfig, CniError> {
+    pub(crate) fn parse(etcd: &Object<'_>) -> Result<EtcdConfig, CniError> {
         if etcd.value("etcdPassword").is_some() {
             let wrong = format!("{}: a password does not belong in a network configuration", etcd.path("etcdPassword"));
             let right = "write it to a file of mode 0600 and give the path as etcdPasswordFile";

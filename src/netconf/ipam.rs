@@ -99,6 +99,9 @@ const FIELDS: [&str; 19] = [
     "ipv6_pools",
     "dataDir",
 ];
+/// Where the calls of one node leave each other notes, if the configuration does not say.
+pub const STATE_DIR: &str = "/run/kube-ipam";
+const DEFAULT_WAIT: u64 = 20;
 /// The kubelet gives a sandbox two minutes.
 const LONGEST_WAIT: u64 = 100;
 /// In seconds: a kubelet has stopped the containers of a deleted pod by then.
@@ -129,12 +132,30 @@ impl Ipam {
             v6,
             routes: ipam.objects("routes")?.iter().map(route).collect::<Result<_, _>>()?,
             resolv_conf: ipam.file("resolvConf")?,
-            wait: Duration::from_secs(seconds(ipam, "waitSeconds", 20, LONGEST_WAIT)?),
+            wait: Duration::from_secs(seconds(ipam, "waitSeconds", DEFAULT_WAIT, LONGEST_WAIT)?),
             takeover: takeover(ipam)?,
-            state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from("/run/kube-ipam")),
+            state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: pools(ipam, "ipv4_pools", Family::V4)?,
             v6_pools: pools(ipam, "ipv6_pools", Family::V6)?,
             dialect,
+        })
+    }
+
+    /// What DEL uses of the section; the rest as if it were not there.
+    pub(super) fn parse_for_del(ipam: &Object<'_>, network: &str) -> Result<Ipam, CniError> {
+        Ok(Ipam {
+            network: ledger_network(ipam, network)?,
+            etcd: ipam.object("etcdConfig")?.map(|etcd| EtcdConfig::parse(&etcd)).transpose()?,
+            v4: None,
+            v6: None,
+            routes: Vec::new(),
+            resolv_conf: None,
+            wait: Duration::from_secs(DEFAULT_WAIT),
+            takeover: Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(DEFAULT_GRACE) },
+            state_dir: ipam.file("stateDir").ok().flatten().unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+            v4_pools: Vec::new(),
+            v6_pools: Vec::new(),
+            dialect: Dialect::KubeIpam,
         })
     }
 

@@ -14,11 +14,11 @@ use tracing::level_filters::LevelFilter;
 
 use crate::cni::names::{is_cni_name, is_dns_subdomain};
 use crate::cni::object::Object;
-use crate::cni::{Answer, CniError, CniVersion};
+use crate::cni::{Answer, CniError, CniVersion, Verb};
 
 pub use etcd::EtcdConfig;
 pub(crate) use ipam::pool_ref;
-pub use ipam::{Dialect, Ipam, PoolRef};
+pub use ipam::{Dialect, Ipam, PoolRef, STATE_DIR};
 pub use node::NodeName;
 
 /// A network configuration.
@@ -95,6 +95,47 @@ impl NetConf {
             prev_result: outer.value("prevResult").map(|result| Answer::parse(result, &cni_version)).transpose()?,
             calico_api_group: calico_api_group(&outer)?,
         })
+    }
+}
+
+impl NetConf {
+    /// What a verb needs of a configuration, and the fault that it does without; see [`NetConf::parse_for_del`].
+    pub fn parse_for(verb: Verb, conf: &Value, plugin_name: &str) -> Result<(NetConf, Option<CniError>), CniError> {
+        match verb {
+            Verb::Del => NetConf::parse_for_del(conf, plugin_name),
+            _ => NetConf::parse(conf, plugin_name).map(|net| (net, None)),
+        }
+    }
+
+    /// What DEL uses of a configuration: the names, the kubeconfig and `ipam.etcdConfig`; log and state directory
+    /// if they can be read. A configuration that was broken after its pods were made would keep them for ever
+    /// otherwise. Gives the fault that DEL does without, too; code 1 or 7 for what it cannot do without.
+    pub fn parse_for_del(conf: &Value, plugin_name: &str) -> Result<(NetConf, Option<CniError>), CniError> {
+        let fault = match NetConf::parse(conf, plugin_name) {
+            Ok(net) => return Ok((net, None)),
+            Err(fault) => fault,
+        };
+        let outer = Object::new("", conf)?;
+        let network = network(&outer)?;
+        let Some(ipam) = outer.object("ipam")? else { return Err(fault) };
+        let kubeconfig = match ipam.file("kubeConfig")? {
+            Some(file) => Some(file),
+            None => outer.object("kubernetes")?.map(|section| section.file("kubeconfig")).transpose()?.flatten(),
+        };
+        let net = NetConf {
+            cni_version: CniVersion::of(conf)?,
+            ipam: Ipam::parse_for_del(&ipam, &network)?,
+            network,
+            main_plugin: outer.text("type").ok().flatten().unwrap_or_default().to_owned(),
+            nodename: NodeName::parse(&outer).unwrap_or_else(|_| NodeName::by_file()),
+            kubeconfig,
+            log_level: log_level(&outer).unwrap_or(LevelFilter::INFO),
+            log_file_path: outer.file("log_file_path").ok().flatten(),
+            attachments: None,
+            prev_result: None,
+            calico_api_group: calico_api_group(&outer).ok().flatten(),
+        };
+        Ok((net, Some(fault)))
     }
 }
 

@@ -31,6 +31,11 @@ impl NodeName {
         })
     }
 
+    /// The node's name by Calico's own file alone.
+    pub(super) fn by_file() -> NodeName {
+        NodeName { nodename: None, file: PathBuf::from(DEFAULT_FILE), file_required: true, hostname: None }
+    }
+
     /// The node's name: `nodename`, else the file's content, else `hostname`, else the host's own name in lower case.
     /// `file` is the content of [`NodeName::file`], none if there is no such file. Code 7 if what is found is no node name.
     pub fn resolve(&self, file: Option<&str>, host: &str) -> Result<String, CniError> {

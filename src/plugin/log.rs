@@ -2,15 +2,15 @@
 //! changes no answer; its file is 0600 and never reached through a symlink.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::Duration;
 
-use serde_json::Value;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::cni::{CniError, Invocation, Verb};
 use crate::netconf::NetConf;
 
 /// File name, in the directory of the main plugin's log.
@@ -18,7 +18,8 @@ const FILE: &str = "kube-ipam.log";
 /// Size at which the file is set aside as `kube-ipam.log.1`, in bytes.
 const ROTATE_AT: u64 = 10 << 20;
 
-/// Starts logging as the network configuration says; to stderr if there is no file.
+/// Starts logging as the network configuration says; nowhere if there is no file. What libraries would say
+/// of their requests stays out of it: headers hold credentials.
 pub(super) fn start(net: &NetConf) {
     let file = net.log_file_path.as_deref().and_then(Path::parent).and_then(open);
     let writer = match file {
@@ -26,9 +27,10 @@ pub(super) fn start(net: &NetConf) {
         // A runtime shows stderr beside a failed answer: only what explains a failure belongs there.
         None => BoxMakeWriter::new(std::io::sink),
     };
-    let subscriber =
-        tracing_subscriber::fmt().json().flatten_event(true).with_max_level(net.log_level).with_writer(writer);
-    let _ = subscriber.try_init();
+    // A line that cannot be written is lost without a word, for the same reason.
+    let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).log_internal_errors(false);
+    let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), net.log_level);
+    let _ = tracing_subscriber::registry().with(layer.with_writer(writer).with_filter(ours)).try_init();
 }
 
 fn open(directory: &Path) -> Option<File> {
@@ -36,36 +38,12 @@ fn open(directory: &Path) -> Option<File> {
     if fs::symlink_metadata(&path).is_ok_and(|m| m.is_file() && m.len() > ROTATE_AT) {
         let _ = fs::rename(&path, directory.join(format!("{FILE}.1")));
     }
-    OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).ok()
-}
-
-/// One line for an answer.
-pub(super) fn answered(call: &Invocation, result: Result<&Option<Value>, &CniError>, took: Duration) {
-    let verb: &'static str = match call.verb {
-        Verb::Add => "ADD",
-        Verb::Del => "DEL",
-        Verb::Check => "CHECK",
-        Verb::Status => "STATUS",
-        Verb::Gc => "GC",
-        Verb::Version => "VERSION",
-    };
-    let (namespace, pod) = (call.args.pod_namespace.as_deref(), call.args.pod_name.as_deref());
-    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    match result {
-        Ok(answer) => {
-            let ips = answer.as_ref().and_then(|a| a.get("ips")).map(Value::to_string);
-            tracing::info!(verb, namespace, pod, container = call.container_id, ips, milliseconds, "answered");
-        }
-        Err(error) => tracing::error!(
-            verb,
-            namespace,
-            pod,
-            container = call.container_id,
-            code = error.code,
-            error = error.msg,
-            remedy = error.details,
-            milliseconds,
-            "refused"
-        ),
+    // Without O_NONBLOCK a FIFO of this name would stop us until somebody reads it.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path).ok()?;
+    let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        file.set_permissions(fs::Permissions::from_mode(0o600)).ok()?;
     }
+    Some(file)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::cni::CniError;
 use crate::cni::error::shown;
-use crate::netconf::{PoolRef, pool_ref};
+use crate::netconf::{Dialect, Ipam, PoolRef, pool_ref};
 use crate::range::Family;
 
 /// What `cni.projectcalico.org/ipv4pools`, `ipv6pools` and `ipFamilies` ask for; the pod's over the namespace's, key by key.
@@ -25,6 +25,35 @@ pub struct Families {
     pub v4: bool,
     /// An IPv6 address
     pub v6: bool,
+}
+
+impl Families {
+    /// Whether an address of this family is asked for.
+    pub fn contains(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    /// Code 7 for a family that is asked for and that the network has no addresses of: a pod that would do with less does not ask.
+    pub(crate) fn unmet(self, family: Family, ipam: &Ipam) -> CniError {
+        let asked: Vec<String> =
+            Family::BOTH.into_iter().filter(|f| self.contains(*f)).map(|f| format!("\"{f}\"")).collect();
+        let (lacks, remedy) = match ipam.dialect {
+            Dialect::KubeIpam => ("has no subnet of", format!("add an {family} subnet to ipam.ranges")),
+            Dialect::CalicoIpam { .. } => {
+                ("does not assign", format!("set assign_{}", family.to_string().to_lowercase()))
+            }
+        };
+        let wrong = format!("asks for {family}, which network {} {lacks}", ipam.network);
+        CniError::annotation(
+            IP_FAMILIES,
+            &format!("[{}]", asked.join(", ")),
+            wrong,
+            format!("leave {family} out, or {remedy}"),
+        )
+    }
 }
 
 impl PoolAnnotations {

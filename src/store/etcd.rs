@@ -6,14 +6,17 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KvClient, TlsOptions, Txn,
     TxnOp, TxnOpResponse, WatchOptions,
 };
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{Failure, Ledger, StoreError, Swap, Versioned};
+use super::{Failure, Ledger, StoreError, Swap, Versioned, tls};
 use crate::claim::Claim;
 use crate::netconf::EtcdConfig;
 
@@ -25,16 +28,21 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct EtcdLedger {
     client: Client,
     prefix: String,
+    credentials: Credentials,
 }
+
+/// Names the fields and files of the credentials, for the error that says they are not accepted.
+#[derive(Clone)]
+struct Credentials(Arc<str>);
 
 // === impl EtcdLedger ===
 
 impl EtcdLedger {
-    /// A ledger for `network`; connections are made with the first call.
+    /// A ledger for `network`. Connections are made with the first call, or now if a user has to log in.
     ///
     /// # Errors
-    /// [`Failure::Denied`] naming the certificate, key or CA file that cannot be used;
-    /// [`Failure::Refused`] for an endpoint that is no URL.
+    /// [`Failure::Unreadable`] and [`Failure::Malformed`] naming the certificate, key, CA or password file that
+    /// cannot be used; [`Failure::Denied`] if it is not accepted; [`Failure::Refused`] for an endpoint that is no URL.
     pub async fn open(config: &EtcdConfig, network: &str) -> Result<Self, StoreError> {
         let fail = |failure| StoreError::new("connect", format!("etcd {}", config.endpoints.join(",")), failure);
         let mut options = ConnectOptions::new()
@@ -42,10 +50,16 @@ impl EtcdLedger {
             .with_timeout(CALL_TIMEOUT)
             .with_require_leader(true);
         if config.endpoints.iter().any(|e| e.starts_with("https://")) {
-            options = options.with_tls(tls(config).map_err(fail)?);
+            options = options.with_tls(tls_options(config).map_err(fail)?);
         }
-        let client = Client::connect(&config.endpoints, Some(options)).await.map_err(|e| fail(sort(&e)))?;
-        Ok(Self { client, prefix: format!("{}/{network}/claims/", config.prefix.trim_end_matches('/')) })
+        if let Some((user, password)) = credentials(config).map_err(fail)? {
+            // A token lives for five minutes by default.
+            options = options.with_user(user, password).with_auto_token_refresh(true);
+        }
+        let credentials = Credentials::of(config);
+        let what = format!("etcd {}", config.endpoints.join(","));
+        let client = credentials.bounded("connect", &what, Client::connect(&config.endpoints, Some(options))).await?;
+        Ok(Self { client, prefix: format!("{}/{network}/claims/", config.prefix.trim_end_matches('/')), credentials })
     }
 
     fn kv(&self) -> KvClient {
@@ -61,14 +75,14 @@ impl Ledger for EtcdLedger {
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         let what = format!("claim {address}");
         let mut kv = self.kv();
-        let answer = bounded("range", &what, kv.get(self.key(address), None)).await?;
+        let answer = self.credentials.bounded("range", &what, kv.get(self.key(address), None)).await?;
         answer.kvs().first().map(|pair| decode(&what, pair)).transpose()
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         let mut kv = self.kv();
-        let answer =
-            bounded("range", "claims", kv.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()))).await?;
+        let call = kv.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()));
+        let answer = self.credentials.bounded("range", "claims", call).await?;
         let mut claims = answer
             .kvs()
             .iter()
@@ -91,7 +105,7 @@ impl Ledger for EtcdLedger {
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, expected.unwrap_or(0));
         let txn = Txn::new().when([unchanged]).and_then([write]).or_else([TxnOp::get(key.as_str(), None)]);
         let mut kv = self.kv();
-        let answer = bounded("txn", &what, kv.txn(txn)).await?;
+        let answer = self.credentials.bounded("txn", &what, kv.txn(txn)).await?;
         if answer.succeeded() {
             let revision = answer.header().map_or(0, |h| h.revision());
             return Ok(Swap::Done(if claim.is_some() { revision } else { 0 }));
@@ -105,7 +119,7 @@ impl Ledger for EtcdLedger {
 
     async fn changed(&self, address: IpAddr, revision: i64) -> Result<(), StoreError> {
         let what = format!("claim {address}");
-        let fail = |e: &Error| StoreError::new("watch", what.as_str(), sort(e));
+        let fail = |e: &Error| StoreError::new("watch", what.as_str(), self.credentials.sort(e));
         let options = WatchOptions::new().with_start_revision(revision + 1);
         let mut stream =
             self.client.watch_client().watch(self.key(address), Some(options)).await.map_err(|e| fail(&e))?;
@@ -119,16 +133,42 @@ impl Ledger for EtcdLedger {
     }
 }
 
-async fn bounded<T>(
-    verb: &'static str,
-    what: &str,
-    call: impl Future<Output = Result<T, Error>>,
-) -> Result<T, StoreError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(e)) => Err(StoreError::new(verb, what, sort(&e))),
-        Err(_) => {
-            Err(StoreError::new(verb, what, Failure::Unknown(format!("no answer from etcd within {CALL_TIMEOUT:?}"))))
+// === impl Credentials ===
+
+impl Credentials {
+    fn of(config: &EtcdConfig) -> Self {
+        let files = [
+            ("etcdTrustedCAFile", &config.ca_file),
+            ("etcdCertFile", &config.cert_file),
+            ("etcdKeyFile", &config.key_file),
+            ("etcdPasswordFile", &config.password_file),
+        ];
+        let named = files.into_iter().filter_map(|(field, path)| Some(format!("{field} {}", path.as_ref()?.display())));
+        let user = config.username.iter().map(|user| format!("etcdUsername {user}"));
+        let all: Vec<String> = named.chain(user).collect();
+        let all = if all.is_empty() { "no credentials".to_owned() } else { all.join(", ") };
+        Self(format!("etcdConfig: {all}").into())
+    }
+
+    async fn bounded<T>(
+        &self,
+        verb: &'static str,
+        what: &str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        let late = || Failure::Unknown(format!("no answer from etcd within {CALL_TIMEOUT:?}"));
+        let failure = match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(e)) => self.sort(&e),
+            Err(_) => late(),
+        };
+        Err(StoreError::new(verb, what, failure))
+    }
+
+    fn sort(&self, error: &Error) -> Failure {
+        match tls::refusal(error).map_or_else(|| sort(error), Failure::Denied) {
+            Failure::Denied(why) => Failure::Denied(format!("{why} ({})", self.0)),
+            other => other,
         }
     }
 }
@@ -142,18 +182,30 @@ fn decode(what: &str, pair: &etcd_client::KeyValue) -> Result<Versioned<Claim>, 
 fn sort(error: &Error) -> Failure {
     use tonic_code::*;
     match error {
+        // The handshake's failure hides below the status.
+        Error::GRpcStatus(status) if tls::refusal(status).is_some() => {
+            Failure::Denied(tls::refusal(status).unwrap_or_default())
+        }
         Error::GRpcStatus(status) => match status.code() as i32 {
             UNAUTHENTICATED | PERMISSION_DENIED => Failure::Denied(status.message().to_owned()),
+            INVALID_ARGUMENT if LOGIN.iter().any(|words| status.message().contains(words)) => {
+                Failure::Denied(status.message().to_owned())
+            }
             INVALID_ARGUMENT | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED => {
                 Failure::Refused(status.message().to_owned())
             }
-            RESOURCE_EXHAUSTED => Failure::Refused(format!("etcd is out of space or overloaded: {}", status.message())),
+            RESOURCE_EXHAUSTED if status.message().contains("space exceeded") => {
+                Failure::Full(status.message().to_owned())
+            }
             _ => Failure::Unknown(super::kube::chain(status)),
         },
         Error::InvalidArgs(_) | Error::InvalidUri(_) => Failure::Refused(super::kube::chain(error)),
         other => Failure::Unknown(super::kube::chain(other)),
     }
 }
+
+/// What etcd says, as an invalid argument, of a wrong password and of a client without a user.
+const LOGIN: [&str; 2] = ["authentication failed", "user name is empty"];
 
 /// gRPC's status numbers, which crate etcd-client does not re-export.
 mod tonic_code {
@@ -166,17 +218,91 @@ mod tonic_code {
     pub const UNAUTHENTICATED: i32 = 16;
 }
 
-fn tls(config: &EtcdConfig) -> Result<TlsOptions, Failure> {
+fn tls_options(config: &EtcdConfig) -> Result<TlsOptions, Failure> {
     let mut options = TlsOptions::new();
     if let Some(ca) = &config.ca_file {
-        options = options.ca_certificate(Certificate::from_pem(pem("etcdTrustedCAFile", ca)?));
+        options = options.ca_certificate(Certificate::from_pem(certificates("etcdTrustedCAFile", ca)?));
     }
     if let (Some(cert), Some(key)) = (&config.cert_file, &config.key_file) {
-        options = options.identity(Identity::from_pem(pem("etcdCertFile", cert)?, pem("etcdKeyFile", key)?));
+        options =
+            options.identity(Identity::from_pem(certificates("etcdCertFile", cert)?, private_key("etcdKeyFile", key)?));
     }
     Ok(options)
 }
 
-fn pem(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|e| Failure::Denied(format!("etcdConfig.{field} {}: {e}", path.display())))
+/// The user, and the password in its file without the line break at the end.
+fn credentials(config: &EtcdConfig) -> Result<Option<(String, String)>, Failure> {
+    let (Some(user), Some(path)) = (&config.username, &config.password_file) else { return Ok(None) };
+    let wrong = || malformed("etcdPasswordFile", path, "a password in UTF-8");
+    let text = String::from_utf8(read("etcdPasswordFile", path)?).map_err(|_| wrong())?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let password = line.strip_suffix('\r').unwrap_or(line);
+    if password.is_empty() { Err(wrong()) } else { Ok(Some((user.clone(), password.to_owned()))) }
+}
+
+/// PEM text with at least one certificate. The libraries below would not say which file is wrong.
+fn certificates(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    let pem = read(field, path)?;
+    let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(pem),
+        _ => Err(malformed(field, path, "PEM certificates")),
+    }
+}
+
+fn private_key(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    let pem = read(field, path)?;
+    match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(_) => Ok(pem),
+        Err(_) => Err(malformed(field, path, "a PEM private key")),
+    }
+}
+
+fn read(field: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|e| Failure::Unreadable(format!("etcdConfig.{field} {}: {e}", path.display())))
+}
+
+fn malformed(field: &str, path: &Path, what: &str) -> Failure {
+    Failure::Malformed(format!("etcdConfig.{field} {}: does not hold {what}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(password_file: &Path) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: vec!["http://127.0.0.1:1".into()],
+            cert_file: None,
+            key_file: None,
+            ca_file: None,
+            prefix: "/kube-ipam/v1".into(),
+            username: Some("ipam".into()),
+            password_file: Some(password_file.to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_password_is_its_file_without_the_line_break_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        for (content, password) in [("s3 cret\n", "s3 cret"), ("s3cret", "s3cret"), ("a\r\n", "a"), (" a\n\n", " a\n")]
+        {
+            std::fs::write(&file, content).unwrap();
+            let read = credentials(&config(&file)).unwrap();
+            assert_eq!(read, Some(("ipam".to_owned(), password.to_owned())));
+        }
+        assert_eq!(credentials(&EtcdConfig { username: None, password_file: None, ..config(&file) }).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_password_file_that_is_missing_or_empty_is_named_before_anything_is_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        let error = EtcdLedger::open(&config(&file), "net").await.err().unwrap().to_string();
+        assert!(error.contains(&format!("etcdConfig.etcdPasswordFile {}: No such file", file.display())), "{error}");
+        std::fs::write(&file, "\n").unwrap();
+        let error = EtcdLedger::open(&config(&file), "net").await.err().unwrap().to_string();
+        assert!(error.contains("etcdConfig.etcdPasswordFile") && error.contains("does not hold a password"), "{error}");
+    }
 }

@@ -5,6 +5,7 @@
 //! "nothing happened" or "nobody knows".
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
@@ -17,7 +18,7 @@ use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Failure, Object, Objects, StoreError, describe, transport};
+use super::{Failure, Object, Objects, StoreError, describe, tls, transport};
 use crate::pod::Owner;
 
 /// Longest wait for one answer. Two of these fit into the ten seconds in which an ADD must fail
@@ -32,6 +33,8 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct KubeStore {
     client: Client,
+    /// Where the credentials come from, for the error that says they are not accepted.
+    credentials: Arc<str>,
 }
 
 /// Why no client could be made of a kubeconfig.
@@ -40,8 +43,10 @@ pub struct KubeStore {
 pub struct KubeconfigError {
     /// The file.
     pub path: String,
-    /// What is wrong with it.
+    /// What is wrong with it. Never what it holds.
     pub reason: String,
+    /// Whether it, or a file that it names, could not be read; else what they hold is wrong.
+    pub unreadable: bool,
 }
 
 /// The part of a `Status` answer that matters here.
@@ -52,12 +57,33 @@ struct Status {
     reason: String,
 }
 
+// === impl KubeconfigError ===
+
+impl KubeconfigError {
+    fn of(path: &Path, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut unreadable = false;
+        let mut next = Some(error);
+        while let Some(cause) = next {
+            unreadable |= cause.is::<std::io::Error>();
+            next = cause.source();
+        }
+        let reason = match error.downcast_ref() {
+            // The parser quotes the text it fails at, and that may be a token.
+            Some(::kube::config::KubeconfigError::Parse(_)) => {
+                "this is not a kubeconfig (its text is not shown)".into()
+            }
+            _ => chain(error),
+        };
+        Self { path: path.display().to_string(), reason, unreadable }
+    }
+}
+
 // === impl KubeStore ===
 
 impl KubeStore {
     /// A store over a client that the caller made; its library must not retry by itself.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, credentials: Arc::from("the client's own credentials") }
     }
 
     /// A store by a kubeconfig file; nothing is sent yet.
@@ -65,11 +91,20 @@ impl KubeStore {
     /// # Errors
     /// The file cannot be read, is no kubeconfig, or names certificates that cannot be used.
     pub async fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Self, KubeconfigError> {
-        let fail = |reason: String| KubeconfigError { path: path.display().to_string(), reason };
-        let kubeconfig = Kubeconfig::read_from(path).map_err(|e| fail(chain(&e)))?;
+        let config = Self::config(path, context).await?;
+        let store = Self::from_config(config).map_err(|e| KubeconfigError::of(path, &e))?;
+        Ok(Self { credentials: format!("kubeConfig {}", path.display()).into(), ..store })
+    }
+
+    /// kube's configuration by a kubeconfig file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no kubeconfig, or has no such context.
+    pub async fn config(path: &Path, context: Option<&str>) -> Result<Config, KubeconfigError> {
+        let kubeconfig = Kubeconfig::read_from(path).map_err(|e| KubeconfigError::of(path, &e))?;
         let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|e| fail(chain(&e)))?;
-        Self::from_config(config).map_err(|e| fail(chain(&e)))
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        config.map_err(|e| KubeconfigError::of(path, &e))
     }
 
     /// A store by kube's own configuration, with everything switched off that would repeat a request.
@@ -81,7 +116,7 @@ impl KubeStore {
         config.connect_timeout = Some(Duration::from_secs(3));
         config.read_timeout = Some(CALL_TIMEOUT);
         config.write_timeout = Some(CALL_TIMEOUT);
-        Ok(Self { client: transport::client(config)? })
+        Ok(Self::new(transport::client(config)?))
     }
 
     /// The client, for reads that are not IPAM (Events, watches).
@@ -112,7 +147,7 @@ impl KubeStore {
 
     async fn exchange<T: DeserializeOwned>(&self, request: http::Request<Body>) -> Result<T, Failure> {
         let creates = request.method() == http::Method::POST;
-        let answer = self.client.send(request).await.map_err(|e| unsent(&e))?;
+        let answer = self.client.send(request).await.map_err(|e| self.unsent(&e))?;
         let status = answer.status();
         let retry_after = retry_after(answer.headers());
         let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
@@ -128,7 +163,7 @@ impl KubeStore {
             404 if told.reason == "NotFound" => Failure::Absent,
             404 => Failure::NoKind,
             429 => Failure::Busy(retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
-            401 | 403 => Failure::Denied(message),
+            401 | 403 => Failure::Denied(format!("{message} ({})", self.credentials)),
             code if code < 500 => Failure::Refused(message),
             _ => Failure::Unknown(format!("HTTP {status}: {message}")),
         })
@@ -213,6 +248,18 @@ impl KubeStore {
         Ok(list.items)
     }
 
+    /// A request that got no answer may have been carried out all the same. Credentials that could not be
+    /// loaded, or that did not get through the handshake, are the exception: nothing was sent.
+    fn unsent(&self, error: &::kube::Error) -> Failure {
+        match error {
+            ::kube::Error::Auth(e) => Failure::Denied(format!("{} ({})", chain(e), self.credentials)),
+            other => match tls::refusal(other) {
+                Some(why) => Failure::Denied(format!("{why} ({})", self.credentials)),
+                None => Failure::Unknown(chain(other)),
+            },
+        }
+    }
+
     /// The collection an owner's object lives in; `None` if the cluster serves no such kind.
     async fn owner_path(&self, owner: &Owner, what: &str) -> Result<Option<String>, StoreError> {
         let known = match (owner.group.as_str(), owner.kind.as_str()) {
@@ -264,15 +311,6 @@ fn encode<K: Object>(verb: &'static str, what: &str, object: &K) -> Result<Vec<u
 fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
     let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
-}
-
-/// A request that got no answer may have been carried out all the same. Credentials that could not even be
-/// loaded are the exception: nothing was sent.
-fn unsent(error: &::kube::Error) -> Failure {
-    match error {
-        ::kube::Error::Auth(e) => Failure::Denied(chain(e)),
-        other => Failure::Unknown(chain(other)),
-    }
 }
 
 /// An error with its causes, outermost first: a TLS or DNS failure hides two levels down.

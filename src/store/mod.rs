@@ -4,11 +4,13 @@
 //! store that injects faults. What every implementation must keep: a write is decided by its precondition
 //! alone (never by an earlier read), and an error says whether the write is known not to have happened.
 
+pub mod cached;
 pub mod conformance;
 pub mod etcd;
 pub mod faulty;
 pub mod kube;
 pub mod memory;
+mod tls;
 mod transport;
 
 use std::fmt;
@@ -41,6 +43,20 @@ pub trait Objects: Send + Sync {
         namespace: Option<&str>,
         name: &str,
     ) -> impl Future<Output = Result<Option<K>, StoreError>> + Send;
+
+    /// The object as it is now, also from a store whose `get` may answer from memory.
+    fn fresh<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<K>, StoreError>> + Send {
+        self.get(namespace, name)
+    }
+
+    /// Whether `get` and `list` may answer from memory, and so may be a little out of date.
+    fn is_cache(&self) -> bool {
+        false
+    }
 
     /// All objects of a kind, over all namespaces, whose labels match `selector` (empty: all).
     /// A kind that the cluster does not serve gives [`Failure::NoKind`], never an empty list.
@@ -107,6 +123,24 @@ pub trait Ledger: Send + Sync {
     fn changed(&self, address: IpAddr, revision: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
+impl<L: Ledger> Ledger for std::sync::Arc<L> {
+    async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
+        L::read(self, address).await
+    }
+
+    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
+        L::all(self).await
+    }
+
+    async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
+        L::swap(self, address, expected, claim).await
+    }
+
+    async fn changed(&self, address: IpAddr, revision: i64) -> Result<(), StoreError> {
+        L::changed(self, address, revision).await
+    }
+}
+
 /// A store's refusal or failure, with the call that met it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{verb} {object}: {failure}")]
@@ -143,6 +177,15 @@ pub enum Failure {
     /// The server understood and refused; nothing was written.
     #[error("refused: {0}")]
     Refused(String),
+    /// A file of credentials cannot be read; nothing was sent.
+    #[error("{0}")]
+    Unreadable(String),
+    /// A file of credentials is not what it should be; nothing was sent.
+    #[error("{0}")]
+    Malformed(String),
+    /// The server has no room left to write; nothing was written.
+    #[error("no room is left: {0}")]
+    Full(String),
     /// No answer, or one that leaves open whether the call took effect.
     #[error("no clear answer: {0}")]
     Unknown(String),

@@ -9,7 +9,7 @@ use calico::invariants::{self, Snapshot, Violation};
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPReservation};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use kube_ipam::driver::{Assigned, Attachment, Driver, Error, Freed, Open, PodRef};
+use kube_ipam::driver::{Assigned, Attachment, Driver, Error, Freed, PodRef};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::faulty::{Faults, Faulty};
 use kube_ipam::store::memory::{MemoryLedger, MemoryObjects};
@@ -183,7 +183,7 @@ pub fn attachment<'a>(net: &'a NetConf, node: &'a str, pod: &'a str, container: 
         node,
         explicit: &[],
         cancelled: &|| false,
-        gate: &Open,
+        last_sandbox: true,
         deadline: Instant::now() + Duration::from_secs(9),
         policy: net.ipam.takeover,
     }

@@ -78,12 +78,24 @@ impl IPAMBlockSpec {
     /// Releases every address that bears the handle, in order. Empty, and the block unchanged, if none does:
     /// then nothing is to be written.
     pub fn release_handle(&mut self, handle: &str, cooldown_seconds: i64, now: Timestamp) -> Vec<Released> {
+        self.release_matching(handle, |_| true, cooldown_seconds, now)
+    }
+
+    /// The same for those among them whose attributes `wanted` accepts.
+    pub fn release_matching(
+        &mut self,
+        handle: &str,
+        wanted: impl Fn(&AllocationAttribute) -> bool,
+        cooldown_seconds: i64,
+        now: Timestamp,
+    ) -> Vec<Released> {
         let handle = names::clean_handle(handle);
         let mut ordinals = Vec::new();
         let mut released = Vec::new();
         for ordinal in 0..self.allocations.len() {
             if let Entry::Used { attribute, .. } = self.entry_at(ordinal)
                 && attribute.handle() == Some(handle)
+                && wanted(attribute)
             {
                 ordinals.push(ordinal);
                 released.push(Released { address: self.address(ordinal), attribute: attribute.clone() });

@@ -1,6 +1,6 @@
 //! The captured steps, and a cluster's objects on which this crate's operations are performed in the order
 //! in which a writer would.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! A lab: one cluster of any tier with kube-ipam on its nodes, and what the scenarios ask of it.
 //! Scenarios know this type only, so that every tier runs the same ones.
 
+mod calicoctl;
 mod conflist;
 mod machine;
 mod world;
@@ -16,6 +17,7 @@ use serde_json::json;
 
 use crate::calls::Counts;
 
+pub use calicoctl::{Row, pool_rows};
 pub use conflist::{Network, Site};
 pub use machine::Machine;
 pub use world::{Limits, address, node_of};
@@ -159,6 +161,13 @@ impl Lab {
             .output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         Ok((output.status.success(), text))
+    }
+
+    /// The same with `-o json`, read.
+    pub fn kube_ipam_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let (well, text) = self.kube_ipam(&[arguments, &["-o", "json"]].concat())?;
+        ensure!(well, "kube-ipam {arguments:?}: {text}");
+        serde_json::from_str(&text).with_context(|| format!("kube-ipam {arguments:?}: {text}"))
     }
 
     /// Writes a kubeconfig with every right for the user whom [`Lab::counted`] counts.

@@ -9,6 +9,7 @@ mod guide;
 mod node_failure;
 mod stateful;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +18,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, address};
+use crate::lab::{Lab, Row, address, node_of, pool_rows};
 
 /// A scenario and its name.
 pub struct Scenario {
@@ -73,6 +74,31 @@ fn audit(lab: &Lab) -> Result<()> {
             "calicoctl ipam check: {text}"
         );
     }
+    agrees_with_calicoctl(lab)
+}
+
+/// `kube-ipam show` and, with CALICO_BIN, `calicoctl ipam show` count the same.
+fn agrees_with_calicoctl(lab: &Lab) -> Result<()> {
+    let Some(text) = lab.calicoctl(&["ipam", "show"])? else { return Ok(()) };
+    let theirs = pool_rows(&text)?;
+    let shown = lab.kube_ipam_json(&["show"])?;
+    let row = |pool: &Value| ["total", "inUse", "reserved", "free"].map(|key| pool[key].as_u64().unwrap_or_default());
+    let ours: BTreeMap<String, Row> = shown
+        .as_array()
+        .context("show prints a list")?
+        .iter()
+        .map(|pool| (pool["cidr"].as_str().unwrap_or_default().to_owned(), row(pool)))
+        .collect();
+    ensure!(ours == theirs, "kube-ipam show says {ours:?}, calicoctl ipam show {theirs:?}");
+    Ok(())
+}
+
+/// `kube-ipam show --ip` names the pod and its node.
+fn assert_shown(lab: &Lab, pod: &Pod, address: IpAddr) -> Result<()> {
+    let shown = lab.kube_ipam_json(&["show", "--ip", &address.to_string()])?;
+    let expected = json!({"namespace": pod.namespace(), "name": pod.name_any()});
+    let named = shown[0]["pod"] == expected && shown[0]["node"] == json!(node_of(pod)?);
+    ensure!(named, "kube-ipam show --ip {address} does not name {expected} on {}: {shown}", node_of(pod)?);
     Ok(())
 }
 
@@ -113,6 +139,7 @@ async fn assert_has(lab: &Lab, pod: &Pod, expected: IpAddr) -> Result<()> {
     let shown = address(pod)?;
     ensure!(shown == expected, "pod {} has {shown}, expected {expected}", pod.name_any());
     lab.assert_recorded(expected, pod).await?;
+    assert_shown(lab, pod, expected)?;
     if let Some(addresses) = lab.interface(pod)? {
         ensure!(addresses.contains(&expected), "the interface of {} has {addresses:?}", pod.name_any());
     }

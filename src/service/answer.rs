@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use calico::AssignError;
 use ipnetwork::IpNetwork;
 
 use crate::cni::{Answer, AnswerIp, CniError, Dns, Route, code};
@@ -11,7 +12,7 @@ use crate::range::Family;
 use crate::store::{Failure, StoreError};
 
 /// The result of an ADD.
-pub(super) fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
+pub fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
     let answer = match net.ipam.dialect {
         Dialect::KubeIpam => Answer {
             ips: assigned.iter().map(|a| by_subnet(net, a)).collect::<Result<_, _>>()?,
@@ -57,7 +58,7 @@ fn dns(net: &NetConf) -> Dns {
 }
 
 /// An error of ADD, DEL, CHECK or GC.
-pub(super) fn error(error: &Error) -> CniError {
+pub fn error(error: &Error) -> CniError {
     let (code, remedy) = match error {
         Error::Cni(cni) => return cni.clone(),
         Error::Store(store) => return of_store(store),
@@ -67,6 +68,7 @@ pub(super) fn error(error: &Error) -> CniError {
         Error::NoPod { .. } | Error::OtherPod { .. } => {
             (code::TRY_AGAIN, "The pod was deleted or replaced meanwhile; the runtime will clean up.".into())
         }
+        Error::OtherInterface { .. } => (code::INVALID_CONFIG, crate::driver::ONE_ATTACHMENT.into()),
         Error::NoNode(_) => (
             code::INVALID_CONFIG,
             "The node name comes from nodename, nodename_file, hostname or the host's name, in this order, and must be \
@@ -89,6 +91,12 @@ pub(super) fn error(error: &Error) -> CniError {
              `kube-ipam release` once nothing uses it."
                 .into(),
         ),
+        Error::Assign(AssignError::Cooling { .. }) => {
+            (code::TRY_AGAIN, "It is free again after ipCooldownSeconds of Calico's IPAMConfig.".into())
+        }
+        Error::Assign(AssignError::Deleted { .. }) => {
+            (code::TRY_AGAIN, "Another writer is deleting the block; this is tried again by itself.".into())
+        }
         Error::Assign(_) => (
             code::ADDRESS_HELD,
             "Run the pod on the node that owns the block, or set strictAffinity to false in Calico's IPAMConfig.".into(),
@@ -98,7 +106,7 @@ pub(super) fn error(error: &Error) -> CniError {
             "Delete pods, or widen rangeStart-rangeEnd in the CNI config (and the IPPool, if it is too small).".into(),
         ),
         Error::Damaged { .. } => (code::INTERNAL, "Run `kube-ipam check`; calicoctl ipam check --fix may mend it.".into()),
-        Error::Superseded(_) | Error::Cancelled | Error::Late(_) => {
+        Error::Superseded(_) | Error::Cancelled | Error::NotAhead(_) | Error::Late(_) => {
             (code::TRY_AGAIN, "Nothing was kept; this is tried again by itself.".into())
         }
     };
@@ -111,15 +119,27 @@ fn of_store(store: &StoreError) -> CniError {
             code::FORBIDDEN,
             "Check the credentials in kubeConfig and etcdConfig, and that the ClusterRole of kube-ipam is bound to them.",
         ),
+        Failure::Unreadable(_) => (code::IO, "Make the file readable for the runtime's user, or name another."),
+        Failure::Malformed(_) => (code::DECODE, "Put the right PEM file there, or name another."),
         Failure::NoKind => (code::NO_POOL, "Install Calico's CRDs first."),
         Failure::Refused(_) | Failure::Corrupt(_) => (code::INTERNAL, "Run `kube-ipam check`."),
-        _ => (code::TRY_AGAIN, "Nothing was answered; the runtime tries again by itself."),
+        Failure::Full(_) => {
+            (code::TRY_AGAIN, "Compact and defragment etcd, or raise its quota, then `etcdctl alarm disarm`.")
+        }
+        Failure::Busy(_) => (code::TRY_AGAIN, "The server is overloaded; the runtime tries again by itself."),
+        Failure::Conflict | Failure::Exists | Failure::Absent => {
+            (code::TRY_AGAIN, "Something else writes the same object without pause; the runtime tries again by itself.")
+        }
+        Failure::Unknown(_) => (
+            code::TRY_AGAIN,
+            "The runtime tries again by itself. If it goes on: does the server run, and can this node reach it?",
+        ),
     };
     CniError::new(code, store.to_string(), remedy)
 }
 
 /// An error of STATUS: the same facts under the code that says "not now".
-pub(super) fn unavailable(failure: &Error) -> CniError {
+pub fn unavailable(failure: &Error) -> CniError {
     let found = error(failure);
     CniError { code: code::NOT_AVAILABLE, ..found }
 }

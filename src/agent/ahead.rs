@@ -1,0 +1,261 @@
+//! Addresses that are put on record as soon as a pod is bound to the node, before the kubelet asks.
+//!
+//! They are recorded under the pod, `<namespace>.<pod>` with its UID, since no container is known yet; that is
+//! a handle which Calico's own plugin gives back too. A sandbox takes such an address on by a note on tmpfs,
+//! made before the answer; a later sandbox of the same pod takes it over. What no sandbox took on is given back
+//! when the pod goes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use calico::{Entry, IPAMBlock, cidr_name};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+
+use super::network::default_network;
+use super::watches::PodEvent;
+use super::{Agent, AgentDriver};
+use crate::cni::CniError;
+use crate::driver::{Assigned, Attachment, PodRef, UID_KEY};
+use crate::netconf::NetConf;
+use crate::service::Call;
+use crate::service::state::State;
+use crate::store::{Objects as _, StoreError};
+
+/// Time for putting an address on record, or for taking it off again.
+const WORK_TIME: Duration = Duration::from_secs(9);
+
+/// A static pod's own UID stands here; the runtime knows it by that one, the API server by another.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// A pod that is to be put into another network than the node's first.
+const OTHER_NETWORK: &str = "v1.multus-cni.io/default-network";
+
+/// The pods of this node by UID.
+#[derive(Default)]
+pub(super) struct Ahead {
+    pods: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Stage>>>>,
+}
+
+/// How far a pod is.
+#[derive(Default)]
+enum Stage {
+    /// Nothing was done for it.
+    #[default]
+    New,
+    /// Its addresses are on record, in this network.
+    Taken(Box<NetConf>, Vec<Assigned>),
+    /// Its containers come and go by themselves.
+    Over,
+}
+
+// === impl Ahead ===
+
+impl Ahead {
+    fn stage(&self, uid: &str) -> Arc<tokio::sync::Mutex<Stage>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).entry(uid.to_owned()).or_default().clone()
+    }
+
+    fn forget(&self, uid: &str) {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// After a DEL: a pod's address that no sandbox has any more is not to be answered from memory.
+    pub(super) fn forget_if_released(&self, uid: &str, state: &State) {
+        let stage = self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned();
+        if state.note(uid).is_none()
+            && let Some(Ok(mut stage)) = stage.as_ref().map(|s| s.try_lock())
+        {
+            *stage = Stage::Over;
+        }
+    }
+
+    /// How many addresses wait for their sandboxes or are with them.
+    pub(super) fn len(&self) -> usize {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Agent {
+    /// An ADD of a pod: from memory, if its address is on record.
+    pub(super) async fn add(&self, call: Call<'_>, uid: &str, driver: &AgentDriver) -> Result<Option<Value>, CniError> {
+        let stage = self.ahead.stage(uid);
+        let mut stage = stage.lock().await;
+        match &*stage {
+            Stage::Taken(net, taken) if net.ipam == call.net.ipam && net.network == call.net.network => {
+                let answer = Call { taken: Some(taken), ..call }.run(driver).await;
+                if answer.is_ok() && taken.iter().any(|a| a.fixed) {
+                    self.name_container(&call, uid, taken, driver);
+                }
+                answer
+            }
+            _ => {
+                // From now on nothing is taken ahead for it, and the lock is not needed.
+                *stage = Stage::Over;
+                drop(stage);
+                call.run(driver).await
+            }
+        }
+    }
+
+    /// Lets the claims name the container that has the addresses by now. Nothing depends on it: until then
+    /// they are the pod's.
+    fn name_container(&self, call: &Call<'_>, uid: &str, taken: &[Assigned], driver: &AgentDriver) {
+        let (driver, uid) = (driver.clone(), uid.to_owned());
+        let (container, interface) = (call.invocation.container_id.clone(), call.invocation.ifname.clone());
+        let addresses: Vec<_> = taken.iter().filter(|a| a.fixed).map(|a| a.address).collect();
+        self.tasks.spawn(async move {
+            for address in addresses {
+                if let Err(error) = driver.name_container(address, &uid, &container, &interface).await {
+                    tracing::info!(%address, %error, "the claim does not name its container yet");
+                }
+            }
+        });
+    }
+
+    /// Follows the pods of this node.
+    pub(super) async fn follow_pods(self: Arc<Self>, mut events: UnboundedReceiver<PodEvent>) {
+        while let Some(event) = events.recv().await {
+            if !self.options.take_ahead || self.stopping.is_cancelled() {
+                continue;
+            }
+            let agent = self.clone();
+            match event {
+                PodEvent::Seen(pod) if is_ending(&pod) => drop(self.tasks.spawn(agent.give_back(pod, false))),
+                PodEvent::Seen(pod) if is_waiting(&pod) => drop(self.tasks.spawn(agent.take(pod))),
+                PodEvent::Seen(_) => {}
+                PodEvent::Gone(pod) => drop(self.tasks.spawn(agent.give_back(pod, true))),
+            }
+        }
+    }
+
+    /// Puts a pod's addresses on record, if that is possible now.
+    async fn take(self: Arc<Self>, pod: Box<Pod>) {
+        let (Some(uid), Some(net)) = (pod.uid(), default_network(&self.options.cni_conf_dir)) else { return };
+        let stage = self.ahead.stage(&uid);
+        let mut stage = stage.lock().await;
+        if !matches!(*stage, Stage::New) || self.state.note(&uid).is_some() {
+            return;
+        }
+        *stage = Stage::Over;
+        let mut patient = net.clone();
+        // Whoever has the address now is waited for by the ADD, not here.
+        patient.ipam.wait = Duration::ZERO;
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let gone = || self.stopping.is_cancelled();
+        let attachment = self.attachment(&patient, &namespace, &name, &uid, &gone);
+        match self.driver_for(&net).add(&attachment).await {
+            Ok(taken) => {
+                let addresses: Vec<String> = taken.iter().map(|a| a.address.to_string()).collect();
+                tracing::info!(namespace, pod = name, ips = addresses.join(","), "taken ahead");
+                *stage = Stage::Taken(Box::new(net), taken);
+            }
+            // ADD meets the same and reports it to the runtime.
+            Err(error) => tracing::debug!(namespace, pod = name, %error, "not taken ahead"),
+        }
+    }
+
+    /// Gives back what no sandbox took on.
+    async fn give_back(self: Arc<Self>, pod: Box<Pod>, gone: bool) {
+        let Some(uid) = pod.uid() else { return };
+        let stage = self.ahead.stage(&uid);
+        let mut stage = stage.lock().await;
+        if let Stage::Taken(net, taken) = std::mem::replace(&mut *stage, Stage::Over) {
+            if self.state.note(&uid).is_some() {
+                // Its DEL is yet to come.
+                *stage = Stage::Taken(net, taken);
+            } else {
+                self.release(&net, &pod, &uid).await;
+            }
+        }
+        if gone {
+            self.ahead.forget(&uid);
+        }
+    }
+
+    async fn release(&self, net: &NetConf, pod: &Pod, uid: &str) {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let attachment = self.attachment(net, &namespace, &name, uid, &|| false);
+        match self.driver_for(net).del(&attachment).await {
+            Ok(freed) => tracing::info!(namespace, pod = name, freed = freed.len(), "given back unused"),
+            Err(error) => tracing::warn!(namespace, pod = name, %error, "an unused address was not given back"),
+        }
+    }
+
+    fn attachment<'a>(
+        &'a self,
+        net: &'a NetConf,
+        namespace: &'a str,
+        name: &'a str,
+        uid: &'a str,
+        cancelled: &'a (dyn Fn() -> bool + Sync),
+    ) -> Attachment<'a> {
+        Attachment {
+            net,
+            container_id: "",
+            interface: "",
+            pod: Some(PodRef { namespace, name, uid: Some(uid) }),
+            node: &self.options.node,
+            explicit: &[],
+            last_sandbox: true,
+            cancelled,
+            deadline: Instant::now() + WORK_TIME,
+            policy: net.ipam.takeover,
+        }
+    }
+}
+
+/// Whether a pod has no sandbox yet, and will get one in the node's own network.
+fn is_waiting(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    let on_host = spec.is_some_and(|s| s.host_network == Some(true));
+    let bound = spec.is_some_and(|s| s.node_name.is_some());
+    let has_address = pod.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
+    let elsewhere = [MIRROR, OTHER_NETWORK].iter().any(|key| pod.annotations().contains_key(*key));
+    bound && !on_host && !has_address && !elsewhere && !is_ending(pod)
+}
+
+fn is_ending(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+impl Agent {
+    /// After a start: what an earlier agent had put on record for pods that are gone, or that got another
+    /// address meanwhile, is given back. What is still waited for is taken on by [`Agent::take`].
+    pub(super) async fn sweep(&self) {
+        let Some(net) = default_network(&self.options.cni_conf_dir) else { return };
+        for affinity in self.shelves().affinities.snapshot() {
+            let Ok(Some(block)) = self.driver.objects().get::<IPAMBlock>(None, &cidr_name(&affinity.spec.cidr)).await
+            else {
+                continue;
+            };
+            for (address, entry) in block.spec.entries() {
+                let Entry::Used { attribute, .. } = entry else { continue };
+                let key = |key: &str| attribute.secondary(key);
+                let (Some(uid), Some(namespace), Some(name)) = (key(UID_KEY), key("namespace"), key("pod")) else {
+                    continue;
+                };
+                if key("node") != Some(self.options.node.as_str()) || self.state.note(uid).is_some() {
+                    continue;
+                }
+                let Ok(pod) = self.live_pod(namespace, name).await else { continue };
+                let waited_for = pod.as_ref().is_some_and(|p| p.uid().as_deref() == Some(uid) && is_waiting(p));
+                if !waited_for {
+                    tracing::info!(%address, namespace, pod = name, "left by an earlier agent");
+                    let attachment = self.attachment(&net, namespace, name, uid, &|| false);
+                    if let Err(error) = self.driver_for(&net).del(&attachment).await {
+                        tracing::warn!(%address, %error, "what an earlier agent left was not given back");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn live_pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, StoreError> {
+        self.driver.objects().inner().get::<Pod>(Some(namespace), name).await
+    }
+}

@@ -1,0 +1,50 @@
+//! The network that this node's pods are put into, before any of them says so: the first configuration in the
+//! runtime's directory, as the runtime chooses it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::conflist::plugin_conf;
+use crate::netconf::NetConf;
+
+/// The name that addresses are taken ahead under; a plugin of another name has rules of its own.
+const PLUGIN: &str = "kube-ipam";
+
+/// The configuration that pods get by default; `None` if there is none, or if it is not kube-ipam's.
+pub(super) fn default_network(directory: &Path) -> Option<NetConf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
+    files.retain(|f| f.extension().and_then(|x| x.to_str()).is_some_and(|x| ["conflist", "conf", "json"].contains(&x)));
+    files.sort();
+    let list: Value = serde_json::from_slice(&fs::read(files.first()?).ok()?).ok()?;
+    NetConf::parse(&plugin_conf(&list, PLUGIN).ok()?, PLUGIN).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn list(name: &str, kind: &str) -> String {
+        let ipam = json!({"type": kind, "subnet": "10.244.0.0/16"});
+        json!({"name": name, "cniVersion": "0.3.1", "plugins": [{"type": "calico", "ipam": ipam}]}).to_string()
+    }
+
+    #[test]
+    fn the_first_file_counts_and_only_if_it_is_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| fs::write(directory.path().join(name), text).unwrap();
+        assert_eq!(default_network(directory.path()), None);
+        write("00-note.txt", "{}".into());
+        write("20-later.conflist", list("later", "kube-ipam"));
+        assert_eq!(default_network(directory.path()).unwrap().network, "later");
+        write("10-calico.conflist", list("first", "kube-ipam"));
+        assert_eq!(default_network(directory.path()).unwrap().network, "first");
+        write("10-calico.conflist", list("first", "calico-ipam"));
+        assert_eq!(default_network(directory.path()), None);
+        write("10-calico.conflist", "{".into());
+        assert_eq!(default_network(directory.path()), None);
+    }
+}

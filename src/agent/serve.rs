@@ -1,0 +1,93 @@
+//! A request to its reply.
+
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+
+use super::{Agent, AgentDriver};
+use crate::cni::{CniError, CniVersion, Invocation, Verb, invocation};
+use crate::netconf::NetConf;
+use crate::protocol::{Reply, Request};
+use crate::service::{Call, log_answer, node_name_for};
+
+/// A request, read.
+struct Parsed {
+    invocation: Invocation,
+    net: NetConf,
+}
+
+impl Parsed {
+    fn of(request: &Request) -> Result<Self, CniError> {
+        let invocation = invocation(|name| request.environment.get(name).map(OsString::from))?;
+        CniVersion::of(&request.config)?.knows(invocation.verb)?;
+        let (net, broken) = NetConf::parse_for(invocation.verb, &request.config, &request.called_as)?;
+        if let Some(CniError { msg: error, details: remedy, .. }) = broken {
+            tracing::warn!(error, remedy, "the network configuration is broken; DEL does without");
+        }
+        Ok(Self { invocation, net })
+    }
+}
+
+impl Agent {
+    /// Serves a request to its end. `gone` tells whether the plugin is still there.
+    pub(super) async fn answer(&self, request: &Request, gone: &AtomicBool) -> Reply {
+        let started = std::time::Instant::now();
+        let parsed = match Parsed::of(request) {
+            Ok(parsed) => parsed,
+            Err(error) => return refusal(error),
+        };
+        match node_name_for(parsed.invocation.verb, &parsed.net) {
+            Ok(node) if node == self.options.node || parsed.invocation.verb == Verb::Del => {}
+            Ok(node) => {
+                let reason = format!("the agent is of node {}, the configuration says {node}", self.options.node);
+                return Reply::Declined { reason };
+            }
+            Err(error) => return refusal(error),
+        }
+        let result = self.call(&parsed, gone).await;
+        log_answer(&parsed.invocation, result.as_ref(), started.elapsed());
+        match result {
+            Ok(answer) => Reply::Answer(answer),
+            Err(error) => refusal(error),
+        }
+    }
+
+    async fn call(&self, parsed: &Parsed, gone: &AtomicBool) -> Result<Option<Value>, CniError> {
+        let Parsed { invocation, net } = parsed;
+        let driver = self.driver_for(net);
+        let gone = || gone.load(Ordering::Relaxed);
+        let call = Call { invocation, net, node: &self.options.node, state: &self.state, gone: &gone, taken: None };
+        match (invocation.verb, invocation.args.pod_uid.as_deref()) {
+            (Verb::Add, Some(uid)) => self.add(call, uid, &driver).await,
+            (Verb::Del, Some(uid)) => {
+                let answer = call.run(&driver).await;
+                self.ahead.forget_if_released(uid, &self.state);
+                answer
+            }
+            _ => call.run(&driver).await,
+        }
+    }
+
+    /// An ADD whose plugin is gone has nobody to keep the address for.
+    pub(super) async fn take_back(&self, request: &Request) {
+        let Ok(mut parsed) = Parsed::of(request) else { return };
+        if parsed.invocation.verb != Verb::Add {
+            return;
+        }
+        tracing::info!(container = parsed.invocation.container_id, "the plugin is gone: its address is given back");
+        parsed.invocation.verb = Verb::Del;
+        if let Err(error) = self.call(&parsed, &AtomicBool::new(false)).await {
+            tracing::warn!(container = parsed.invocation.container_id, %error, "it could not be given back; DEL will");
+        }
+    }
+
+    pub(super) fn driver_for(&self, net: &NetConf) -> AgentDriver {
+        self.driver.on_ledger(self.ledgers.of(net))
+    }
+}
+
+fn refusal(error: CniError) -> Reply {
+    let CniError { code, msg, details } = error;
+    Reply::Error { code, msg, details }
+}

@@ -1,0 +1,170 @@
+//! What is heard of the cluster: one watch for each kind, and one for each block of this node.
+//!
+//! A watch that breaks begins anew with a list; until then what was heard last stays, which costs retries at most.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use calico::{BlockAffinity, IPAMBlock, cidr_name};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::store::Object;
+use crate::store::cached::{Shelf, Shelves};
+
+/// What became of a pod of this node.
+#[derive(Debug)]
+pub(super) enum PodEvent {
+    /// It is there, new or changed; also once for each pod at the start.
+    Seen(Box<Pod>),
+    /// It is gone.
+    Gone(Box<Pod>),
+}
+
+/// The running watches; they end when this is dropped.
+pub(super) struct Watches {
+    _tasks: JoinSet<()>,
+}
+
+/// Starts all watches; `listed` is told when the node's affinities are known.
+pub(super) fn start(
+    client: Client,
+    shelves: Arc<Shelves>,
+    pods: UnboundedSender<PodEvent>,
+    listed: Arc<Notify>,
+) -> Watches {
+    let mut tasks = JoinSet::new();
+    let node = shelves.node().to_owned();
+    let all = watcher::Config::default;
+    let of_node = format!("spec.nodeName={node}");
+    let named = format!("metadata.name={node}");
+    tasks.spawn(watch(client.clone(), all().fields(&named), shelves.clone(), |s| &s.nodes, |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.namespaces, |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.pools, |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.reservations, |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.config, |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.information, |_| ()));
+    let told = move |heard: Heard<'_, Pod>| match heard {
+        Heard::Seen(pod) => drop(pods.send(PodEvent::Seen(Box::new(pod.clone())))),
+        Heard::Gone(pod) => drop(pods.send(PodEvent::Gone(Box::new(pod.clone())))),
+        Heard::Listed => {}
+    };
+    tasks.spawn(watch(client.clone(), all().fields(&of_node), shelves.clone(), |s| &s.pods, told));
+    let mut blocks = BlockWatches { client: client.clone(), shelves: shelves.clone(), running: BTreeMap::new() };
+    let selector = shelves.selector().to_owned();
+    let follow = move |heard: Heard<'_, BlockAffinity>| {
+        blocks.follow();
+        if matches!(heard, Heard::Listed) {
+            listed.notify_one();
+        }
+    };
+    tasks.spawn(watch(client, all().labels(&selector), shelves, |s| &s.affinities, follow));
+    Watches { _tasks: tasks }
+}
+
+/// What a watch tells, after the shelf has it.
+enum Heard<'a, K> {
+    Seen(&'a K),
+    Gone(&'a K),
+    Listed,
+}
+
+/// Keeps a shelf up to date, for ever.
+async fn watch<K>(
+    client: Client,
+    config: watcher::Config,
+    shelves: Arc<Shelves>,
+    shelf: fn(&Shelves) -> &Shelf<K>,
+    mut told: impl FnMut(Heard<'_, K>) + Send,
+) where
+    K: Object + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let shelf = shelf(&shelves);
+    let mut events = watcher(Api::<K>::all(client), config).default_backoff().boxed();
+    let mut listed: Vec<K> = Vec::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(object)) => listed.push(object),
+            Ok(watcher::Event::InitDone) => {
+                let objects = std::mem::take(&mut listed);
+                let before = shelf.snapshot();
+                shelf.reset(objects.clone());
+                let names = |o: &K| (o.meta().namespace.clone(), o.meta().name.clone());
+                let gone = before.iter().filter(|b| !objects.iter().any(|o| names(o) == names(b)));
+                gone.for_each(|b| told(Heard::Gone(b)));
+                objects.iter().for_each(|o| told(Heard::Seen(o)));
+                told(Heard::Listed);
+            }
+            Ok(watcher::Event::Apply(object)) => {
+                shelf.put(object.clone());
+                told(Heard::Seen(&object));
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                shelf.deleted(&object);
+                told(Heard::Gone(&object));
+            }
+            Err(error) => tracing::warn!(kind = %K::plural(&()), %error, "a watch broke off and begins anew"),
+        }
+    }
+}
+
+/// One watch for each block that this node has an affinity for.
+struct BlockWatches {
+    client: Client,
+    shelves: Arc<Shelves>,
+    running: BTreeMap<String, AbortHandle>,
+}
+
+impl BlockWatches {
+    fn follow(&mut self) {
+        let affinities = self.shelves.affinities.snapshot();
+        let wanted: Vec<String> = affinities
+            .iter()
+            .filter(|a| a.is_confirmed() && !a.is_deleted())
+            .map(|a| cidr_name(&a.spec.cidr))
+            .collect();
+        let shelves = self.shelves.clone();
+        self.running.retain(|name, task| {
+            let keep = wanted.contains(name);
+            if !keep {
+                task.abort();
+                shelves.blocks.forget(name);
+            }
+            keep
+        });
+        for name in wanted {
+            let (client, shelves) = (self.client.clone(), self.shelves.clone());
+            self.running
+                .entry(name)
+                .or_insert_with_key(|name| tokio::spawn(follow_block(client, shelves, name.clone())).abort_handle());
+        }
+    }
+}
+
+impl Drop for BlockWatches {
+    fn drop(&mut self) {
+        self.running.values().for_each(AbortHandle::abort);
+    }
+}
+
+/// A single block. Its list is no list of all blocks, so it does not reset the shelf.
+async fn follow_block(client: Client, shelves: Arc<Shelves>, name: String) {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut events = watcher(Api::<IPAMBlock>::all(client), config).default_backoff().boxed();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::InitApply(block) | watcher::Event::Apply(block)) => shelves.blocks.put(block),
+            Ok(watcher::Event::Delete(block)) => shelves.blocks.deleted(&block),
+            Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+            Err(error) => tracing::warn!(block = name, %error, "a watch broke off and begins anew"),
+        }
+    }
+}

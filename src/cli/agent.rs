@@ -1,0 +1,70 @@
+//! `kube-ipam agent`: the node's sidecar.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+
+use super::Outcome;
+use super::connect::Connection;
+use crate::agent::{Agent, Options};
+use crate::netconf::STATE_DIR;
+use crate::store::kube::KubeStore;
+
+/// Flags of the agent.
+#[derive(Args, Debug)]
+pub(super) struct AgentArguments {
+    /// This node's name, as in Calico's conflist.
+    #[arg(long, env = "NODENAME")]
+    node_name: String,
+    /// Directory on tmpfs, private to this user, where the plugin finds the agent: `stateDir` of the conflist.
+    #[arg(long, default_value = STATE_DIR)]
+    state_dir: PathBuf,
+    /// Directory of the runtime's network configurations; the first one is what addresses are taken ahead by.
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    cni_conf_dir: PathBuf,
+    /// Whether an address is put on record as soon as a pod is bound to the node.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    take_ahead: bool,
+    /// How much is logged: error, warn, info, debug or trace.
+    #[arg(long, default_value = "info")]
+    log_level: LevelFilter,
+}
+
+impl AgentArguments {
+    /// Serves until SIGTERM or SIGINT, and then finishes what was begun.
+    pub(super) async fn run(self, connection: &Connection) -> Result<Outcome> {
+        tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_max_level(self.log_level)
+            .with_writer(std::io::stderr)
+            .init();
+        let config = connection.site()?.kube_config().await?;
+        let store = KubeStore::from_config(config.clone())?;
+        let watching = kube::Client::try_from(config)?;
+        let stop = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(stop.clone()));
+        let options = Options {
+            node: self.node_name,
+            state_dir: self.state_dir,
+            cni_conf_dir: self.cni_conf_dir,
+            take_ahead: self.take_ahead,
+        };
+        Agent::run(options, store, watching, stop).await?;
+        Ok(Outcome::Well)
+    }
+}
+
+async fn cancel_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    }
+    stop.cancel();
+}

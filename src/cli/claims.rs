@@ -1,0 +1,80 @@
+//! `claims`, also `show --claims`: who owns which fixed address, and which pod has it.
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use super::Outcome;
+use super::connect::{Connection, LEDGER};
+use super::output::{self, Format, NONE};
+use crate::claim::Claim;
+use crate::store::Ledger as _;
+
+/// What is asked for.
+#[derive(Args, Debug, Clone, Default)]
+pub(super) struct Claims {
+    /// Only claims of owners in this namespace.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+}
+
+impl Claims {
+    pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
+        let ledger = connection.site()?.ledger().await?.context(LEDGER)?;
+        let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
+        let wanted: Vec<Claim> = claims.filter(|claim| self.wants(claim)).collect();
+        output::print(format, &wanted, || table(&wanted))
+    }
+
+    fn wants(&self, claim: &Claim) -> bool {
+        self.namespace.as_ref().is_none_or(|namespace| *namespace == claim.owner.namespace)
+    }
+}
+
+fn table(claims: &[Claim]) -> String {
+    let rows = claims.iter().map(|claim| {
+        let (address, owner) = (claim.address.to_string(), claim.owner.to_string());
+        match &claim.holder {
+            Some(holder) => [address, owner, holder.pod.clone(), holder.node.clone(), output::time(holder.since)],
+            None => [address, owner, NONE.into(), NONE.into(), NONE.into()],
+        }
+    });
+    output::table(["ADDRESS", "OWNER", "HOLDER", "NODE", "SINCE"], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn claim(namespace: &str, holder: bool) -> Claim {
+        let holder = holder.then(|| {
+            json!({
+                "podUid": "u", "pod": "web-1", "containerId": "c", "interface": "eth0", "node": "n1",
+                "since": "2026-11-24T02:01:28.5Z",
+            })
+        });
+        let owner = json!({"namespace": namespace, "group": "apps", "kind": "Deployment", "name": "web"});
+        serde_json::from_value(json!({
+            "address": "10.244.0.216", "owner": owner, "holder": holder, "created": "2026-11-24T02:01:28Z",
+            "generation": 1,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_claim_shows_its_holder_or_that_there_is_none() {
+        let expected = "\
+ADDRESS        OWNER                    HOLDER   NODE   SINCE
+10.244.0.216   Deployment default/web   web-1    n1     2026-11-24T02:01:28Z
+10.244.0.216   Deployment prod/web      -        -      -";
+        assert_eq!(table(&[claim("default", true), claim("prod", false)]), expected);
+    }
+
+    #[test]
+    fn only_the_namespace_that_is_asked_for_is_listed() {
+        let only = Claims { namespace: Some("prod".into()) };
+        assert!(only.wants(&claim("prod", false)) && !only.wants(&claim("default", false)));
+        assert!(Claims::default().wants(&claim("default", false)));
+    }
+}

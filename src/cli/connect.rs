@@ -1,0 +1,323 @@
+//! Where the stores are: by flags, and for what no flag says by a network configuration list.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, anyhow};
+use calico::{IPAMBlock, IPPool, cidr_name};
+use clap::Args;
+use kube::config::KubeConfigOptions;
+use serde_json::{Map, Value};
+
+use crate::cni::object::Object;
+use crate::cni::{CniError, code};
+use crate::conflist::plugin_conf;
+use crate::netconf::{EtcdConfig, NetConf};
+use crate::store::etcd::EtcdLedger;
+use crate::store::kube::KubeStore;
+use crate::store::{Failure, Objects as _, StoreError};
+
+/// The flags of every command.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Connection")]
+pub(super) struct Connection {
+    /// The node's network configuration list: what no other flag says is taken from it.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub conflist: Option<PathBuf>,
+    /// The kubeconfig file; by default the list's, else KUBECONFIG, ~/.kube/config or the pod's service account.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig; by default its current one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The ledger's network: `ipam.name` of the CNI config; k8s-pod-network by default.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub network: Option<String>,
+    /// etcd's client URLs, separated by commas. Without them claims are not looked at.
+    #[arg(long, global = true, value_delimiter = ',', value_name = "URL")]
+    pub etcd_url: Vec<String>,
+    /// File with the client certificate for etcd.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub etcd_cert: Option<PathBuf>,
+    /// File with the key of that certificate.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub etcd_key: Option<PathBuf>,
+    /// File with the authority that signed etcd's certificate.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Prefix of the claims' keys; /kube-ipam/v1 by default.
+    #[arg(long, global = true, value_name = "PREFIX")]
+    pub etcd_prefix: Option<String>,
+    /// User of etcd.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub etcd_user: Option<String>,
+    /// File with that user's password.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub etcd_password_file: Option<PathBuf>,
+}
+
+/// The network that is not named anywhere.
+const NETWORK: &str = "k8s-pod-network";
+
+/// What the flags and the list come to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Site {
+    /// The network's configuration, with --conflist.
+    pub net: Option<NetConf>,
+    /// The kubeconfig file, unless it is to be looked for.
+    pub kubeconfig: Option<PathBuf>,
+    /// Its context, unless it is the current one.
+    pub context: Option<String>,
+    /// The ledger's network.
+    pub network: String,
+    /// Where the ledger is, if there is one.
+    pub etcd: Option<EtcdConfig>,
+}
+
+/// Flags by the fields of `etcdConfig` whose place they take. Longer names go first, for the errors' sake.
+const FLAGS: [(&str, &str); 8] = [
+    ("etcdTrustedCAFileFile", "--etcd-ca"),
+    ("etcdTrustedCAFile", "--etcd-ca"),
+    ("etcdCertFile", "--etcd-cert"),
+    ("etcdKeyFile", "--etcd-key"),
+    ("etcdPasswordFile", "--etcd-password-file"),
+    ("etcdUsername", "--etcd-user"),
+    ("etcdPrefix", "--etcd-prefix"),
+    ("etcdURL", "--etcd-url"),
+];
+
+// === impl Connection ===
+
+impl Connection {
+    /// Reads the list, if one is named, and lets the flags override it.
+    pub(super) fn site(&self) -> Result<Site> {
+        let Some(path) = &self.conflist else { return self.over(None) };
+        let named = || format!("--conflist {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(named)?;
+        let list: Value = serde_json::from_str(&text).with_context(named)?;
+        self.over(Some(&list)).with_context(named)
+    }
+
+    /// The flags over the list's content.
+    fn over(&self, list: Option<&Value>) -> Result<Site> {
+        let section = list.map(our_section).transpose()?;
+        let net = section.as_ref().map(|conf| NetConf::parse(conf, "kube-ipam")).transpose()?;
+        let etcd_section = section.as_ref().and_then(|conf| conf.pointer("/ipam/etcdConfig"));
+        let listed = |of: fn(&NetConf) -> Option<PathBuf>| net.as_ref().and_then(of);
+        Ok(Site {
+            // With a context somebody's own kubeconfig is meant.
+            kubeconfig: match self.context {
+                None => self.kubeconfig.clone().or_else(|| listed(|net| net.kubeconfig.clone())),
+                Some(_) => self.kubeconfig.clone(),
+            },
+            context: self.context.clone(),
+            network: match (&self.network, &net) {
+                (Some(network), _) => network.clone(),
+                (None, Some(net)) => net.ipam.network.clone(),
+                (None, None) => NETWORK.to_owned(),
+            },
+            etcd: self.etcd(etcd_section)?,
+            net,
+        })
+    }
+
+    /// A URL by flag replaces the list's whole section; any other flag replaces its one field.
+    fn etcd(&self, section: Option<&Value>) -> Result<Option<EtcdConfig>> {
+        let mut fields = match section.and_then(Value::as_object) {
+            Some(section) if self.etcd_url.is_empty() => section.clone(),
+            _ => Map::new(),
+        };
+        let mut given = Vec::new();
+        for (field, value) in self.etcd_fields()? {
+            if field == "etcdTrustedCAFile" {
+                fields.remove("etcdTrustedCAFileFile");
+            }
+            given.push(field);
+            fields.insert(field.to_owned(), value.into());
+        }
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        let fields = Value::Object(fields);
+        let parsed = Object::new("", &fields).and_then(|fields| EtcdConfig::parse(&fields));
+        parsed
+            .map(Some)
+            .map_err(|error| if section.is_none() || !given.is_empty() { by_flag(&error) } else { error.into() })
+    }
+
+    fn etcd_fields(&self) -> Result<Vec<(&'static str, String)>> {
+        let url = (!self.etcd_url.is_empty()).then(|| self.etcd_url.join(","));
+        let mut fields: Vec<(&str, String)> = Vec::new();
+        for (field, text) in [("etcdURL", &url), ("etcdPrefix", &self.etcd_prefix), ("etcdUsername", &self.etcd_user)] {
+            fields.extend(text.clone().map(|text| (field, text)));
+        }
+        for (field, file) in [
+            ("etcdCertFile", &self.etcd_cert),
+            ("etcdKeyFile", &self.etcd_key),
+            ("etcdTrustedCAFile", &self.etcd_ca),
+            ("etcdPasswordFile", &self.etcd_password_file),
+        ] {
+            if let Some(file) = file {
+                let file = std::path::absolute(file).with_context(|| format!("{field} {}", file.display()))?;
+                fields.push((field, file.display().to_string()));
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// The section of our plugin, under either of its names.
+fn our_section(list: &Value) -> Result<Value, CniError> {
+    plugin_conf(list, "kube-ipam").or_else(|error| plugin_conf(list, "calico-ipam").map_err(|_| error))
+}
+
+/// The parser's error in the words of the command line.
+fn by_flag(error: &CniError) -> anyhow::Error {
+    debug_assert_eq!(error.code, code::INVALID_CONFIG);
+    let text = FLAGS.iter().fold(error.to_string(), |text, (field, flag)| text.replace(field, flag));
+    anyhow!(text)
+}
+
+// === impl Site ===
+
+impl Site {
+    pub(super) async fn store(&self) -> Result<KubeStore> {
+        Ok(KubeStore::from_config(self.kube_config().await?)?)
+    }
+
+    /// How the API server is reached.
+    pub(super) async fn kube_config(&self) -> Result<kube::Config> {
+        let named = |context: &str| format!("--context {context:?}; name a context of the kubeconfig");
+        if let Some(path) = &self.kubeconfig {
+            let config = KubeStore::config(path, self.context.as_deref()).await;
+            return match &self.context {
+                Some(context) => config.with_context(|| named(context)),
+                None => Ok(config?),
+            };
+        }
+        let right = "no cluster is named; give --kubeconfig or --conflist, or set KUBECONFIG";
+        match &self.context {
+            None => kube::Config::infer().await.context(right),
+            Some(context) => {
+                let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
+                kube::Config::from_kubeconfig(&options).await.with_context(|| named(context))
+            }
+        }
+    }
+
+    /// The ledger, if one is named.
+    pub(super) async fn ledger(&self) -> Result<Option<EtcdLedger>> {
+        let Some(etcd) = &self.etcd else { return Ok(None) };
+        Ok(Some(EtcdLedger::open(etcd, &self.network).await?))
+    }
+}
+
+/// The blocks that hold an address: by its pool's block size, or, if there is none, by whatever size it has.
+pub(super) async fn blocks_around(
+    store: &KubeStore,
+    pools: &[IPPool],
+    addresses: &[IpAddr],
+) -> Result<Vec<IPAMBlock>, StoreError> {
+    let mut names: Vec<String> = addresses
+        .iter()
+        .filter_map(|address| calico::covering(pools, *address).map(|pool| cidr_name(&pool.spec.block_of(*address))))
+        .collect();
+    names.sort();
+    names.dedup();
+    let reads = names.iter().map(|name| store.get::<IPAMBlock>(None, name));
+    let found: Vec<IPAMBlock> = futures::future::try_join_all(reads).await?.into_iter().flatten().collect();
+    let holds = |blocks: &[IPAMBlock], address: &IpAddr| blocks.iter().any(|b| b.spec.cidr.contains(*address));
+    if addresses.iter().all(|address| holds(&found, address)) {
+        return Ok(found);
+    }
+    let all: Vec<IPAMBlock> = store.list("").await?;
+    Ok(all.into_iter().filter(|block| addresses.iter().any(|a| block.spec.cidr.contains(*a))).collect())
+}
+
+/// A list of a kind that old versions of Calico do not have.
+pub(super) fn optional<K>(listed: Result<Vec<K>, StoreError>) -> Result<Vec<K>, StoreError> {
+    match listed {
+        Err(StoreError { failure: Failure::NoKind, .. }) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// The flags that name a ledger, for errors.
+pub(super) const LEDGER: &str = "claims are in etcd: give --etcd-url, or --conflist with an etcdConfig";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn guide() -> Value {
+        serde_json::from_str(include_str!("../../tests/fixtures/guide-10-calico.conflist")).unwrap()
+    }
+
+    fn refused(connection: &Connection, list: Option<&Value>) -> String {
+        format!("{:#}", connection.over(list).unwrap_err())
+    }
+
+    #[test]
+    fn a_list_says_where_everything_is() {
+        let site = Connection::default().over(Some(&guide())).unwrap();
+        assert_eq!(site.kubeconfig.as_deref(), Some(Path::new("/etc/kubernetes/ssl/kube.kubeconfig")));
+        assert_eq!(site.network, "kube-subnet");
+        let etcd = site.etcd.unwrap();
+        assert_eq!((etcd.endpoints.len(), etcd.endpoints[0].as_str()), (3, "https://192.168.1.50:2379"));
+        assert_eq!(Some(etcd), site.net.unwrap().ipam.etcd);
+    }
+
+    #[test]
+    fn flags_override_the_list() {
+        let connection = Connection {
+            kubeconfig: Some("/k".into()),
+            network: Some("net".into()),
+            etcd_ca: Some("/ca.pem".into()),
+            ..Connection::default()
+        };
+        let site = connection.over(Some(&guide())).unwrap();
+        let etcd = site.etcd.unwrap();
+        assert_eq!((site.kubeconfig, site.network), (Some("/k".into()), "net".to_owned()));
+        assert_eq!(etcd.ca_file.as_deref(), Some(Path::new("/ca.pem")));
+        assert_eq!(etcd.cert_file.as_deref(), Some(Path::new("/etc/kubernetes/ssl/kubernetes.pem")));
+        // Another etcd has nothing to do with the list's certificates.
+        let connection = Connection { etcd_url: vec!["http://127.0.0.1:2379".into()], ..Connection::default() };
+        let etcd = connection.over(Some(&guide())).unwrap().etcd.unwrap();
+        assert_eq!((etcd.endpoints, etcd.cert_file), (vec!["http://127.0.0.1:2379".to_owned()], None));
+    }
+
+    #[test]
+    fn without_anything_there_is_a_default_network_and_no_ledger() {
+        let site = Connection::default().over(None).unwrap();
+        assert_eq!(site, Site { network: NETWORK.to_owned(), ..Site::default() });
+    }
+
+    #[test]
+    fn wrong_flags_are_named_with_what_is_right() {
+        let url = |text: &str| Connection { etcd_url: vec![text.to_owned()], ..Connection::default() };
+        let said = refused(&url("localhost"), None);
+        assert!(said.starts_with("--etcd-url: \"localhost\" ") && said.contains("https://host:port"), "{said}");
+        let said = refused(&url("https://h:1"), None);
+        assert!(said.starts_with("--etcd-ca: missing"), "{said}");
+        let said = refused(&Connection { etcd_user: Some("u".into()), ..url("http://h:1") }, None);
+        assert!(said.starts_with("--etcd-password-file: missing") && said.contains("--etcd-user is given"), "{said}");
+        let said = refused(&Connection { etcd_prefix: Some("/p".into()), ..Connection::default() }, None);
+        assert!(said.starts_with("--etcd-url: missing"), "{said}");
+    }
+
+    #[test]
+    fn a_list_that_is_not_ours_or_stores_elsewhere_is_refused() {
+        let mut list = guide();
+        list["plugins"][0]["ipam"]["type"] = "host-local".into();
+        assert!(refused(&Connection::default(), Some(&list)).contains("none has ipam.type \"kube-ipam\""));
+        let mut list = guide();
+        list["plugins"][0]["datastore_type"] = "etcdv3".into();
+        let said = refused(&Connection::default(), Some(&list));
+        assert!(said.contains("datastore_type: \"etcdv3\"") && said.contains("\"kubernetes\""), "{said}");
+        let missing = Connection { conflist: Some("/no/such.conflist".into()), ..Connection::default() };
+        let said = format!("{:#}", missing.site().unwrap_err());
+        assert!(said.starts_with("--conflist /no/such.conflist: No such file"), "{said}");
+    }
+}

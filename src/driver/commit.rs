@@ -1,0 +1,183 @@
+//! One write for everything that waits for the same block.
+//!
+//! Whoever gets the turn of a block makes the edits of all who queued for it meanwhile, on one reading, and
+//! writes once; the others find their outcomes there. A process that serves a single container is the case of
+//! a queue of one. Edits are independent: the refusal of one is no refusal of the rest.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use calico::{Corrupt, IPAMBlock, cidr_name};
+use ipnetwork::IpNetwork;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::converge::{Known, Step};
+use super::edit::{Edit, Outcome};
+use super::{Driver, Error};
+use crate::store::{Ledger, Objects, StoreError};
+
+/// The blocks that somebody is about to write.
+#[derive(Default)]
+pub(super) struct Queues {
+    blocks: Mutex<HashMap<IpNetwork, Arc<Queue>>>,
+}
+
+/// Who waits for one block.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Vec<Waiting>>,
+    /// Held by the one who writes. Who waits for it is woken by its release, and looks first whether the
+    /// outcome is there already.
+    turn: tokio::sync::Mutex<()>,
+}
+
+struct Waiting {
+    edit: Edit,
+    known: Known<IPAMBlock>,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<Outcome, Error>>,
+}
+
+/// Why no edit of a batch was made.
+#[derive(Debug, Clone)]
+enum Failed {
+    Store(StoreError),
+    Damaged(Corrupt),
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+// === impl Queues ===
+
+impl Queues {
+    fn join(&self, block: IpNetwork) -> Arc<Queue> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner).entry(block).or_default().clone()
+    }
+
+    /// Forgets a block that nobody waits for any more.
+    fn leave(&self, block: IpNetwork, queue: Arc<Queue>) {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(queue);
+        if blocks.get(&block).is_some_and(|q| Arc::strong_count(q) == 1) {
+            blocks.remove(&block);
+        }
+    }
+}
+
+impl Queue {
+    fn push(&self, waiting: Waiting) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(waiting);
+    }
+
+    fn take(&self) -> Vec<Waiting> {
+        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Makes `edit` on the block `cidr`, together with whatever else waits for it. `known` saves a read.
+    pub(super) async fn commit(
+        &self,
+        cidr: IpNetwork,
+        edit: Edit,
+        known: Known<IPAMBlock>,
+        deadline: Instant,
+    ) -> Result<Outcome, Error> {
+        let queue = self.queues.join(cidr);
+        let (answer, mut outcome) = oneshot::channel();
+        queue.push(Waiting { edit, known, deadline, answer });
+        let turn = queue.turn.lock().await;
+        let found = match outcome.try_recv() {
+            Ok(found) => found,
+            Err(_) => {
+                self.write_batch(cidr, queue.take()).await;
+                // Gone only if somebody who wrote for us was stopped half way.
+                outcome.try_recv().unwrap_or(Err(Error::Late("the write of the block was given up")))
+            }
+        };
+        drop(turn);
+        self.queues.leave(cidr, queue);
+        found
+    }
+
+    async fn write_batch(&self, cidr: IpNetwork, mut batch: Vec<Waiting>) {
+        if batch.is_empty() {
+            return;
+        }
+        let pass = self.gate.pass().await;
+        // What the last one in the queue read is the newest.
+        let newest = batch.iter_mut().map(|w| std::mem::replace(&mut w.known, Known::Unread)).next_back();
+        let unsure = pass.waited() || self.objects.is_cache();
+        let known = newest.filter(|_| !unsure).unwrap_or(Known::Unread);
+        self.write_edits(cidr, known, batch, self.objects.is_cache()).await;
+    }
+
+    /// `stale`: what is read at first may be out of date, so that a refusal needs a second look.
+    async fn write_edits(&self, cidr: IpNetwork, known: Known<IPAMBlock>, mut batch: Vec<Waiting>, stale: bool) {
+        let now = self.now();
+        let deadline = batch.iter().map(|w| w.deadline).max().unwrap_or_else(Instant::now);
+        let cooldown = batch.iter().map(|w| w.edit.cooldown()).max().unwrap_or_default();
+        let mut outcomes: Vec<Result<Outcome, Error>> = Vec::new();
+        let mut looks = 0;
+        let settled = self
+            .converge::<IPAMBlock, (), Failed>(&cidr_name(&cidr), known, deadline, |current| {
+                looks += 1;
+                let Some(mut block) = current else {
+                    outcomes = batch.iter().map(|w| Ok(w.edit.without_block())).collect();
+                    return Ok(Step::Done(()));
+                };
+                if block.spec.is_deleted() {
+                    return Ok(Step::Finish(block));
+                }
+                block.spec.validate().map_err(Failed::Damaged)?;
+                block.spec.collect(cooldown, now);
+                let made: Vec<_> = batch.iter_mut().map(|w| w.edit.apply(&mut block.spec, now)).collect();
+                let changed = made.iter().any(|(changed, _)| *changed);
+                outcomes = made.into_iter().map(|(_, outcome)| outcome).collect();
+                if !changed {
+                    return Ok(Step::Done(()));
+                }
+                if block.spec.is_empty() && block.spec.affinity().is_none() {
+                    return Ok(Step::Delete(block, ()));
+                }
+                block.spec.advance();
+                Ok(Step::Replace(block, ()))
+            })
+            .await;
+        let failed = settled.err();
+        let mut doubted = Vec::new();
+        for waiting in batch {
+            let outcome = match &failed {
+                Some(Failed::Store(error)) => Err(error.clone().into()),
+                Some(Failed::Damaged(reason)) => Err(Error::Damaged { block: cidr, reason: reason.clone() }),
+                None => outcomes.remove(0),
+            };
+            let refused = matches!(&outcome, Err(Error::Taken { .. } | Error::Assign(_) | Error::Damaged { .. }));
+            if refused && stale && looks == 1 {
+                doubted.push(waiting);
+                continue;
+            }
+            // Who does not wait any more does not want to know.
+            let _ = waiting.answer.send(outcome);
+        }
+        if !doubted.is_empty() {
+            let fresh = self.objects.fresh::<IPAMBlock>(None, &cidr_name(&cidr)).await;
+            match fresh {
+                Ok(found) => {
+                    let known = found.map_or(Known::Absent, Known::Present);
+                    Box::pin(self.write_edits(cidr, known, doubted, false)).await;
+                }
+                Err(error) => {
+                    for waiting in doubted {
+                        let _ = waiting.answer.send(Err(error.clone().into()));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What one container wants done to a block, as plain data: an edit is made on whatever the block says at the
+//! moment, and again if the write lost a race, so it recognises its own work.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use calico::{Affinity, AllocationAttribute, AssignError, Entry, Holder as Allocation, IPAMBlockSpec, Reservations};
+use ipnetwork::IpNetwork;
+use jiff::Timestamp;
+
+use super::release::Freed;
+use super::{CLAIM_KEY, CONTAINER_KEY, Error, INTERFACE_KEY, UID_KEY};
+use crate::range::RangeSet;
+
+/// A change to one block.
+pub(super) enum Edit {
+    /// An address for a container.
+    Assign(Box<Assign>),
+    /// Everything that a container has.
+    Release(Release),
+}
+
+/// An address to be given out.
+pub(super) struct Assign {
+    pub which: Which,
+    pub allocation: Allocation,
+    /// The node's affinity.
+    pub ours: Affinity,
+    pub strict: bool,
+    /// `ipCooldownSeconds`.
+    pub cooldown: i64,
+    /// The configured ranges of the family, if there are any.
+    pub ranges: Option<RangeSet>,
+    pub reservations: Reservations,
+}
+
+/// Which address.
+#[derive(Clone, Copy)]
+pub(super) enum Which {
+    /// This one; the claim's generation if it is a fixed one.
+    Exactly(IpAddr, Option<u64>),
+    /// Any permitted one; whether the block must be the node's own.
+    Any { own: bool },
+}
+
+/// Addresses to be given back.
+pub(super) struct Release {
+    pub handle: String,
+    pub whose: Whose,
+    pub cooldown: i64,
+    /// What an attempt without an answer released is gone at the next look, so it is remembered.
+    attempted: Vec<Freed>,
+    others: bool,
+}
+
+/// Whose allocations a release means, among those that bear the handle.
+#[derive(Debug, Clone)]
+pub(super) enum Whose {
+    /// A container's own handle; entries that are recorded for another interface than this are not meant.
+    Container { interface: Option<String> },
+    /// A pod's, which were put on record before a container was known; see [`super::Attachment::is_ahead`].
+    Pod {
+        /// `None` if the runtime does not say.
+        uid: Option<String>,
+        /// The container that goes; `None` gives the pod's address back whichever container has it.
+        container: Option<String>,
+    },
+}
+
+/// What came of an edit.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The address is in the block for this container; the handle of the superseded holder it was taken from.
+    Assigned { address: IpAddr, displaced: Option<String> },
+    /// No permitted address is free in it, or it is not the node's own any more.
+    Full,
+    /// These were given back.
+    Released {
+        freed: Vec<Freed>,
+        /// Whether the handle bears entries of others in this block.
+        others: bool,
+    },
+}
+
+// === impl Edit ===
+
+impl Edit {
+    pub(super) fn cooldown(&self) -> i64 {
+        match self {
+            Self::Assign(assign) => assign.cooldown,
+            Self::Release(release) => release.cooldown,
+        }
+    }
+
+    /// Makes the edit on a block that is valid and collected. Whether it changed anything, and what came of
+    /// it; a refusal changes nothing.
+    pub(super) fn apply(&mut self, block: &mut IPAMBlockSpec, now: Timestamp) -> (bool, Result<Outcome, Error>) {
+        match self {
+            Self::Assign(assign) => assign.apply(block),
+            Self::Release(release) => (release.apply(block, now), Ok(release.outcome())),
+        }
+    }
+
+    /// What comes of it where there is no block: it was empty, or it would be there.
+    pub(super) fn without_block(&self) -> Outcome {
+        match self {
+            Self::Assign(_) => Outcome::Full,
+            Self::Release(release) => release.outcome(),
+        }
+    }
+}
+
+impl Assign {
+    fn apply(&self, block: &mut IPAMBlockSpec) -> (bool, Result<Outcome, Error>) {
+        if let Some(address) = self.recorded_in(block) {
+            return (false, Ok(Outcome::Assigned { address, displaced: None }));
+        }
+        let strict = self.strict.then_some(&self.ours);
+        match self.which {
+            Which::Exactly(address, generation) => {
+                let mut changed = block.clone();
+                let displaced = give_way(&mut changed, address, generation);
+                match changed.assign(address, &self.allocation, strict) {
+                    Ok(()) => {
+                        *block = changed;
+                        (true, Ok(Outcome::Assigned { address, displaced }))
+                    }
+                    Err(error) => (false, Err(refused(error, block.cidr))),
+                }
+            }
+            Which::Any { own } => {
+                let must_own = own.then_some(&self.ours).or(strict);
+                match block.assign_first(|a| self.permits(a), &self.allocation, must_own) {
+                    Ok(Some(address)) => (true, Ok(Outcome::Assigned { address, displaced: None })),
+                    Ok(None) | Err(AssignError::ForeignBlock { .. }) => (false, Ok(Outcome::Full)),
+                    Err(error) => (false, Err(refused(error, block.cidr))),
+                }
+            }
+        }
+    }
+
+    fn permits(&self, address: IpAddr) -> bool {
+        self.ranges.as_ref().is_none_or(|r| r.permits_random(address)) && !self.reservations.covers(address)
+    }
+
+    /// The entry that an earlier attempt of this very write left.
+    fn recorded_in(&self, block: &IPAMBlockSpec) -> Option<IpAddr> {
+        let ours = |entry: &Entry<'_>| {
+            matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(self.allocation.handle.as_str())
+                && attribute.secondary(UID_KEY) == self.allocation.secondary.get(UID_KEY).map(String::as_str))
+        };
+        match self.which {
+            Which::Exactly(address, _) => ours(&block.entry(address)).then_some(address),
+            Which::Any { .. } => block.entries().find(|(_, entry)| ours(entry)).map(|(address, _)| address),
+        }
+    }
+}
+
+impl Release {
+    pub(super) fn new(handle: &str, whose: Whose, cooldown: i64) -> Self {
+        Self { handle: handle.to_owned(), whose, cooldown, attempted: Vec::new(), others: false }
+    }
+
+    fn apply(&mut self, block: &mut IPAMBlockSpec, now: Timestamp) -> bool {
+        let (handle, whose) = (self.handle.as_str(), &self.whose);
+        self.others = block.entries().any(|(_, entry)| {
+            matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(handle) && !whose.covers(attribute))
+        });
+        let released = block.release_matching(handle, |a| whose.covers(a), self.cooldown, now);
+        if released.is_empty() {
+            return false;
+        }
+        let freed = |r: calico::Released| Freed { address: r.address, fixed: is_fixed(r.attribute.secondary.as_ref()) };
+        self.attempted = released.into_iter().map(freed).collect();
+        true
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome::Released { freed: self.attempted.clone(), others: self.others }
+    }
+}
+
+// === impl Whose ===
+
+impl Whose {
+    /// Whatever bears a container's handle.
+    pub(super) fn anyones() -> Self {
+        Self::Container { interface: None }
+    }
+
+    pub(super) fn covers(&self, attribute: &AllocationAttribute) -> bool {
+        let (uid, container) = match self {
+            Self::Container { interface } => {
+                let recorded = attribute.secondary(INTERFACE_KEY);
+                return recorded.is_none() || interface.as_deref().is_none_or(|i| recorded == Some(i));
+            }
+            Self::Pod { uid, container } => (uid, container),
+        };
+        let Some(of) = attribute.secondary(UID_KEY) else {
+            // Very old releases of Calico wrote this form of handle, for whatever container the pod had.
+            return container.is_some();
+        };
+        let noted = attribute.secondary(CONTAINER_KEY);
+        uid.as_deref().is_none_or(|uid| uid == of)
+            && container.as_deref().is_none_or(|c| noted.is_none_or(|noted| noted == c))
+    }
+}
+
+/// Makes room for the claim's holder: an entry of an earlier generation of the same claim is of a holder that
+/// was lawfully superseded, and a cooldown does not keep an address from its owner. Gives the old handle.
+fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>) -> Option<String> {
+    let generation = generation?;
+    let old = match block.entry(address) {
+        Entry::Cooling { .. } => None,
+        Entry::Used { attribute, .. } => {
+            let theirs: u64 = attribute.secondary(CLAIM_KEY)?.parse().ok()?;
+            if theirs >= generation {
+                return None;
+            }
+            attribute.handle().map(str::to_owned)
+        }
+        _ => return None,
+    };
+    block.vacate(address);
+    old
+}
+
+fn refused(error: AssignError, block: IpNetwork) -> Error {
+    match error {
+        AssignError::Taken { address, by } => Error::Taken { address, by },
+        AssignError::Corrupt(reason) => Error::Damaged { block, reason },
+        other => Error::Assign(other),
+    }
+}
+
+/// Whether an allocation's attributes say that its address is a fixed one.
+pub(super) fn is_fixed(secondary: Option<&BTreeMap<String, String>>) -> bool {
+    secondary.is_some_and(|s| s.contains_key(CLAIM_KEY))
+}

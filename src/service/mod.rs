@@ -1,0 +1,265 @@
+//! One CNI call from parsed input to answer: the same for the plugin on its own and for the node's agent.
+
+pub mod answer;
+mod ledger;
+pub mod state;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+pub use self::ledger::LazyLedger;
+use self::state::{Note, State};
+use crate::cni::{CniArgs, CniError, Invocation, Verb, code, version_answer};
+use crate::driver::handle_of;
+use crate::driver::{Assigned, Attachment, Driver, Error, PodRef};
+use crate::netconf::{Dialect, NetConf};
+use crate::store::{Ledger, Objects};
+
+/// Time for everything but waiting for a holder. Runtimes give a plugin minutes, people do not.
+const WORK_TIME: Duration = Duration::from_secs(9);
+
+/// A call, and what this node knows of it.
+pub struct Call<'a> {
+    /// Environment of the call.
+    pub invocation: &'a Invocation,
+    /// The network's configuration.
+    pub net: &'a NetConf,
+    /// This node's name.
+    pub node: &'a str,
+    /// What the calls of this node have noted.
+    pub state: &'a State,
+    /// Whether the runtime has given up.
+    pub gone: &'a (dyn Fn() -> bool + Sync),
+    /// For an ADD: what is on record for the pod already, taken ahead of any container.
+    pub taken: Option<&'a [Assigned]>,
+}
+
+impl Call<'_> {
+    /// Runs the call on `driver`.
+    ///
+    /// # Errors
+    /// In CNI's form: a code, what is wrong, what to do.
+    pub async fn run<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<Option<Value>, CniError> {
+        let marks = self.state.container(&handle_of(&self.net.network, &self.invocation.container_id));
+        let cancelled = || (self.gone)() || marks.is_deleted();
+        match self.invocation.verb {
+            Verb::Add => {
+                let _turn = marks.begin_add().await;
+                let assigned = self.add(driver, &cancelled).await?;
+                answer::ok(self.net, &assigned).map(|a| Some(a.render(&self.net.cni_version)))
+            }
+            Verb::Del => {
+                let _turn = marks.begin_del().await;
+                self.del(driver).await.map(|()| None)
+            }
+            Verb::Check => check(driver, &self.attachment(&cancelled)?).await,
+            Verb::Gc => gc(driver, &self.attachment(&cancelled)?).await,
+            Verb::Status => driver.status(self.net).await.map(|()| None).map_err(|e| answer::unavailable(&e)),
+            Verb::Version => Ok(Some(version_answer())),
+        }
+    }
+
+    async fn add<O: Objects, L: Ledger>(
+        &self,
+        driver: &Driver<O, L>,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<Assigned>, CniError> {
+        let attachment = self.attachment(cancelled)?;
+        let call = self.invocation;
+        let Some(uid) = attachment.pod.and_then(|p| p.uid) else { return Ok(driver.add(&attachment).await?) };
+        let _turn = match self.taken {
+            Some(_) => Some(self.state.pod(uid).turn().await),
+            None => None,
+        };
+        let noted = self.state.note(uid);
+        let may_have = noted.as_ref().is_none_or(|n| n.serves(&call.container_id, &call.ifname));
+        let taken = match self.taken {
+            Some(taken) if may_have => Some(taken.to_vec()),
+            // An earlier sandbox had it, and nobody remembers it but the records.
+            None if may_have && noted.is_some() => driver.add(&attachment.ahead()).await.ok(),
+            _ => None,
+        };
+        match taken {
+            // Noted before the answer: from now on only this container's DEL gives it back.
+            Some(taken) if self.state.put_note(uid, &Note::of(call)) => Ok(taken),
+            _ => Ok(driver.add(&attachment).await?),
+        }
+    }
+
+    async fn del<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<(), CniError> {
+        let attachment = self.attachment(&|| false)?;
+        let uid = attachment.pod.and_then(|p| p.uid);
+        // A later sandbox of the pod takes its address on between two DELs, never within one.
+        let pod = uid.map(|uid| self.state.pod(uid));
+        let _turn = match &pod {
+            Some(pod) => Some(pod.turn().await),
+            None => None,
+        };
+        let noted = uid.and_then(|uid| self.state.note(uid));
+        let call = self.invocation;
+        let last_sandbox = noted.as_ref().is_none_or(|n| n.is_of(&call.container_id, &call.ifname));
+        driver.del(&Attachment { last_sandbox, ..attachment }).await?;
+        if let (Some(uid), true) = (uid, last_sandbox) {
+            self.state.drop_note(uid);
+        }
+        Ok(())
+    }
+
+    /// What the driver is to know of the call.
+    pub fn attachment<'c>(&'c self, cancelled: &'c (dyn Fn() -> bool + Sync)) -> Result<Attachment<'c>, CniError> {
+        Ok(Attachment {
+            net: self.net,
+            container_id: &self.invocation.container_id,
+            interface: &self.invocation.ifname,
+            pod: pod(&self.invocation.args),
+            node: self.node,
+            explicit: match self.invocation.verb {
+                Verb::Add => explicit(&self.invocation.args, self.net)?,
+                _ => &[],
+            },
+            last_sandbox: true,
+            cancelled,
+            deadline: Instant::now() + WORK_TIME,
+            policy: self.net.ipam.takeover,
+        })
+    }
+}
+
+async fn check<O: Objects, L: Ledger>(
+    driver: &Driver<O, L>,
+    attachment: &Attachment<'_>,
+) -> Result<Option<Value>, CniError> {
+    let Some(previous) = &attachment.net.prev_result else {
+        return Err(CniError::new(
+            code::INVALID_CONFIG,
+            "prevResult is missing",
+            "CHECK compares the records with the answer of ADD, which the runtime passes as prevResult",
+        ));
+    };
+    let addresses: Vec<IpAddr> = previous.ips.iter().map(|ip| ip.address.ip()).collect();
+    let missing = driver.check(attachment, &addresses).await.map_err(|e| answer::error(&e))?;
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let lines: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    Err(CniError::new(
+        code::CHECK_FAILED,
+        lines.join("; "),
+        "the container's address is not its own any more: delete the pod, so that it gets one again",
+    ))
+}
+
+async fn gc<O: Objects, L: Ledger>(
+    driver: &Driver<O, L>,
+    attachment: &Attachment<'_>,
+) -> Result<Option<Value>, CniError> {
+    let Some(valid) = &attachment.net.attachments else {
+        return Err(CniError::new(
+            code::INVALID_CONFIG,
+            "cni.dev/valid-attachments is missing",
+            "GC releases everything that is not in this list, so it must be there, even if it is empty",
+        ));
+    };
+    let collected = driver.gc(attachment, valid).await.map_err(|e| answer::error(&e))?;
+    for gone in &collected {
+        tracing::info!(container = gone.container_id, addresses = ?gone.addresses, "released what a container left");
+    }
+    Ok(None)
+}
+
+/// An error that keeps a verb from being served at all; STATUS has a code of its own for it.
+pub fn unserved(verb: Verb, error: CniError) -> CniError {
+    match verb {
+        Verb::Status => CniError { code: code::NOT_AVAILABLE, ..error },
+        _ => error,
+    }
+}
+
+/// The same for a verb: DEL finds everything by the handle, so that a node which has lost its name can still be
+/// cleaned up.
+pub fn node_name_for(verb: Verb, net: &NetConf) -> Result<String, CniError> {
+    match verb {
+        Verb::Del => Ok(node_name(net).unwrap_or_default()),
+        _ => node_name(net),
+    }
+}
+
+/// This node's name, by the configuration, Calico's file or the host.
+///
+/// # Errors
+/// The file is there and cannot be read: going on under another name would send traffic to the wrong node.
+pub fn node_name(net: &NetConf) -> Result<String, CniError> {
+    let path = &net.nodename.file;
+    let file = match std::fs::read_to_string(path) {
+        Ok(text) => Some(text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => {
+            let wrong = format!("nodename_file {}: {e}", path.display());
+            return Err(CniError::new(code::IO, wrong, "make the file readable for the runtime's user"));
+        }
+    };
+    let host = hostname(Path::new("/proc/sys/kernel/hostname"));
+    net.nodename.resolve(file.as_deref(), &host)
+}
+
+fn hostname(path: &Path) -> String {
+    std::fs::read_to_string(path).map(|h| h.trim().to_lowercase()).unwrap_or_default()
+}
+
+fn pod(args: &CniArgs) -> Option<PodRef<'_>> {
+    let (namespace, name) = (args.pod_namespace.as_deref()?, args.pod_name.as_deref()?);
+    Some(PodRef { namespace, name, uid: args.pod_uid.as_deref() })
+}
+
+fn explicit<'a>(args: &'a CniArgs, net: &NetConf) -> Result<&'a [IpAddr], CniError> {
+    match (args.ip.as_deref(), net.ipam.dialect) {
+        (None, _) => Ok(&[]),
+        (Some(addresses), Dialect::CalicoIpam { .. }) => Ok(addresses),
+        (Some(_), Dialect::KubeIpam) => Err(CniError::new(
+            code::INVALID_ENVIRONMENT,
+            "CNI_ARGS has IP=, which kube-ipam does not take",
+            "an address without a claim could be somebody's fixed one: use the annotation kube-ipam.ip",
+        )),
+    }
+}
+
+impl From<Error> for CniError {
+    fn from(error: Error) -> Self {
+        answer::error(&error)
+    }
+}
+
+/// One line for an answer.
+pub fn log_answer(call: &Invocation, result: Result<&Option<Value>, &CniError>, took: Duration) {
+    let verb: &'static str = match call.verb {
+        Verb::Add => "ADD",
+        Verb::Del => "DEL",
+        Verb::Check => "CHECK",
+        Verb::Status => "STATUS",
+        Verb::Gc => "GC",
+        Verb::Version => "VERSION",
+    };
+    let (namespace, pod) = (call.args.pod_namespace.as_deref(), call.args.pod_name.as_deref());
+    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    match result {
+        Ok(answer) => {
+            let ips = answer.as_ref().and_then(|a| a.get("ips")).map(Value::to_string);
+            tracing::info!(verb, namespace, pod, container = call.container_id, ips, milliseconds, "answered");
+        }
+        Err(error) => tracing::error!(
+            verb,
+            namespace,
+            pod,
+            container = call.container_id,
+            code = error.code,
+            error = error.msg,
+            remedy = error.details,
+            milliseconds,
+            "refused"
+        ),
+    }
+}

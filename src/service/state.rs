@@ -1,0 +1,317 @@
+//! What the processes of one node tell each other: a turnstile for block writes, one turn per container, a
+//! mark that a container was deleted while its ADD was still running, and notes of what an ADD has begun.
+//!
+//! All of it lies on tmpfs and may be lost at any time; without it everything still is correct, only slower,
+//! except that an ADD which outlives its own DEL, or was killed before its handle was made, is then found by GC
+//! alone. No symlink is followed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use calico::IPAMHandle;
+use futures::future::{BoxFuture, FutureExt as _};
+use serde::{Deserialize, Serialize};
+
+use crate::cni::Invocation;
+use crate::driver::{Gate, Pass, Trace};
+
+/// Longest wait for another writer of this node; then the write's precondition decides alone.
+const GATE_WAIT: Duration = Duration::from_secs(3);
+/// Longest wait of a DEL for the ADD of the same container, which sees the mark at its next step.
+const DEL_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait of an ADD for another call on the same container.
+const ADD_WAIT: Duration = Duration::from_secs(30);
+/// How often a lock is tried.
+const TRY_EVERY: Duration = Duration::from_millis(2);
+/// Marks and locks older than this are swept: no ADD lives that long. Notes stay until a DEL or GC is through.
+const SWEEP_AGE: Duration = Duration::from_secs(3600);
+/// Lock for the turnstile.
+const TURNSTILE: &str = "blocks.lock";
+/// Handles longer than this are hashed: a file's name has 255 bytes at most.
+const LONGEST_STEM: usize = 200;
+
+/// The state directory; `None` if it cannot be used.
+pub struct State {
+    directory: Option<PathBuf>,
+}
+
+/// One container's files.
+pub struct Container {
+    lock: Option<PathBuf>,
+    mark: Option<PathBuf>,
+}
+
+/// One pod's lock file.
+pub struct PodTurn {
+    lock: Option<PathBuf>,
+}
+
+/// A lock file that is held, or `None` where there was no way to hold it.
+pub struct Turn {
+    _file: Option<File>,
+}
+
+/// The container of a pod whose address was put on record before it had one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Note {
+    container_id: String,
+    interface: String,
+}
+
+// === impl Note ===
+
+impl Note {
+    /// The container of a call.
+    pub fn of(call: &Invocation) -> Self {
+        Self { container_id: call.container_id.clone(), interface: call.ifname.clone() }
+    }
+
+    /// Whether it is this container.
+    pub fn is_of(&self, container_id: &str, interface: &str) -> bool {
+        self.container_id == container_id && self.interface == interface
+    }
+
+    /// Whether a container may have the address in its place: a later sandbox may, a second interface of the
+    /// same one may not.
+    pub fn serves(&self, container_id: &str, interface: &str) -> bool {
+        self.container_id != container_id || self.interface == interface
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Opens the directory, making it if need be: 0700, owned by this user, no symlink.
+    pub fn open(path: &Path) -> Self {
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        let usable = is_private(path);
+        if !usable {
+            tracing::debug!(directory = %path.display(), "no state directory; going on without");
+        }
+        Self { directory: usable.then(|| path.to_owned()) }
+    }
+
+    /// The files of the container that a handle is of.
+    pub fn container(&self, handle: &str) -> Container {
+        Container { lock: self.file(handle, "lock"), mark: self.file(handle, "deleted") }
+    }
+
+    fn file(&self, handle: &str, suffix: &str) -> Option<PathBuf> {
+        let hashed = (handle.len() > LONGEST_STEM).then(|| calico::hostname_hash(handle));
+        let stem = hashed.as_deref().unwrap_or(handle);
+        self.directory.as_ref().map(|d| d.join(format!("{stem}.{suffix}")))
+    }
+
+    fn note_file(&self, handle: &str, trace: Trace) -> Option<PathBuf> {
+        self.file(
+            handle,
+            match trace {
+                Trace::Claims => "claims",
+                Trace::Block => "block",
+            },
+        )
+    }
+
+    /// A pod's turn, for what concerns all of its containers.
+    pub fn pod(&self, pod_uid: &str) -> PodTurn {
+        PodTurn { lock: self.note_path(pod_uid).map(|path| path.with_extension("lock")) }
+    }
+
+    /// Notes that a handle is to be deleted, for whoever serves this node next.
+    pub fn put_pending(&self, handle: &IPAMHandle) -> bool {
+        let Some(path) = self.pending_path(&handle.spec.handle_id) else { return false };
+        serde_json::to_vec(handle).is_ok_and(|text| put(&path, &text))
+    }
+
+    /// It is done.
+    pub fn drop_pending(&self, handle_id: &str) {
+        if let Some(path) = self.pending_path(handle_id) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// What was noted and not done.
+    pub fn pending(&self) -> Vec<IPAMHandle> {
+        let Some(entries) = self.directory.as_ref().and_then(|d| fs::read_dir(d).ok()) else { return Vec::new() };
+        let paths = entries.flatten().map(|e| e.path()).filter(|p| p.extension() == Some("handle".as_ref()));
+        paths.filter_map(|p| serde_json::from_slice(&fs::read(p).ok()?).ok()).collect()
+    }
+
+    fn pending_path(&self, handle_id: &str) -> Option<PathBuf> {
+        let directory = self.directory.as_ref().filter(|_| !handle_id.contains('/'))?;
+        Some(directory.join(format!("{handle_id}.handle")))
+    }
+
+    /// The container that has the address which was put on record for a pod, if there is one.
+    pub fn note(&self, pod_uid: &str) -> Option<Note> {
+        serde_json::from_slice(&fs::read(self.note_path(pod_uid)?).ok()?).ok()
+    }
+
+    /// Notes it; false if that is not possible.
+    pub fn put_note(&self, pod_uid: &str, note: &Note) -> bool {
+        let Some(path) = self.note_path(pod_uid) else { return false };
+        serde_json::to_vec(note).is_ok_and(|text| put(&path, &text))
+    }
+
+    /// Forgets it.
+    pub fn drop_note(&self, pod_uid: &str) {
+        if let Some(path) = self.note_path(pod_uid) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// A UID is a name of the API server's: whatever else it may be, it is no path.
+    fn note_path(&self, pod_uid: &str) -> Option<PathBuf> {
+        let plain = !pod_uid.is_empty() && pod_uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let directory = self.directory.as_ref().filter(|_| plain)?;
+        Some(directory.join(format!("{pod_uid}.pod")))
+    }
+
+    fn sweep(directory: &Path) {
+        let Ok(entries) = fs::read_dir(directory) else { return };
+        let old = |m: fs::Metadata| {
+            m.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|a| a > SWEEP_AGE))
+        };
+        for entry in entries.flatten().filter(|e| e.metadata().is_ok_and(old)) {
+            let path = entry.path();
+            let ends = path.extension().and_then(|e| e.to_str());
+            if matches!(ends, Some("lock" | "deleted")) && entry.file_name() != TURNSTILE {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Whether a path is a directory of this user's, and nobody else may write to it. A symlink is none.
+pub fn is_private(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && is_own(&m))
+}
+
+fn is_own(metadata: &fs::Metadata) -> bool {
+    metadata.mode() & 0o022 == 0 && fs::metadata("/proc/self").is_ok_and(|own| own.uid() == metadata.uid())
+}
+
+impl Gate for State {
+    fn pass(&self) -> BoxFuture<'_, Pass> {
+        async move {
+            let Some(path) = self.directory.as_ref().map(|d| d.join(TURNSTILE)) else {
+                return Pass::new(false, None);
+            };
+            let (waited, file) = lock(&path, GATE_WAIT).await;
+            Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
+        }
+        .boxed()
+    }
+
+    fn note(&self, handle: &str, trace: Trace) {
+        if let Some(path) = self.note_file(handle, trace) {
+            let _ = open(&path);
+        }
+    }
+
+    fn noted(&self, handle: &str, trace: Trace) -> bool {
+        self.note_file(handle, trace).is_some_and(|path| is_there(&path))
+    }
+
+    fn forget(&self, handle: &str) {
+        for path in [Trace::Claims, Trace::Block].into_iter().filter_map(|trace| self.note_file(handle, trace)) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn is_busy(&self, handle: &str) -> bool {
+        let Some(path) = self.file(handle, "lock").filter(|path| is_there(path)) else { return false };
+        open(&path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+}
+
+// === impl PodTurn ===
+
+impl PodTurn {
+    /// Waits until no other call decides about the pod's address.
+    pub async fn turn(&self) -> Turn {
+        match &self.lock {
+            Some(path) => Turn { _file: lock(path, ADD_WAIT).await.1 },
+            None => Turn { _file: None },
+        }
+    }
+}
+
+// === impl Container ===
+
+impl Container {
+    /// An ADD begins: a mark of an earlier life of this container id means nothing any more.
+    pub async fn begin_add(&self) -> Turn {
+        let turn = self.turn(ADD_WAIT).await;
+        if let Some(mark) = &self.mark {
+            let _ = fs::remove_file(mark);
+        }
+        turn
+    }
+
+    /// A DEL begins: the mark comes first, so that an ADD still running undoes itself; then its end is awaited.
+    pub async fn begin_del(&self) -> Turn {
+        if let Some(mark) = &self.mark {
+            let _ = open(mark);
+            if let Some(directory) = mark.parent() {
+                State::sweep(directory);
+            }
+        }
+        let turn = self.turn(DEL_WAIT).await;
+        if let Some(lock) = &self.lock {
+            let _ = fs::remove_file(lock);
+        }
+        turn
+    }
+
+    /// Whether a DEL has come since the ADD began.
+    pub fn is_deleted(&self) -> bool {
+        self.mark.as_deref().is_some_and(is_there)
+    }
+
+    async fn turn(&self, wait: Duration) -> Turn {
+        match &self.lock {
+            Some(path) => Turn { _file: lock(path, wait).await.1 },
+            None => Turn { _file: None },
+        }
+    }
+}
+
+/// Writes a file as a whole: who reads it sees this text or what was there before.
+fn put(path: &Path, text: &[u8]) -> bool {
+    let part = path.with_extension("part");
+    // What a process that died left there.
+    let _ = fs::remove_file(&part);
+    let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&part);
+    file.and_then(|mut file| file.write_all(text)).and_then(|()| fs::rename(&part, path)).is_ok()
+}
+
+/// Whether there is a file of this name, be it a symlink to nowhere.
+fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    // Without O_NONBLOCK a FIFO of this name would stop us until somebody reads it.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).custom_flags(flags).open(path)
+}
+
+/// Locks a file; whether somebody else had it first, and the file unless the wait was too long.
+async fn lock(path: &Path, wait: Duration) -> (bool, Option<File>) {
+    let Ok(file) = open(path) else { return (false, None) };
+    let until = tokio::time::Instant::now() + wait;
+    let mut waited = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return (waited, Some(file)),
+            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < until => waited = true,
+            Err(_) => return (true, None),
+        }
+        tokio::time::sleep(TRY_EVERY).await;
+    }
+}

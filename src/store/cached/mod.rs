@@ -1,0 +1,255 @@
+//! A store that answers from memory what it has heard of, and asks the API server for the rest.
+//!
+//! Only reads are spared. A write goes out with the precondition of what was read, so a memory that is out of
+//! date costs another attempt and never gives a wrong answer; after a write that failed, the object is read anew.
+
+mod shelf;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use calico::block_affinity::label_selector;
+use calico::{Affinity, BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec, PodStatus};
+
+pub use self::shelf::{Lookup, Scope, Shelf};
+use self::shelf::{key, key_of};
+use super::{Objects, StoreError};
+use crate::pod::Owner;
+use crate::store::Object;
+
+/// What a node's agent remembers.
+pub struct Shelves {
+    /// The pods of this node; of each only what is read here.
+    pub pods: Shelf<Pod>,
+    /// This node.
+    pub nodes: Shelf<Node>,
+    /// All namespaces.
+    pub namespaces: Shelf<Namespace>,
+    /// All pools.
+    pub pools: Shelf<IPPool>,
+    /// All reservations.
+    pub reservations: Shelf<IPReservation>,
+    /// Calico's configuration.
+    pub config: Shelf<IPAMConfig>,
+    /// Calico's lock for migrations.
+    pub information: Shelf<ClusterInformation>,
+    /// This node's affinities.
+    pub affinities: Shelf<BlockAffinity>,
+    /// This node's blocks.
+    pub blocks: Shelf<IPAMBlock>,
+    /// The handles of this node's containers, as they were written.
+    pub handles: Shelf<IPAMHandle>,
+    node: String,
+    /// The label selector of this node's affinities.
+    selector: String,
+}
+
+/// A store behind [`Shelves`]. Clones share them.
+#[derive(Clone)]
+pub struct Cached<S> {
+    inner: S,
+    shelves: Arc<Shelves>,
+}
+
+// === impl Shelves ===
+
+impl Shelves {
+    /// Empty shelves for `node`.
+    pub fn new(node: &str) -> Self {
+        let (of_pods, of_node, of_affinities, of_blocks) =
+            (node.to_owned(), node.to_owned(), node.to_owned(), node.to_owned());
+        Self {
+            pods: Shelf::new(
+                Scope::Part,
+                move |pod: &Pod| pod.spec.as_ref().is_some_and(|s| s.node_name.as_deref() == Some(of_pods.as_str())),
+                trim_pod,
+            ),
+            nodes: Shelf::new(
+                Scope::Part,
+                move |n: &Node| n.metadata.name.as_deref() == Some(of_node.as_str()),
+                trim_node,
+            ),
+            namespaces: Shelf::new(Scope::All, |_| true, trim_namespace),
+            pools: Shelf::new(Scope::All, |_| true, |_| ()),
+            reservations: Shelf::new(Scope::All, |_| true, |_| ()),
+            config: Shelf::new(Scope::All, |_| true, |_| ()),
+            information: Shelf::new(Scope::All, |_| true, |_| ()),
+            affinities: Shelf::new(Scope::Part, move |a: &BlockAffinity| a.spec.node == of_affinities, |_| ()),
+            blocks: Shelf::unlisted(
+                move |b: &IPAMBlock| b.spec.host() == Some(of_blocks.as_str()) && !b.spec.is_deleted(),
+                // The server keeps what is left out.
+                |b| b.metadata.managed_fields = None,
+            ),
+            handles: Shelf::unlisted(|h: &IPAMHandle| !h.spec.is_deleted(), |h| h.metadata.managed_fields = None),
+            node: node.to_owned(),
+            selector: label_selector(&Affinity::Host(node.to_owned())),
+        }
+    }
+
+    /// The node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The label selector of this node's affinities.
+    pub fn selector(&self) -> &str {
+        &self.selector
+    }
+
+    /// The kinds whose first list has not come yet.
+    pub fn unsynced(&self) -> Vec<&'static str> {
+        let kinds = [
+            ("pods", self.pods.is_synced()),
+            ("nodes", self.nodes.is_synced()),
+            ("namespaces", self.namespaces.is_synced()),
+            ("ippools", self.pools.is_synced()),
+            ("ipreservations", self.reservations.is_synced()),
+            ("ipamconfigs", self.config.is_synced()),
+            ("clusterinformations", self.information.is_synced()),
+            ("blockaffinities", self.affinities.is_synced()),
+        ];
+        kinds.into_iter().filter(|(_, synced)| !synced).map(|(kind, _)| kind).collect()
+    }
+
+    fn shelf<K: Object>(&self) -> Option<&Shelf<K>> {
+        let shelves: [&dyn Any; 10] = [
+            &self.pods,
+            &self.nodes,
+            &self.namespaces,
+            &self.pools,
+            &self.reservations,
+            &self.config,
+            &self.information,
+            &self.affinities,
+            &self.blocks,
+            &self.handles,
+        ];
+        shelves.into_iter().find_map(|shelf| shelf.downcast_ref())
+    }
+}
+
+/// Of a pod: who it is, whose, where, and whether it lives.
+fn trim_pod(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    pod.spec = pod.spec.take().map(|spec| PodSpec {
+        node_name: spec.node_name,
+        host_network: spec.host_network,
+        ..PodSpec::default()
+    });
+    pod.status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        pod_ip: status.pod_ip,
+        pod_ips: status.pod_ips,
+        ..PodStatus::default()
+    });
+}
+
+fn trim_node(node: &mut Node) {
+    node.metadata.managed_fields = None;
+    if let Some(status) = &mut node.status {
+        status.images = None;
+    }
+}
+
+fn trim_namespace(namespace: &mut Namespace) {
+    namespace.metadata.managed_fields = None;
+}
+
+// === impl Cached ===
+
+impl<S> Cached<S> {
+    /// `inner` behind `shelves`.
+    pub fn new(inner: S, shelves: Arc<Shelves>) -> Self {
+        Self { inner, shelves }
+    }
+
+    /// The store behind.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// What is remembered.
+    pub fn shelves(&self) -> &Arc<Shelves> {
+        &self.shelves
+    }
+
+    /// Remembers what a write left, or that its outcome is not what was expected.
+    fn learn<K: Object>(&self, object: &K, written: &Result<K, StoreError>) {
+        let Some(shelf) = self.shelves.shelf::<K>() else { return };
+        match written {
+            Ok(stored) => shelf.put(stored.clone()),
+            Err(_) => shelf.doubt(&key_of(object)),
+        }
+    }
+}
+
+impl<S: Objects> Objects for Cached<S> {
+    async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<Option<K>, StoreError> {
+        match self.shelves.shelf::<K>().map(|shelf| shelf.lookup(&key(namespace, name))) {
+            Some(Lookup::Found(object)) => Ok(Some(object)),
+            Some(Lookup::Absent) => Ok(None),
+            Some(Lookup::Unknown) | None => self.fresh(namespace, name).await,
+        }
+    }
+
+    async fn fresh<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<Option<K>, StoreError> {
+        let found = self.inner.fresh::<K>(namespace, name).await?;
+        if let Some(shelf) = self.shelves.shelf::<K>() {
+            match &found {
+                Some(object) => shelf.put(object.clone()),
+                None => shelf.forget(&key(namespace, name)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn is_cache(&self) -> bool {
+        true
+    }
+
+    async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
+        let shelf = self.shelves.shelf::<K>().filter(|shelf| shelf.holds_list(selector, &self.shelves.selector));
+        match shelf.and_then(Shelf::all) {
+            Some(objects) => Ok(objects),
+            None => self.inner.list(selector).await,
+        }
+    }
+
+    async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
+        let written = self.inner.create(object).await;
+        self.learn(object, &written);
+        written
+    }
+
+    async fn replace<K: Object>(&self, object: &K) -> Result<K, StoreError> {
+        let written = self.inner.replace(object).await;
+        self.learn(object, &written);
+        written
+    }
+
+    async fn delete<K: Object>(&self, object: &K) -> Result<(), StoreError> {
+        let deleted = self.inner.delete(object).await;
+        if let Some(shelf) = self.shelves.shelf::<K>() {
+            match &deleted {
+                Ok(()) => shelf.forget(&key_of(object)),
+                Err(_) => shelf.doubt(&key_of(object)),
+            }
+        }
+        deleted
+    }
+
+    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+        self.inner.owner_exists(owner).await
+    }
+}
+
+impl<K: Object> Shelf<K> {
+    /// Whether a list by this selector is what is here.
+    fn holds_list(&self, selector: &str, of_node: &str) -> bool {
+        match self.scope() {
+            Scope::All => selector.is_empty(),
+            Scope::Part => selector == of_node,
+        }
+    }
+}
