@@ -27,8 +27,8 @@ pub struct Claim {
     pub created: Timestamp,
     /// Counts the holders: raised by one whenever the holder becomes another container.
     pub generation: u64,
-    /// When another pod of the owner first found the holder's pod gone while its node was Ready:
-    /// the start of the grace in which that node may still release it.
+    /// When another pod of the owner, or the collector, first found the holder's pod gone while its node was
+    /// Ready: the start of the grace in which that node may still release it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contested: Option<Timestamp>,
     /// Fields of newer versions, kept on every rewrite.
@@ -147,6 +147,17 @@ pub enum Decision {
     Refuse(Obstacle),
 }
 
+/// How a claim's holder stands by the rules, whoever asks: an ADD that wants the address, or the collector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// There is proof that its container does not use the address any more: it may be cleared.
+    Lost,
+    /// Its pod has ended while its node is Ready: write this claim, which starts the node's grace.
+    Contest(Box<Claim>),
+    /// It keeps the address for now.
+    Keeps(Obstacle),
+}
+
 /// Why an address is not free for the asker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obstacle {
@@ -208,6 +219,28 @@ impl fmt::Display for Holder {
     }
 }
 
+impl fmt::Display for PodState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Alive => "running",
+            Self::Terminating => "terminating",
+            Self::Finished => "finished but not cleaned up",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "Ready",
+            Self::NotReady => "not Ready",
+            Self::OutOfService => "out of service",
+            Self::Deleted => "deleted",
+        })
+    }
+}
+
 // === decisions ===
 
 /// What to do about `address` for `asker`, given the claim that stands and, once asked for, evidence
@@ -233,7 +266,7 @@ pub fn decide(
     if claim.owner != *asker.owner {
         return match evidence {
             None => Decision::Examine,
-            Some(e) if lost_its_holder(holder, e, claim, policy, now) => Decision::ExamineOwner,
+            Some(e) if standing(claim, e, policy, now) == Standing::Lost => Decision::ExamineOwner,
             Some(_) => Decision::Refuse(Obstacle::OtherOwner),
         };
     }
@@ -252,7 +285,12 @@ pub fn decide(
     }
     match evidence {
         None => Decision::Examine,
-        Some(evidence) => between_pods(claim, holder, asker, evidence, policy, now),
+        // The holder is another pod of the same owner.
+        Some(evidence) => match standing(claim, evidence, policy, now) {
+            Standing::Lost => Decision::Take(Box::new(claim.held_by(asker))),
+            Standing::Contest(contested) => Decision::Contest(contested),
+            Standing::Keeps(obstacle) => Decision::Wait(obstacle),
+        },
     }
 }
 
@@ -264,26 +302,21 @@ pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_exists: bool, now: Time
     Decision::Take(Box::new(Claim { created: now, ..claim.held_by(asker) }))
 }
 
-/// The holder is another pod of the same owner.
-fn between_pods(
-    claim: &Claim,
-    holder: &Holder,
-    asker: &Asker<'_>,
-    evidence: &Evidence,
-    policy: &Policy,
-    now: Timestamp,
-) -> Decision {
+/// Whether the holder may lose the address without a DEL: the one place with these rules. A claim that
+/// nobody holds has lost its holder already.
+pub fn standing(claim: &Claim, evidence: &Evidence, policy: &Policy, now: Timestamp) -> Standing {
+    let Some(holder) = &claim.holder else { return Standing::Lost };
     match evidence.pod {
-        PodState::Alive => Decision::Wait(Obstacle::InUse),
+        PodState::Alive => Standing::Keeps(Obstacle::InUse),
         PodState::Terminating if evidence.node == NodeState::Ready => {
-            Decision::Wait(Obstacle::Leaving(evidence.pod, evidence.node))
+            Standing::Keeps(Obstacle::Leaving(evidence.pod, evidence.node))
         }
-        _ if lost_its_holder(holder, evidence, claim, policy, now) => Decision::Take(Box::new(claim.held_by(asker))),
-        PodState::Terminating => Decision::Wait(Obstacle::Leaving(evidence.pod, evidence.node)),
+        _ if lost_its_holder(holder, evidence, claim, policy, now) => Standing::Lost,
+        PodState::Terminating => Standing::Keeps(Obstacle::Leaving(evidence.pod, evidence.node)),
         PodState::Finished | PodState::Gone => match (policy.fencing, claim.contested) {
-            (Fencing::NodeFenced, _) => Decision::Wait(Obstacle::NotFenced(evidence.node)),
-            (_, Some(since)) => Decision::Wait(Obstacle::Grace(end_of_grace(since, policy))),
-            (_, None) => Decision::Contest(Box::new(Claim { contested: Some(now), ..claim.clone() })),
+            (Fencing::NodeFenced, _) => Standing::Keeps(Obstacle::NotFenced(evidence.node)),
+            (_, Some(since)) => Standing::Keeps(Obstacle::Grace(end_of_grace(since, policy))),
+            (_, None) => Standing::Contest(Box::new(Claim { contested: Some(now), ..claim.clone() })),
         },
     }
 }

@@ -8,6 +8,7 @@
 //! | [`agent`] | the node's sidecar: answers the plugin from memory |
 //! | [`cli`] | the command line: arguments in, tables or JSON out |
 //! | [`service`] | one CNI call from parsed input to answer |
+//! | [`collector`] | looks after the whole cluster: finishes what crashes left, frees what nobody uses |
 //! | [`audit`] | judges the whole live state by the named invariants |
 //! | [`driver`] | runs a decision: reads, asks, writes, retries |
 //! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
@@ -19,6 +20,7 @@ pub mod audit;
 pub mod claim;
 pub mod cli;
 pub mod cni;
+pub mod collector;
 pub mod conflist;
 pub mod driver;
 pub mod netconf;

@@ -20,7 +20,7 @@ use kube::{Client, ResourceExt as _};
 use kube_ipam::audit::Class;
 use kube_ipam::claim::Claim;
 use kube_ipam::conflist::plugin_conf;
-use kube_ipam::driver::{Attachment, Driver, Open, PodRef};
+use kube_ipam::driver::{Attachment, Driver, PodRef};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::etcd::EtcdLedger;
 use kube_ipam::store::kube::KubeStore;
@@ -146,7 +146,7 @@ impl Ground {
             node,
             explicit: &[],
             cancelled: &|| false,
-            gate: &Open,
+            last_sandbox: true,
             deadline: Instant::now() + Duration::from_secs(9),
             policy: self.net.ipam.takeover,
         }

@@ -20,7 +20,7 @@ use super::network::default_network;
 use super::watches::PodEvent;
 use super::{Agent, AgentDriver};
 use crate::cni::CniError;
-use crate::driver::{Assigned, Attachment, PodRef, UID_KEY};
+use crate::driver::{Assigned, Attachment, POD_UID_KEY, PodRef};
 use crate::netconf::NetConf;
 use crate::service::Call;
 use crate::service::state::State;
@@ -236,7 +236,7 @@ impl Agent {
             for (address, entry) in block.spec.entries() {
                 let Entry::Used { attribute, .. } = entry else { continue };
                 let key = |key: &str| attribute.secondary(key);
-                let (Some(uid), Some(namespace), Some(name)) = (key(UID_KEY), key("namespace"), key("pod")) else {
+                let (Some(uid), Some(namespace), Some(name)) = (key(POD_UID_KEY), key("namespace"), key("pod")) else {
                     continue;
                 };
                 if key("node") != Some(self.options.node.as_str()) || self.state.note(uid).is_some() {

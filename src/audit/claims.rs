@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use super::view::{Use, View};
 use super::{Class, Snapshot, Violation};
 use crate::claim::{Claim, Holder};
-use crate::driver::{CLAIM_KEY, is_own_reservation};
+use crate::driver::{CLAIM_KEY, POD_UID_KEY, is_own_reservation};
 use crate::pod::Owner;
 
 pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
@@ -90,7 +90,7 @@ fn disagreement(claim: &Claim, entry: Option<&Use<'_>>) -> Option<String> {
 }
 
 fn is_same(holder: &Holder, claim: &Claim, used: &Use<'_>) -> bool {
-    used.is_of(&holder.container_id)
+    used.attribute.secondary(POD_UID_KEY).map_or_else(|| used.is_of(&holder.container_id), |uid| uid == holder.pod_uid)
         && used.pod() == Some((claim.owner.namespace.as_str(), holder.pod.as_str()))
         && used.attribute.secondary("node") == Some(holder.node.as_str())
 }

@@ -24,7 +24,7 @@ pub struct Reading {
 
 /// Reads the live state, one kind after the other; `progress` hears what comes next. Without a ledger claims
 /// are not looked at, which is no error. The snapshot's `net` is left to the caller.
-pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progress: &dyn Fn(&str)) -> Reading {
+pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progress: &(dyn Fn(&str) + Sync)) -> Reading {
     let mut lists = Lists { objects, progress, unread: Vec::new() };
     let mut snapshot = Snapshot {
         // Pods before blocks: what a listed pod has was on record before its status said so.
@@ -60,7 +60,7 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
 
 struct Lists<'a, O> {
     objects: &'a O,
-    progress: &'a dyn Fn(&str),
+    progress: &'a (dyn Fn(&str) + Sync),
     unread: Vec<StoreError>,
 }
 
@@ -88,10 +88,16 @@ impl<O: Objects> Lists<'_, O> {
     }
 }
 
-/// Which owners exist. One that cannot be looked up is left out, with the reason.
+/// Which owners exist. One that cannot be looked up is left out, with the reason; one that is only a name has
+/// no object to be looked up.
 async fn owners<O: Objects>(objects: &O, snapshot: &Snapshot) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
-    let distinct: BTreeMap<&Owner, ()> =
-        snapshot.claims.iter().flatten().map(|claim| (&claim.value.owner, ())).collect();
+    let distinct: BTreeMap<&Owner, ()> = snapshot
+        .claims
+        .iter()
+        .flatten()
+        .map(|claim| (&claim.value.owner, ()))
+        .filter(|(o, ())| !o.is_named())
+        .collect();
     let lookups = stream::iter(distinct.into_keys())
         .map(|owner| async move { (owner.clone(), objects.owner_exists(owner).await) });
     let answers: Vec<_> = lookups.buffered(SIDE_BY_SIDE).collect().await;

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use calico::{AllocationAttribute, Entry, IPAMBlock};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 
 use super::Snapshot;
 use crate::claim::PodState;
-use crate::driver::{CLAIM_KEY, pod_state};
+use crate::driver::{CLAIM_KEY, POD_UID_KEY, pod_state};
 
 /// The snapshot, indexed.
 pub(crate) struct View<'a> {
@@ -18,7 +18,7 @@ pub(crate) struct View<'a> {
     pub used: BTreeMap<IpAddr, Use<'a>>,
     /// Pods with addresses of their own, by (namespace, name).
     pub pods: BTreeMap<(&'a str, &'a str), PodView<'a>>,
-    nodes: BTreeSet<String>,
+    nodes: BTreeMap<&'a str, &'a Node>,
     claimed: BTreeSet<IpAddr>,
 }
 
@@ -28,6 +28,8 @@ pub(crate) struct Use<'a> {
     pub address: IpAddr,
     pub block: &'a IPAMBlock,
     pub attribute: &'a AllocationAttribute,
+    /// Sequence number of the block at the assignment.
+    pub sequence: Option<i64>,
 }
 
 /// A pod that does not share its node's network.
@@ -45,7 +47,7 @@ impl<'a> View<'a> {
         let present = snapshot.blocks.iter().filter(|block| !block.spec.is_deleted());
         let used = present.flat_map(|block| {
             block.spec.entries().filter_map(move |(address, entry)| match entry {
-                Entry::Used { attribute, .. } => Some((address, Use { address, block, attribute })),
+                Entry::Used { attribute, sequence } => Some((address, Use { address, block, attribute, sequence })),
                 _ => None,
             })
         });
@@ -54,7 +56,7 @@ impl<'a> View<'a> {
             snapshot,
             used: used.collect(),
             pods: pods.collect(),
-            nodes: snapshot.nodes.iter().map(|node| node.name_any()).collect(),
+            nodes: snapshot.nodes.iter().filter_map(|node| Some((node.metadata.name.as_deref()?, node))).collect(),
             claimed: snapshot.claims.iter().flatten().map(|claim| claim.value.address).collect(),
         }
     }
@@ -74,6 +76,11 @@ impl<'a> View<'a> {
         used.is_fixed() || self.claimed.contains(&used.address)
     }
 
+    /// The node of that name.
+    pub(crate) fn node(&self, name: &str) -> Option<&'a Node> {
+        self.nodes.get(name).copied()
+    }
+
     pub(crate) fn in_a_pool(&self, address: IpAddr) -> bool {
         calico::covering(&self.snapshot.pools, address).is_some()
     }
@@ -81,7 +88,7 @@ impl<'a> View<'a> {
     /// Whether an allocation is of the network that is judged; any pod's, while the network is not known.
     pub(crate) fn is_ours(&self, used: &Use<'_>) -> bool {
         match &self.snapshot.net {
-            Some(net) => used.attribute.handle().and_then(|h| h.strip_prefix(&net.network)).is_some_and(is_tail),
+            Some(net) => used.is_of_network(&net.network),
             None => used.is_fixed() || used.pod().is_some(),
         }
     }
@@ -91,12 +98,17 @@ impl<'a> View<'a> {
     pub(crate) fn staleness(&self, used: &Use<'_>) -> Option<String> {
         let node = used.attribute.secondary("node");
         let Some((namespace, name)) = used.pod() else {
-            let gone = node.filter(|node| !self.nodes.contains(*node))?;
+            let gone = node.filter(|node| !self.nodes.contains_key(*node))?;
             return Some(format!("node {gone} does not exist"));
         };
         let Some(pod) = self.pods.get(&(namespace, name)) else {
             return Some(format!("pod {namespace}/{name} does not exist"));
         };
+        if let (Some(recorded), Some(uid)) = (used.attribute.secondary(POD_UID_KEY), pod.pod.metadata.uid.as_deref())
+            && recorded != uid
+        {
+            return Some(format!("pod {namespace}/{name} is another by now: its UID is {uid}, not {recorded}"));
+        }
         if pod.state == PodState::Finished {
             return Some(format!("pod {namespace}/{name} has finished"));
         }
@@ -114,9 +126,9 @@ impl<'a> View<'a> {
     }
 }
 
-/// What follows the network's name in a handle id.
-fn is_tail(rest: &str) -> bool {
-    rest.starts_with('.')
+/// Whether a handle id has the form `<network>.<containerID>`.
+pub(crate) fn is_handle_of(network: &str, handle: &str) -> bool {
+    handle.strip_prefix(network).and_then(|rest| rest.strip_prefix('.')).is_some_and(|container| !container.is_empty())
 }
 
 impl<'a> Use<'a> {
@@ -127,6 +139,12 @@ impl<'a> Use<'a> {
 
     pub(crate) fn is_fixed(&self) -> bool {
         self.attribute.secondary(CLAIM_KEY).is_some()
+    }
+
+    /// Whether the allocation is of `network`: by its handle, or because it was made ahead for a pod.
+    pub(crate) fn is_of_network(&self, network: &str) -> bool {
+        self.attribute.secondary(POD_UID_KEY).is_some()
+            || self.attribute.handle().is_some_and(|handle| is_handle_of(network, handle))
     }
 
     pub(crate) fn object(&self) -> String {

@@ -19,7 +19,7 @@ use super::place::{Room, Search};
 use super::release::other_interface;
 use super::reservation::is_reserved;
 use super::snapshot::{Snapshot, check_coverage, host};
-use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, Trace, UID_KEY, UnmetPool};
+use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace, UnmetPool};
 use crate::claim::{Asker, Holder};
 use crate::cni::{CniError, code};
 use crate::pod::{FixedRequest, Owner, PoolAnnotations};
@@ -251,8 +251,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let counts = counts(&placements);
             let deadline = self.late(attachment);
             if placing > 0 {
-                self.set_handle(&handle, attachment.node, &counts, deadline).await?;
-            } else if let Some(found) = self.create_handle(&handle, attachment.node, &counts, deadline).await? {
+                self.set_handle(attachment, &counts, deadline).await?;
+            } else if let Some(found) = self.create_handle(attachment, &counts, deadline).await? {
                 if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
                     return Ok(earlier);
                 }
@@ -260,7 +260,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     // An earlier pod's DEL may be about to delete it.
                     return Err(Error::NotAhead(handle));
                 }
-                self.set_handle(&handle, attachment.node, &counts, deadline).await?;
+                self.set_handle(attachment, &counts, deadline).await?;
             }
             done.handle = true;
             let writes = placements.into_iter().map(|p| self.write(attachment, snapshot, p, &reservations));
@@ -358,7 +358,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 if let Entry::Used { attribute, .. } = entry
                     && attribute.handle() == Some(handle.as_str())
                 {
-                    if attribute.secondary(UID_KEY) != uid {
+                    if attribute.secondary(POD_UID_KEY) != uid {
                         // An earlier pod of that name has not let go yet: the container's own handle is free.
                         return Err(Error::NotAhead(handle));
                     }
@@ -431,7 +431,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
         }
         if let Some(uid) = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead()) {
-            allocation.secondary.insert(UID_KEY.to_owned(), uid.to_owned());
+            allocation.secondary.insert(POD_UID_KEY.to_owned(), uid.to_owned());
         }
         allocation
     }

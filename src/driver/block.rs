@@ -62,13 +62,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         settled.object.ok_or(Error::Late("an affinity vanished"))
     }
 
-    /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again.
+    /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again. Gives it as
+    /// it is stored then.
     async fn set_affinity(
         &self,
         affinity: BlockAffinity,
         state: AffinityState,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<BlockAffinity, Error> {
         let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
         let (node, cidr) = (affinity.spec.node.clone(), affinity.spec.cidr);
         let settled = self
@@ -81,7 +82,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 })
             })
             .await?;
-        Ok(settled.value)
+        settled.object.ok_or(Error::Late("an affinity vanished"))
     }
 
     async fn drop_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
@@ -102,7 +103,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn settle_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
         let block = self.read_block(affinity.spec.cidr).await?;
         if block.is_some_and(|b| b.spec.host() == Some(affinity.spec.node.as_str())) {
-            self.set_affinity(affinity, AffinityState::Confirmed, deadline).await
+            self.set_affinity(affinity, AffinityState::Confirmed, deadline).await.map(drop)
         } else {
             self.drop_affinity(affinity, deadline).await
         }
@@ -110,15 +111,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Frees an empty block of another node, so that it can be claimed; false if it is in use, young, or has
     /// changed since it was read.
-    pub(super) async fn reclaim_block(&self, block: &IPAMBlock, deadline: Instant) -> Result<bool, Error> {
+    pub(crate) async fn reclaim_block(&self, block: &IPAMBlock, deadline: Instant) -> Result<bool, Error> {
         let Some(owner) = block.spec.host().map(str::to_owned) else { return Ok(false) };
         if !block.spec.is_empty() || !self.is_old(block) {
             return Ok(false);
         }
         let cidr = block.spec.cidr;
-        let affinity = self.objects.get::<BlockAffinity>(None, &affinity_name(&owner, &cidr)).await?;
-        if let Some(affinity) = &affinity {
-            self.set_affinity(affinity.clone(), AffinityState::PendingDeletion, deadline).await?;
+        let mut affinity = self.objects.get::<BlockAffinity>(None, &affinity_name(&owner, &cidr)).await?;
+        if let Some(found) = affinity.take() {
+            affinity = Some(self.set_affinity(found, AffinityState::PendingDeletion, deadline).await?);
         }
         let seen = block.spec.sequence_number;
         let settled = self

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{Entry, IPAMBlock};
+use calico::{AllocationAttribute, Entry, IPAMBlock};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::converge::Backoff;
 use super::snapshot::{node_state, pod_state};
-use super::{Attachment, Driver, Error, handle_of};
+use super::{Attachment, Driver, Error, POD_UID_KEY, handle_of};
 pub(super) use crate::claim::in_flight;
 use crate::claim::{Asker, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, decide, take_over};
 use crate::pod::Owner;
@@ -225,7 +225,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let evidence = Evidence {
             pod: pod_state(pod.as_ref(), &holder.pod_uid),
             node: node_state(node.as_ref(), holder.node_uid.as_deref()),
-            in_block: is_recorded(candidate, &attachment.net.network, holder),
+            in_block: candidate
+                .block
+                .as_ref()
+                .is_some_and(|block| records(block, candidate.address, &attachment.net.network, holder)),
         };
         Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash) })
     }
@@ -285,11 +288,20 @@ fn template_hash(pod: &Pod) -> Option<String> {
     pod.metadata.labels.as_ref()?.get(TEMPLATE_HASH_LABEL).cloned()
 }
 
-/// Whether the block records the address for the holder's container.
-fn is_recorded(candidate: &Candidate, network: &str, holder: &Holder) -> bool {
-    let handle = handle_of(network, &holder.container_id);
-    let Some(block) = candidate.block.as_ref().filter(|b| !b.spec.is_deleted()) else { return false };
-    matches!(block.spec.entry(candidate.address), Entry::Used { attribute, .. } if attribute.handle() == Some(&handle))
+/// Whether the block records the address for a claim's holder.
+fn records(block: &IPAMBlock, address: IpAddr, network: &str, holder: &Holder) -> bool {
+    if block.spec.is_deleted() {
+        return false;
+    }
+    matches!(block.spec.entry(address), Entry::Used { attribute, .. } if is_holders(attribute, network, holder))
+}
+
+/// Whether an allocation is the holder's: by its container, or by its pod where it bears the pod's UID.
+pub(crate) fn is_holders(attribute: &AllocationAttribute, network: &str, holder: &Holder) -> bool {
+    match attribute.secondary(POD_UID_KEY) {
+        Some(uid) => uid == holder.pod_uid,
+        None => attribute.handle() == Some(&handle_of(network, &holder.container_id)),
+    }
 }
 
 fn block(claim: Claim, obstacle: Obstacle, examined: Option<&Examined>, applicant: &Applicant<'_>) -> Blocked {
@@ -366,11 +378,9 @@ impl Blocked {
                 let interface = self.claim.holder.as_ref().map_or("another interface", |h| h.interface.as_str());
                 format!("fixed address {address} is on {interface} of this very container")
             }
-            Obstacle::Leaving(pod, node) => format!(
-                "fixed address {address} is still held by {holder}, which is {} (node {})",
-                pod_word(pod),
-                node_word(node)
-            ),
+            Obstacle::Leaving(pod, node) => {
+                format!("fixed address {address} is still held by {holder}, which is {pod} (node {node})")
+            }
             Obstacle::Grace(until) => format!(
                 "fixed address {address} is still held by {holder}, whose pod object is gone while its node is Ready; \
                  the node has until {} to release it",
@@ -378,10 +388,7 @@ impl Blocked {
             ),
             Obstacle::InUse => format!("fixed address {address} is held by {holder}, which is running"),
             Obstacle::NotFenced(node) => {
-                format!(
-                    "fixed address {address} is still held by {holder}, and its node ({}) is not fenced",
-                    node_word(node)
-                )
+                format!("fixed address {address} is still held by {holder}, and its node ({}) is not fenced", node)
             }
         }
     }
@@ -414,23 +421,5 @@ impl Blocked {
                     .into()
             }
         }
-    }
-}
-
-fn pod_word(state: PodState) -> &'static str {
-    match state {
-        PodState::Alive => "running",
-        PodState::Terminating => "terminating",
-        PodState::Finished => "finished but not cleaned up",
-        PodState::Gone => "gone",
-    }
-}
-
-fn node_word(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Ready => "Ready",
-        NodeState::NotReady => "not Ready",
-        NodeState::OutOfService => "out of service",
-        NodeState::Deleted => "deleted",
     }
 }

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 
 use super::release::Freed;
-use super::{CLAIM_KEY, CONTAINER_KEY, Error, INTERFACE_KEY, UID_KEY};
+use super::{CLAIM_KEY, CONTAINER_KEY, Error, INTERFACE_KEY, POD_UID_KEY};
 use crate::range::RangeSet;
 
 /// A change to one block.
@@ -147,7 +147,7 @@ impl Assign {
     fn recorded_in(&self, block: &IPAMBlockSpec) -> Option<IpAddr> {
         let ours = |entry: &Entry<'_>| {
             matches!(entry, Entry::Used { attribute, .. } if attribute.handle() == Some(self.allocation.handle.as_str())
-                && attribute.secondary(UID_KEY) == self.allocation.secondary.get(UID_KEY).map(String::as_str))
+                && attribute.secondary(POD_UID_KEY) == self.allocation.secondary.get(POD_UID_KEY).map(String::as_str))
         };
         match self.which {
             Which::Exactly(address, _) => ours(&block.entry(address)).then_some(address),
@@ -196,7 +196,7 @@ impl Whose {
             }
             Self::Pod { uid, container } => (uid, container),
         };
-        let Some(of) = attribute.secondary(UID_KEY) else {
+        let Some(of) = attribute.secondary(POD_UID_KEY) else {
             // Very old releases of Calico wrote this form of handle, for whatever container the pod had.
             return container.is_some();
         };

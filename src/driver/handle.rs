@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use super::converge::{Known, Step};
-use super::{Driver, Error};
+use super::{Attachment, Driver, Error, POD_UID_KEY};
 use crate::store::{Ledger, Objects};
 
 /// Label of the handles that we make: the hash of the node that their container is on. Without it a handle
@@ -27,15 +27,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// ADD of the same container, or our own write whose answer was lost.
     pub(super) async fn create_handle(
         &self,
-        handle: &str,
-        node: &str,
+        attachment: &Attachment<'_>,
         counts: &Counts,
         deadline: Instant,
     ) -> Result<Option<IPAMHandle>, Error> {
+        let handle = attachment.handle();
         let settled = self
-            .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Absent, deadline, |current| {
+            .converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Absent, deadline, |current| {
                 Ok(match current {
-                    None => Step::Create(handle_object(handle, node, counts), None),
+                    None => Step::Create(handle_object(attachment, counts), None),
                     Some(found) if found.spec.is_deleted() => Step::Finish(found),
                     Some(found) => Step::Done(Some(found)),
                 })
@@ -47,16 +47,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Makes the handle say exactly `counts`.
     pub(super) async fn set_handle(
         &self,
-        handle: &str,
-        node: &str,
+        attachment: &Attachment<'_>,
         counts: &Counts,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let wanted = handle_object(handle, node, counts).spec.block;
+        let handle = attachment.handle();
+        let wanted = handle_object(attachment, counts).spec.block;
         let settled = self
-            .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Unread, deadline, |current| {
+            .converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Unread, deadline, |current| {
                 Ok(match current {
-                    None => Step::Create(handle_object(handle, node, counts), ()),
+                    None => Step::Create(handle_object(attachment, counts), ()),
                     Some(found) if found.spec.is_deleted() => Step::Finish(found),
                     Some(found) if found.spec.block == wanted => Step::Done(()),
                     Some(mut found) => {
@@ -96,12 +96,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 }
 
-fn handle_object(handle: &str, node: &str, counts: &Counts) -> IPAMHandle {
-    let mut spec = IPAMHandleSpec::new(handle);
+fn handle_object(attachment: &Attachment<'_>, counts: &Counts) -> IPAMHandle {
+    let mut spec = IPAMHandleSpec::new(attachment.handle());
     for (block, count) in counts {
         spec.increment(block, *count);
     }
     let mut object = spec.object();
-    object.metadata.labels = Some([(NODE_LABEL.to_owned(), calico::hostname_hash(node))].into());
+    object.metadata.labels = Some([(NODE_LABEL.to_owned(), calico::hostname_hash(attachment.node))].into());
+    if let Some(uid) = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead()) {
+        object.metadata.annotations = Some([(POD_UID_KEY.to_owned(), uid.to_owned())].into());
+    }
     object
 }

@@ -16,6 +16,7 @@ mod error;
 mod gate;
 mod gc;
 mod handle;
+mod mend;
 mod place;
 mod release;
 mod reservation;
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 pub use self::add::Assigned;
 pub use self::check::Unrecorded;
 pub(crate) use self::claims::ONE_ATTACHMENT;
+pub(crate) use self::claims::is_holders;
 pub use self::claims::{Blocked, Impasse};
 use self::commit::Queues;
 pub use self::error::Error;
@@ -41,7 +43,7 @@ pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
-pub(crate) use self::reservation::is_own_reservation;
+pub(crate) use self::reservation::{is_own_reservation, reservation_name};
 pub use self::snapshot::UnmetPool;
 pub(crate) use self::snapshot::{node_state, pod_state};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
@@ -52,9 +54,9 @@ use crate::store::{Ledger, Objects};
 
 /// Key in an allocation's `secondary` attributes that marks a fixed address; its value is the claim's generation.
 pub const CLAIM_KEY: &str = "kube-ipam.claim";
-
-/// Key in the `secondary` attributes of an allocation that was made before a container was known: the pod's UID.
-pub const UID_KEY: &str = "kube-ipam.pod-uid";
+/// Key in an allocation's `secondary` attributes that marks one made for a pod before its container was known;
+/// its value is the pod's UID. A handle that bears it as an annotation is one of ours, whatever its id.
+pub const POD_UID_KEY: &str = "kube-ipam.pod-uid";
 
 /// Key in the same attributes: the container that has the address by now, once a later write has noted it.
 pub const CONTAINER_KEY: &str = "kube-ipam.container";
@@ -153,7 +155,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.ledger.as_ref()
     }
 
-    fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         (self.clock)()
     }
 }

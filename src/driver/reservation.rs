@@ -36,14 +36,18 @@ pub(super) fn is_reserved(reservations: &[IPReservation], block: &IpNetwork, add
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Adds `address` to the reservation of its block.
     pub(super) async fn reserve(&self, address: IpAddr, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
-        let name = reservation_name(block);
+        self.reserve_in(&reservation_name(block), address, deadline).await
+    }
+
+    /// Adds `address` to the reservation of that name.
+    pub(super) async fn reserve_in(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<(), Error> {
         let entry = host_cidr(address).to_string();
         let settled = self
-            .converge::<IPReservation, _, Error>(&name, Known::Unread, deadline, |current| {
+            .converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {
                 Ok(match current {
                     None => Step::Create(
                         IPReservation::new(
-                            &name,
+                            name,
                             IPReservationSpec { reserved_cidrs: vec![entry.clone()], ..Default::default() },
                         ),
                         (),
@@ -77,7 +81,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
-    async fn unreserve_in(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn unreserve_in(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<(), Error> {
         let entry = host_cidr(address).to_string();
         let settled = self
             .converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {

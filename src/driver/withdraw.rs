@@ -95,7 +95,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Whether this call released it; false if nobody had it any more.
-    async fn release_entry(
+    pub(super) async fn release_entry(
         &self,
         address: IpAddr,
         cidr: IpNetwork,

@@ -31,6 +31,9 @@ pub struct Owner {
     pub ordinal: Option<u32>,
 }
 
+/// Group and kind of an owner that an annotation names.
+const NAMED: (&str, &str) = ("kube-ipam.io", "Owner");
+
 impl Owner {
     /// The owner of a pod's addresses. Code 7 for a malformed annotation `kube-ipam.owner`, code 6 for a pod without name or namespace.
     ///
@@ -57,6 +60,11 @@ impl Owner {
             name: chosen.name,
             ordinal,
         })
+    }
+
+    /// Whether it is only a name, given by annotation: no object tells whether it still exists.
+    pub fn is_named(&self) -> bool {
+        (self.group.as_str(), self.kind.as_str()) == NAMED
     }
 
     fn identity(&self) -> (&str, &str, &str, &str, Option<u32>) {
@@ -164,7 +172,8 @@ fn named_by_annotation(pod: &Pod) -> Result<Option<Controller>, CniError> {
         return Ok(None);
     };
     if is_dns_subdomain(name) {
-        let (group, kind) = ("kube-ipam.io".to_owned(), "Owner".to_owned());
+        let (group, kind) = NAMED;
+        let (group, kind) = (group.to_owned(), kind.to_owned());
         return Ok(Some(Controller { group, version: None, kind, name: name.clone() }));
     }
     let right = "use a DNS-1123 name: a-z, 0-9, - and . with a letter or digit at both ends";

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod town;
+
 use std::net::IpAddr;
 use std::time::Duration;
 

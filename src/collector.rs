@@ -1,0 +1,138 @@
+//! Looks after the whole cluster: finishes what crashes left half done, frees what nobody uses any more.
+//!
+//! One pass ([`Collector::round`]) reads everything, decides, and repairs. Every repair is decided three
+//! times by the same pure function: from the lists of a round, again from those of a later round, and last
+//! from live reads of the few objects it is about. Only what that last decision says is written, under the
+//! precondition of what was read for it. So an empty or stale list alone removes nothing, and an ADD that
+//! lands between any two steps makes the repair moot.
+//!
+//! # Layout
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`repair`] | what is repaired and reported |
+//! | `decide` | pure: from a snapshot to what ought to be repaired |
+//! | `sightings` | since when something has been as it is |
+//! | `execute` | the confirming reads, and the writes through the driver |
+//! | [`lead`](mod@lead) | one collector in the cluster at a time, by a Lease |
+
+mod decide;
+mod execute;
+pub mod lead;
+mod mandate;
+pub mod repair;
+mod sightings;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use self::execute::REPAIR_TIME;
+pub use self::lead::{Election, News, lead};
+pub use self::mandate::{Always, Mandate};
+pub use self::repair::{Failed, Kind, PodName, Repair, Report};
+
+use self::decide::{Rules, Scene};
+use self::sightings::Sightings;
+use crate::audit::{self, Snapshot};
+use crate::claim::LONGEST_ADD;
+use crate::driver::Driver;
+use crate::netconf::NetConf;
+use crate::store::{Ledger, Objects, StoreError};
+
+/// How long things must have been as they are before they are touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// A claim whose owner does not exist and which nobody holds.
+    pub owner_grace: Duration,
+    /// An allocation whose pod is gone while its node exists: that node's runtime may still call DEL.
+    pub allocation_grace: Duration,
+    /// An affinity on its way in or out while its node exists: that node may be at work on it.
+    pub half_done_grace: Duration,
+    /// Anything else: the least time between two sightings of it.
+    pub settle: Duration,
+}
+
+/// The collector of one network.
+pub struct Collector<O, L> {
+    driver: Driver<O, L>,
+    rules: Rules,
+    sightings: Sightings,
+}
+
+/// Why a round could not even look.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster could not be read, so nothing was repaired: {}", list(.unread))]
+pub struct Unread {
+    /// Every read that failed.
+    pub unread: Vec<StoreError>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            owner_grace: Duration::from_secs(600),
+            allocation_grace: Duration::from_secs(900),
+            half_done_grace: Duration::from_secs(300),
+            settle: Duration::from_secs(10),
+        }
+    }
+}
+
+// === impl Collector ===
+
+impl<O: Objects, L: Ledger> Collector<O, L> {
+    /// A collector for the network of `net`, whose takeover policy holds here too.
+    pub fn new(driver: Driver<O, L>, net: &NetConf, options: Options) -> Self {
+        let rules = Rules { network: net.network.clone(), policy: net.ipam.takeover, ipam: net.ipam.clone(), options };
+        Self { driver, rules, sightings: Sightings::default() }
+    }
+
+    /// Forgets what was seen so far: for a leader whose term ended, as others may have worked meanwhile.
+    pub fn forget(&mut self) {
+        self.sightings = Sightings::default();
+    }
+
+    /// One pass: reads everything, and repairs what has been so for long enough. No repair is begun without
+    /// `mandate`.
+    ///
+    /// # Errors
+    /// A list that everything depends on could not be read: nothing was done, and nothing was forgotten.
+    pub async fn round(&mut self, mandate: &dyn Mandate) -> Result<Report, Unread> {
+        let reading = audit::read(self.driver.objects(), self.driver.ledger(), &|_| {}).await;
+        let Some(snapshot) = reading.snapshot else { return Err(Unread { unread: reading.unread }) };
+        let findings = self.findings(&snapshot);
+        let due = self.sightings.note(&findings, Instant::now());
+        let mut report = Report { unread: reading.unread, ..Report::default() };
+        for (finding, due) in findings.iter().zip(due) {
+            if !due {
+                *report.waiting.entry(finding.repair.kind).or_default() += 1;
+                continue;
+            }
+            if !mandate.holds().await {
+                tracing::info!("the collector stops: it may not begin another repair");
+                report.interrupted = true;
+                break;
+            }
+            self.execute(finding, &snapshot, &mut report).await;
+        }
+        Ok(report)
+    }
+
+    fn findings(&self, snapshot: &Snapshot) -> Vec<decide::Finding> {
+        decide::findings(&Scene::new(snapshot, &self.rules, self.driver.now()))
+    }
+}
+
+// === impl Options ===
+
+impl Options {
+    /// For things that an ADD under way shows too, though only while it lasts.
+    fn longest_add(&self) -> Duration {
+        self.settle.max(2 * LONGEST_ADD.unsigned_abs())
+    }
+}
+
+fn list(errors: &[StoreError]) -> String {
+    errors.iter().map(StoreError::to_string).collect::<Vec<_>>().join("; ")
+}

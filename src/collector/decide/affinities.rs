@@ -1,0 +1,90 @@
+//! Affinities that stayed on their way in or out, and those of nodes that are gone. Only those of hosts: a
+//! virtual owner's are its own affair.
+
+use std::collections::BTreeMap;
+
+use calico::{Affinity, AffinityState, BlockAffinity, IPAMBlock, affinity_name};
+use ipnetwork::IpNetwork;
+use kube::ResourceExt as _;
+
+use super::{Finding, Needs, Scene, Task};
+use crate::claim::NodeState;
+use crate::collector::{Kind, Repair};
+
+pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
+    let present = scene.snapshot.blocks.iter().filter(|block| !block.spec.is_deleted());
+    let blocks: BTreeMap<IpNetwork, &IPAMBlock> = present.map(|block| (block.spec.cidr, block)).collect();
+    let of_hosts = scene.snapshot.affinities.iter().filter(|affinity| is_of_host(affinity));
+    of_hosts.filter_map(|affinity| judge(scene, affinity, blocks.get(&affinity.spec.cidr).copied())).collect()
+}
+
+/// A host's, under the name that every writer looks for.
+fn is_of_host(affinity: &BlockAffinity) -> bool {
+    let spec = &affinity.spec;
+    matches!(spec.owner(), Ok(Affinity::Host(_))) && affinity.name_any() == affinity_name(&spec.node, &spec.cidr)
+}
+
+fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&IPAMBlock>) -> Option<Finding> {
+    let (spec, options) = (&affinity.spec, &scene.rules.options);
+    let node_is_gone = scene.node(&spec.node) == NodeState::Deleted;
+    let leads_to_block = block.is_some_and(|block| block.spec.host() == Some(spec.node.as_str()));
+    let half_done = [AffinityState::Pending, AffinityState::PendingDeletion].iter().any(|s| spec.state == s.as_str());
+    let (kind, patience, why) = if affinity.is_deleted() {
+        let why = "was marked deleted and had not been deleted".to_owned();
+        (Kind::AffinityRemoved, options.settle, why)
+    } else if !half_done && !affinity.is_confirmed() {
+        // A state of a newer version.
+        return None;
+    } else {
+        match (node_is_gone, leads_to_block) {
+            (true, false) => {
+                (Kind::AffinityRemoved, options.settle, without_block("was of a node that does not exist", block))
+            }
+            (false, false) if half_done => {
+                let why = without_block(&format!("stayed {}", spec.state), block);
+                (Kind::AffinityRemoved, options.half_done_grace, why)
+            }
+            // A block in use keeps its owner, even one that is gone, until it is empty.
+            (_, true) if half_done && (!node_is_gone || block.is_some_and(|block| !block.spec.is_empty())) => {
+                let why = format!("stayed {}, and its block says the same host", spec.state);
+                (Kind::AffinityConfirmed, options.half_done_grace, why)
+            }
+            // It goes with its block, once that is empty.
+            (true, true) => return None,
+            // The node's own to complete.
+            (false, _) => return None,
+        }
+    };
+    let object = Box::new(affinity.clone());
+    let (uid, version) = (affinity.uid().unwrap_or_default(), affinity.resource_version().unwrap_or_default());
+    Some(Finding {
+        key: (kind, format!("{} {uid} {version}", affinity.name_any())),
+        patience: Some(patience.max(options.settle)),
+        needs: Needs {
+            nodes: vec![spec.node.clone()],
+            affinities: vec![affinity.name_any()],
+            blocks: vec![spec.cidr],
+            ..Needs::default()
+        },
+        repair: Repair {
+            kind,
+            object: format!("BlockAffinity/{}", affinity.name_any()),
+            detail: why,
+            pod: None,
+            node: Some(spec.node.clone()),
+        },
+        task: match kind {
+            Kind::AffinityConfirmed => Task::ConfirmAffinity(object),
+            _ => Task::RemoveAffinity(object),
+        },
+    })
+}
+
+/// "stayed pending, and its block belongs to host:n2"
+fn without_block(what: &str, block: Option<&IPAMBlock>) -> String {
+    match block.map(|block| block.spec.affinity.as_deref()) {
+        None => format!("{what}, and its block does not exist"),
+        Some(None) => format!("{what}, and its block belongs to nobody"),
+        Some(Some(other)) => format!("{what}, and its block belongs to {other}"),
+    }
+}

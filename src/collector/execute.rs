@@ -1,0 +1,129 @@
+//! The confirming reads, and the writes through the driver.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPReservation, ReleaseError, cidr_name};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use tokio::time::{Instant, timeout_at};
+
+use super::decide::{Allocation, Finding, Needs, Task};
+use super::{Collector, Failed, Report};
+use crate::audit::Snapshot;
+use crate::driver::{ClaimFate, Error, NotWithdrawn};
+use crate::store::{Ledger, Object, Objects, StoreError};
+
+/// No repair lasts longer: a mandate is asked for at least this much. One that is cut off by it is left as a
+/// crash would leave it, which a later round finishes.
+pub const REPAIR_TIME: Duration = Duration::from_secs(8);
+
+impl<O: Objects, L: Ledger> Collector<O, L> {
+    /// Carries out what was found, if live reads come to the same finding.
+    pub(super) async fn execute(&self, finding: &Finding, listed: &Snapshot, report: &mut Report) {
+        let deadline = Instant::now() + REPAIR_TIME;
+        let outcome = timeout_at(deadline, self.confirm_and_write(finding, listed, deadline)).await;
+        let repair = finding.repair.clone();
+        let (kind, object, detail) = (repair.kind.label(), &repair.object, &repair.detail);
+        let error = match outcome {
+            Ok(Ok(true)) => {
+                tracing::info!(kind, %object, %detail, "repaired");
+                return report.repairs.push(repair);
+            }
+            Ok(Ok(false)) => {
+                tracing::debug!(kind, %object, %detail, "needs no repair any more");
+                return report.moot.push(repair);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("not done within {REPAIR_TIME:?}"),
+        };
+        tracing::warn!(kind, %object, %detail, %error, "could not be repaired");
+        report.failed.push(Failed { repair, error });
+    }
+
+    /// Whether it was done; false if it needs no doing any more.
+    async fn confirm_and_write(&self, finding: &Finding, listed: &Snapshot, deadline: Instant) -> Result<bool, Error> {
+        let live = self.look(&finding.needs, listed).await?;
+        // A node that is there after all has a longer grace than the one that was waited for.
+        let same = |again: &Finding| again.key == finding.key && again.patience <= finding.patience;
+        match self.findings(&live).into_iter().find(same) {
+            Some(confirmed) => self.write(confirmed.task, deadline).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Reads what a finding is about, object by object. Pools and configuration, which nothing is removed for,
+    /// are as they were listed.
+    async fn look(&self, needs: &Needs, listed: &Snapshot) -> Result<Snapshot, StoreError> {
+        let mut live = Snapshot { pools: listed.pools.clone(), config: listed.config.clone(), ..Snapshot::default() };
+        for (namespace, name) in &needs.pods {
+            live.pods.extend(self.driver.objects().get::<Pod>(Some(namespace), name).await?);
+        }
+        live.nodes = self.each::<Node>(&needs.nodes).await?;
+        let mut owners = BTreeMap::new();
+        for owner in &needs.owners {
+            owners.insert(owner.clone(), self.driver.objects().owner_exists(owner).await?);
+        }
+        live.owners = owners;
+        if let Some(ledger) = self.driver.ledger() {
+            let mut claims = Vec::new();
+            for address in &needs.claims {
+                claims.extend(ledger.read(*address).await?);
+            }
+            live.claims = Some(claims);
+        }
+        // Handles before blocks: an ADD writes them in this order.
+        live.handles = self.each::<IPAMHandle>(&needs.handles).await?;
+        live.affinities = self.each::<BlockAffinity>(&needs.affinities).await?;
+        live.reservations = self.each::<IPReservation>(&needs.reservations).await?;
+        let blocks: Vec<String> = needs.blocks.iter().map(cidr_name).collect();
+        live.blocks = self.each::<IPAMBlock>(&blocks).await?;
+        Ok(live)
+    }
+
+    async fn each<K: Object>(&self, names: &[String]) -> Result<Vec<K>, StoreError> {
+        let mut found = Vec::new();
+        for name in names {
+            found.extend(self.driver.objects().get::<K>(None, name).await?);
+        }
+        Ok(found)
+    }
+
+    async fn write(&self, task: Task, deadline: Instant) -> Result<bool, Error> {
+        let driver = &self.driver;
+        match task {
+            Task::DropClaim(shown) => unless_changed(driver.withdraw(&shown, ClaimFate::Drop, deadline).await),
+            Task::ClearHolder(shown) => unless_changed(driver.withdraw(&shown, ClaimFate::Keep, deadline).await),
+            Task::Contest(seen, contested) => driver.contest(&seen, &contested, deadline).await,
+            Task::Free(allocations) => self.free(&allocations, deadline).await,
+            Task::Reserve(address, cidr) => driver.mirror(address, &cidr, deadline).await.map(|()| true),
+            Task::Unreserve(name, address) => driver.unmirror(&name, address, deadline).await,
+            Task::RemoveHandle(handle) => driver.remove_as_seen(&*handle, deadline).await,
+            Task::Recount(id, seen, among) => driver.recount(&id, seen.as_deref(), &among, deadline).await,
+            Task::RemoveAffinity(affinity) => driver.remove_as_seen(&*affinity, deadline).await,
+            Task::ConfirmAffinity(affinity) => driver.confirm_as_seen(&affinity, deadline).await,
+            Task::RemoveBlock(block) => driver.remove_as_seen(&*block, deadline).await,
+            Task::ReleaseBlock(block) => driver.reclaim_block(&block, deadline).await,
+        }
+    }
+
+    async fn free(&self, allocations: &[Allocation], deadline: Instant) -> Result<bool, Error> {
+        let mut freed = false;
+        for Allocation { address, cidr, expect } in allocations {
+            match self.driver.free_as_seen(*address, cidr, expect, deadline).await {
+                Ok(released) => freed |= released,
+                Err(NotWithdrawn::Changed(ReleaseError::OtherHandle { .. } | ReleaseError::OtherSequence { .. })) => {}
+                Err(error) => unless_changed(Err(error)).map(drop)?,
+            }
+        }
+        Ok(freed)
+    }
+}
+
+/// What has changed since it was read is somebody else's by now, and no failure.
+fn unless_changed(outcome: Result<(), NotWithdrawn>) -> Result<bool, Error> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(NotWithdrawn::Changed(_) | NotWithdrawn::ClaimChanged { .. }) => Ok(false),
+        Err(NotWithdrawn::Driver(error)) => Err(error),
+    }
+}

@@ -1,0 +1,153 @@
+//! What was repaired, described well enough for a log line, a counter and an Event.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::store::StoreError;
+
+/// The kinds of repair; the label of their counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A holder's pod has ended while its node is Ready: the node's grace was started.
+    HolderContested,
+    /// A claim's holder lost the address by the rules; the claim stays with its owner.
+    HolderCleared,
+    /// A claim whose owner is gone was dropped, with its reservation.
+    ClaimDropped,
+    /// An allocation that no pod uses was freed.
+    AllocationFreed,
+    /// A claimed address was put into an IPReservation.
+    ReservationAdded,
+    /// An address without claim was taken out of our IPReservation.
+    ReservationRemoved,
+    /// A handle that counts nothing, or whose deletion had begun, was deleted.
+    HandleRemoved,
+    /// A handle was made to count what the blocks bear.
+    HandleCorrected,
+    /// An affinity that leads nowhere, or whose deletion had begun, was deleted.
+    AffinityRemoved,
+    /// An affinity that stayed half done was confirmed, as its block says the same.
+    AffinityConfirmed,
+    /// A block whose deletion had begun was deleted.
+    BlockRemoved,
+    /// An empty block of a node that is gone was released, with its affinity.
+    BlockReleased,
+}
+
+/// A pod by name; its UID where one is on record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PodName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: Option<String>,
+}
+
+/// One repair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Repair {
+    /// What kind.
+    pub kind: Kind,
+    /// The object, as `<kind>/<name>`: what it is called in an audit.
+    pub object: String,
+    /// What was wrong with it, as the end of a sentence that begins with the object.
+    pub detail: String,
+    /// The pod it concerns, which may be gone.
+    pub pod: Option<PodName>,
+    /// The node it concerns, which may be gone.
+    pub node: Option<String>,
+}
+
+/// A repair that did not succeed; a later round tries again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failed {
+    /// What was to be done.
+    pub repair: Repair,
+    /// Why it was not.
+    pub error: String,
+}
+
+/// What came of one round.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// What was repaired, in order.
+    pub repairs: Vec<Repair>,
+    /// What a store kept from being repaired.
+    pub failed: Vec<Failed>,
+    /// What looked wrong, but was not any more when it was read again.
+    pub moot: Vec<Repair>,
+    /// What has not been as it is for long enough.
+    pub waiting: BTreeMap<Kind, usize>,
+    /// What could not be read; nothing that depends on it was touched.
+    pub unread: Vec<StoreError>,
+    /// Whether the round ended early because it might not go on.
+    pub interrupted: bool,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// All kinds, for counters that start at zero.
+    pub const ALL: [Self; 12] = [
+        Self::HolderContested,
+        Self::HolderCleared,
+        Self::ClaimDropped,
+        Self::AllocationFreed,
+        Self::ReservationAdded,
+        Self::ReservationRemoved,
+        Self::HandleRemoved,
+        Self::HandleCorrected,
+        Self::AffinityRemoved,
+        Self::AffinityConfirmed,
+        Self::BlockRemoved,
+        Self::BlockReleased,
+    ];
+
+    /// As a label: `holder_cleared`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::HolderContested => "holder_contested",
+            Self::HolderCleared => "holder_cleared",
+            Self::ClaimDropped => "claim_dropped",
+            Self::AllocationFreed => "allocation_freed",
+            Self::ReservationAdded => "reservation_added",
+            Self::ReservationRemoved => "reservation_removed",
+            Self::HandleRemoved => "handle_removed",
+            Self::HandleCorrected => "handle_corrected",
+            Self::AffinityRemoved => "affinity_removed",
+            Self::AffinityConfirmed => "affinity_confirmed",
+            Self::BlockRemoved => "block_removed",
+            Self::BlockReleased => "block_released",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {}", self.kind, self.object, self.detail)
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    /// How many repairs of each kind.
+    pub fn counts(&self) -> BTreeMap<Kind, usize> {
+        let mut counts = BTreeMap::new();
+        for repair in &self.repairs {
+            *counts.entry(repair.kind).or_default() += 1;
+        }
+        counts
+    }
+}

@@ -1,0 +1,229 @@
+//! Putting right what crashes and lost nodes leave: each write for what was seen, and for nothing that came after.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use calico::{
+    AffinityState, BlockAffinity, Entry, Expect, IPAMBlock, IPAMHandle, IPAMHandleSpec, cidr_name, handle_name,
+};
+use futures::future::try_join_all;
+use ipnetwork::IpNetwork;
+use kube::ResourceExt as _;
+use tokio::time::Instant;
+
+use super::converge::{Backoff, Known, Step};
+use super::handle::Counts;
+use super::{Driver, Error, NotWithdrawn};
+use crate::claim::Claim;
+use crate::store::{Ledger, Object, Objects, Swap, Versioned};
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Releases one allocation if it still is the expected one, and counts its handle down; false if nobody
+    /// had the address any more.
+    pub(crate) async fn free_as_seen(
+        &self,
+        address: IpAddr,
+        cidr: &IpNetwork,
+        expect: &Expect,
+        deadline: Instant,
+    ) -> Result<bool, NotWithdrawn> {
+        let released = self.release_entry(address, *cidr, expect, deadline).await?;
+        if let Some(handle) = expect.handle.as_ref().filter(|_| released) {
+            self.count_off(handle, cidr, deadline).await?;
+        }
+        Ok(released)
+    }
+
+    /// Starts the grace of a claim's holder; false if the claim is not as seen any more.
+    pub(crate) async fn contest(
+        &self,
+        seen: &Versioned<Claim>,
+        contested: &Claim,
+        deadline: Instant,
+    ) -> Result<bool, Error> {
+        let Some(ledger) = &self.ledger else { return Ok(false) };
+        let mut backoff = Backoff::new(deadline);
+        loop {
+            match ledger.swap(seen.value.address, Some(seen.revision), Some(contested)).await {
+                Ok(Swap::Done(_)) => return Ok(true),
+                // The answer of an earlier attempt was lost.
+                Ok(Swap::Lost(standing)) => return Ok(standing.is_some_and(|s| s.value == *contested)),
+                Err(error) => backoff.pause(error).await?,
+            }
+        }
+    }
+
+    /// Mirrors a claim as a reservation. A claim that went meanwhile takes its reservation along; a claim that
+    /// came back then gets it again.
+    pub(crate) async fn mirror(&self, address: IpAddr, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
+        self.reserve(address, block, deadline).await?;
+        if self.is_claimed(address).await? {
+            return Ok(());
+        }
+        self.unreserve(address, block, deadline).await?;
+        if self.is_claimed(address).await? {
+            self.reserve(address, block, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes `address` out of the reservation of that name; false if there is a claim on it, or there was one
+    /// before this ended, and then the address is reserved as before.
+    pub(crate) async fn unmirror(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<bool, Error> {
+        if self.is_claimed(address).await? {
+            return Ok(false);
+        }
+        self.unreserve_in(name, address, deadline).await?;
+        let claimed = self.is_claimed(address).await?;
+        if claimed {
+            self.reserve_in(name, address, deadline).await?;
+        }
+        Ok(!claimed)
+    }
+
+    /// Without a ledger nothing is known of claims, and an address counts as claimed.
+    async fn is_claimed(&self, address: IpAddr) -> Result<bool, Error> {
+        match &self.ledger {
+            Some(ledger) => Ok(ledger.read(address).await?.is_some()),
+            None => Ok(true),
+        }
+    }
+
+    /// Deletes exactly the version that was seen; false if the object has changed or was made anew since.
+    pub(crate) async fn remove_as_seen<K: Object>(&self, seen: &K, deadline: Instant) -> Result<bool, Error> {
+        // Also after an attempt without an answer: the object is gone then, as it was to be.
+        let mut attempted = false;
+        let settled = self
+            .converge::<K, _, Error>(&seen.name_any(), Known::Present(seen.clone()), deadline, |current| {
+                Ok(match current {
+                    None => Step::Done(attempted),
+                    Some(found) if is_version(&found, seen) => {
+                        attempted = true;
+                        Step::Delete(found, true)
+                    }
+                    Some(_) => Step::Done(false),
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    /// Completes an affinity that stayed on its way in or out; false if it has changed since it was seen.
+    pub(crate) async fn confirm_as_seen(&self, seen: &BlockAffinity, deadline: Instant) -> Result<bool, Error> {
+        let settled = self
+            .converge::<BlockAffinity, _, Error>(&seen.name_any(), Known::Present(seen.clone()), deadline, |current| {
+                Ok(match current {
+                    Some(found) if found.is_confirmed() && !found.is_deleted() => Step::Done(true),
+                    Some(found) if is_version(&found, seen) => {
+                        Step::Replace(found.with_state(AffinityState::Confirmed), true)
+                    }
+                    _ => Step::Done(false),
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    /// Makes a handle count what the blocks in `among` bear now, by a live read of them; a handle that counts
+    /// nothing goes. `seen` is the version that may be changed, `None` a handle that did not exist. False if
+    /// it has changed since.
+    pub(crate) async fn recount(
+        &self,
+        id: &str,
+        seen: Option<&IPAMHandle>,
+        among: &[IpNetwork],
+        deadline: Instant,
+    ) -> Result<bool, Error> {
+        let bears = self.borne(id, among).await?;
+        let mut attempted = false;
+        let settled = self
+            .converge::<IPAMHandle, _, Error>(&handle_name(id), known(seen), deadline, |current| {
+                Ok(match (current, seen) {
+                    (None, None) if bears.is_empty() => Step::Done(false),
+                    (None, None) => {
+                        attempted = true;
+                        let mut spec = IPAMHandleSpec::new(id);
+                        spec.block = wire(&bears);
+                        Step::Create(spec.object(), true)
+                    }
+                    (Some(mut found), Some(seen)) if is_version(&found, seen) => {
+                        attempted = true;
+                        found.spec.block = wire(&bears);
+                        if bears.is_empty() { Step::Delete(found, true) } else { Step::Replace(found, true) }
+                    }
+                    _ => Step::Done(attempted),
+                })
+            })
+            .await?;
+        if settled.value {
+            // An ADD that found the handle as it wanted it wrote nothing to it, and may have written its block
+            // since the blocks were read.
+            self.raise(id, among, deadline).await?;
+        }
+        Ok(settled.value)
+    }
+
+    /// Counts up what the blocks bear beyond what the handle says; takes nothing away.
+    async fn raise(&self, id: &str, among: &[IpNetwork], deadline: Instant) -> Result<(), Error> {
+        let bears = self.borne(id, among).await?;
+        if bears.is_empty() {
+            return Ok(());
+        }
+        let settled = self
+            .converge::<IPAMHandle, _, Error>(&handle_name(id), Known::Unread, deadline, |current| {
+                let (mut object, exists) = match current {
+                    Some(found) if found.spec.is_deleted() => return Ok(Step::Finish(found)),
+                    Some(found) => (found, true),
+                    None => (IPAMHandleSpec::new(id).object(), false),
+                };
+                let before = object.spec.block.clone();
+                for (cidr, count) in &bears {
+                    let missing = count - object.spec.count(cidr);
+                    if missing > 0 {
+                        object.spec.increment(cidr, missing);
+                    }
+                }
+                Ok(match exists {
+                    true if object.spec.block == before => Step::Done(()),
+                    true => Step::Replace(object, ()),
+                    false => Step::Create(object, ()),
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
+    /// How many allocations bear a handle, block by block, read now.
+    async fn borne(&self, id: &str, among: &[IpNetwork]) -> Result<Counts, Error> {
+        let blocks = try_join_all(
+            among.iter().map(|cidr| async move { self.objects.get::<IPAMBlock>(None, &cidr_name(cidr)).await }),
+        )
+        .await?;
+        let mut counts = Counts::new();
+        for block in blocks.into_iter().flatten().filter(|b| !b.spec.is_deleted()) {
+            let bears = |entry: &Entry<'_>| {
+                matches!(entry, Entry::Used { attribute, .. }
+                    if attribute.handle().is_some_and(|handle| handle_name(handle) == handle_name(id)))
+            };
+            let count = block.spec.entries().filter(|(_, entry)| bears(entry)).count();
+            if count > 0 {
+                counts.insert(block.spec.cidr, i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+        Ok(counts)
+    }
+}
+
+fn known<K: Clone>(seen: Option<&K>) -> Known<K> {
+    seen.map_or(Known::Absent, |object| Known::Present(object.clone()))
+}
+
+fn is_version<K: Object>(found: &K, seen: &K) -> bool {
+    let (found, seen) = (found.meta(), seen.meta());
+    found.uid == seen.uid && found.resource_version == seen.resource_version
+}
+
+/// Counts as a handle has them.
+fn wire(counts: &Counts) -> BTreeMap<String, i64> {
+    counts.iter().map(|(cidr, count)| (cidr.to_string(), *count)).collect()
+}
