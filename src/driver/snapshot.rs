@@ -62,7 +62,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             },
             self.objects.list_cached::<IPPool>(""),
             self.objects.get::<IPAMConfig>(None, "default"),
-            if_served(self.objects.list_cached::<IPReservation>("")),
+            async { if_served(self.objects.list_cached::<IPReservation>("").await) },
             self.objects.list_cached::<BlockAffinity>(&mine),
             self.datastore_ready(attachment),
         )?;
@@ -101,13 +101,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// A list of a kind that old versions of Calico do not have.
     pub(super) async fn optional<K: Object>(&self) -> Result<Vec<K>, StoreError> {
-        if_served(self.objects.list::<K>("")).await
+        if_served(self.objects.list::<K>("").await)
     }
 }
 
-/// A list, which is empty if the cluster does not serve the kind.
-async fn if_served<K>(list: impl Future<Output = Result<Vec<K>, StoreError>>) -> Result<Vec<K>, StoreError> {
-    match list.await {
+/// What a list gave; nothing if the cluster does not serve the kind.
+fn if_served<K>(listed: Result<Vec<K>, StoreError>) -> Result<Vec<K>, StoreError> {
+    match listed {
         Err(StoreError { failure: Failure::NoKind, .. }) => Ok(Vec::new()),
         other => other,
     }
