@@ -20,7 +20,7 @@ fast: build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
-	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test cli --test faults --test collector --test embedded --test embedded_agents
+	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test faults --test collector --test embedded --test embedded_agents
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
@@ -29,6 +29,12 @@ real: build
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
 	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real --test real_agents
+
+# Not a test: make bench [CALICO_BIN=<dir> CALICO_CRDS=<file>] [ARGS="--blocks 10,10000 -o json"]
+.PHONY: bench
+bench:
+	$(CARGO) build --release -p kube-ipam -p e2e --bin kube-ipam --bin bench
+	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) target/release/bench $(ARGS)
 
 lint: deny
 	$(CARGO) fmt --all --check

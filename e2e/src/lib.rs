@@ -2,6 +2,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bench;
+pub mod calls;
 pub mod conformance;
 pub mod embedded;
 pub mod lab;

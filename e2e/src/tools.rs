@@ -152,7 +152,7 @@ pub fn target_directory() -> Result<PathBuf> {
     found.map(Path::to_path_buf).with_context(|| format!("no cargo target directory above {}", program.display()))
 }
 
-/// A binary of this crate: cargo has built it with the integration tests, but not with an example or a unit test.
+/// A binary of this workspace: cargo has built it with the integration tests, but not with an example or a unit test.
 fn beside_the_tests(name: &str) -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let mut profile = program.parent().context("a program lies in a directory")?;
@@ -162,7 +162,8 @@ fn beside_the_tests(name: &str) -> Result<PathBuf> {
     let binary = profile.join(name);
     if !binary.exists() {
         let mut cargo = Command::new("cargo");
-        cargo.args(["build", "--quiet", "--package", "e2e", "--bin", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let package = if name == "kube-ipam" { name } else { "e2e" };
+        cargo.args(["build", "--quiet", "--package", package, "--bin", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
         if profile.ends_with("release") {
             cargo.arg("--release");
         }

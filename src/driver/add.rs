@@ -197,7 +197,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
-    /// Every claimed address is mirrored as a reservation; read once, written only where it is missing.
+    /// Every claimed address is mirrored as a reservation; written only where it is missing. For a new claim the
+    /// list is not believed: it may still show what went with an earlier claim on the same address.
     async fn mirror_claims(
         &self,
         attachment: &Attachment<'_>,
@@ -205,10 +206,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         done: &mut Done,
     ) -> Result<(), Error> {
         for held in &done.claims {
-            if is_reserved(&snapshot.reservations, &held.cidr, held.address) {
+            let new = matches!(held.taken, Some(Taken::New));
+            if !new && is_reserved(&snapshot.reservations, &held.cidr, held.address) {
                 continue;
             }
-            if matches!(held.taken, Some(Taken::New)) {
+            if new {
                 done.reserved.push((held.address, held.cidr));
             }
             self.reserve(held.address, &held.cidr, self.late(attachment)).await?;

@@ -41,7 +41,9 @@ impl UnmetPool {
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
-    /// Reads everything that does not depend on an earlier answer.
+    /// Reads everything that does not depend on an earlier answer. Lists may lag behind: a pool or reservation of
+    /// this very moment could have come after a read as well, and a block that an affinity does not name yet is
+    /// found when it is claimed. What decides, the block and the claim, is read for itself and written by compare-and-swap.
     pub(super) async fn snapshot(&self, attachment: &Attachment<'_>) -> Result<Snapshot, Error> {
         let mine = label_selector(&host(attachment.node));
         let pod = attachment.pod;
@@ -58,10 +60,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     None => Ok(None),
                 }
             },
-            self.objects.list::<IPPool>(""),
+            self.objects.list_cached::<IPPool>(""),
             self.objects.get::<IPAMConfig>(None, "default"),
-            self.optional::<IPReservation>(),
-            self.objects.list::<BlockAffinity>(&mine),
+            async { if_served(self.objects.list_cached::<IPReservation>("").await) },
+            self.objects.list_cached::<BlockAffinity>(&mine),
             self.datastore_ready(attachment),
         )?;
         if !ready {
@@ -99,10 +101,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// A list of a kind that old versions of Calico do not have.
     pub(super) async fn optional<K: Object>(&self) -> Result<Vec<K>, StoreError> {
-        match self.objects.list::<K>("").await {
-            Err(StoreError { failure: Failure::NoKind, .. }) => Ok(Vec::new()),
-            other => other,
-        }
+        if_served(self.objects.list::<K>("").await)
+    }
+}
+
+/// What a list gave; nothing if the cluster does not serve the kind.
+fn if_served<K>(listed: Result<Vec<K>, StoreError>) -> Result<Vec<K>, StoreError> {
+    match listed {
+        Err(StoreError { failure: Failure::NoKind, .. }) => Ok(Vec::new()),
+        other => other,
     }
 }
 

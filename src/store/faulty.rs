@@ -134,6 +134,10 @@ impl<S: Objects> Objects for Faulty<S> {
         self.faults.around("list", K::plural(&()).into_owned(), self.inner.list(selector)).await
     }
 
+    async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
+        self.faults.around("list", K::plural(&()).into_owned(), self.inner.list_cached(selector)).await
+    }
+
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
         let name = object.meta().name.clone().unwrap_or_default();
         self.faults.around("create", describe::<K>(&name), self.inner.create(object)).await

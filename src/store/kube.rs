@@ -18,12 +18,12 @@ use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Failure, Object, Objects, StoreError, describe, tls};
+use super::{Failure, Object, Objects, StoreError, describe, tls, transport};
 use crate::pod::Owner;
 
 /// Longest wait for one answer. Two of these fit into the ten seconds in which an ADD must fail
 /// when the API server is down.
-const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer read, in bytes: ten thousand blocks of 256 addresses fit.
 const ANSWER_LIMIT: usize = 256 << 20;
 /// Wait after a 429 that names none.
@@ -116,7 +116,7 @@ impl KubeStore {
         config.connect_timeout = Some(Duration::from_secs(3));
         config.read_timeout = Some(CALL_TIMEOUT);
         config.write_timeout = Some(CALL_TIMEOUT);
-        Ok(Self::new(Client::try_from(config)?))
+        Ok(Self::new(transport::client(config)?))
     }
 
     /// The client, for reads that are not IPAM (Events, watches).
@@ -181,10 +181,11 @@ impl Objects for KubeStore {
     }
 
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
-        let params = if selector.is_empty() { ListParams::default() } else { ListParams::default().labels(selector) };
-        let request = Request::new(K::url_path(&(), None)).list(&params);
-        let list: ObjectList<K> = self.call("list", K::plural(&()).into_owned(), request).await?;
-        Ok(list.items)
+        self.list_by(ListParams::default(), selector).await
+    }
+
+    async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
+        self.list_by(ListParams::default().match_any(), selector).await
     }
 
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
@@ -240,6 +241,13 @@ impl Objects for KubeStore {
 }
 
 impl KubeStore {
+    async fn list_by<K: Object>(&self, params: ListParams, selector: &str) -> Result<Vec<K>, StoreError> {
+        let params = if selector.is_empty() { params } else { params.labels(selector) };
+        let request = Request::new(K::url_path(&(), None)).list(&params);
+        let list: ObjectList<K> = self.call("list", K::plural(&()).into_owned(), request).await?;
+        Ok(list.items)
+    }
+
     /// A request that got no answer may have been carried out all the same. Credentials that could not be
     /// loaded, or that did not get through the handshake, are the exception: nothing was sent.
     fn unsent(&self, error: &::kube::Error) -> Failure {

@@ -11,6 +11,7 @@ pub mod faulty;
 pub mod kube;
 pub mod memory;
 mod tls;
+mod transport;
 
 use std::fmt;
 use std::future::Future;
@@ -60,6 +61,13 @@ pub trait Objects: Send + Sync {
     /// All objects of a kind, over all namespaces, whose labels match `selector` (empty: all).
     /// A kind that the cluster does not serve gives [`Failure::NoKind`], never an empty list.
     fn list<K: Object>(&self, selector: &str) -> impl Future<Output = Result<Vec<K>, StoreError>> + Send;
+
+    /// The same as the server last heard of it: it may lag behind what was written a moment ago. An API server
+    /// answers this at once, and [`Objects::list`] only after it has asked etcd how far that is, which it does
+    /// ten times a second.
+    fn list_cached<K: Object>(&self, selector: &str) -> impl Future<Output = Result<Vec<K>, StoreError>> + Send {
+        self.list(selector)
+    }
 
     /// Creates a cluster-scoped object and returns it as stored; [`Failure::Exists`] if the name is taken.
     fn create<K: Object>(&self, object: &K) -> impl Future<Output = Result<K, StoreError>> + Send;

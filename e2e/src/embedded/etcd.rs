@@ -3,8 +3,8 @@
 //! Invariant: `kill` and `restart` keep the ports and the data, so that clients meet the same etcd again.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -41,6 +41,7 @@ pub struct Etcd {
 struct Ports {
     client: u16,
     peer: u16,
+    metrics: u16,
 }
 
 /// Lines of etcd's log kept for error messages.
@@ -85,6 +86,16 @@ impl Etcd {
     /// A client, without TLS.
     pub async fn client(&self) -> Result<etcd_client::Client> {
         Ok(etcd_client::Client::connect([self.url()], None).await?)
+    }
+
+    /// How many transactions clients have asked for since it started, whatever came of them. One is counted
+    /// before it is answered.
+    pub fn transactions(&self) -> Result<u64> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.metrics)).context("etcd's metrics")?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        sum(&page, "grpc_server_handled_total", "grpc_method=\"Txn\"").context("etcd does not count its transactions")
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {
@@ -150,6 +161,7 @@ impl Etcd {
         let binary = etcd_bin_vendored::etcd_bin_path().map_err(|e| anyhow::anyhow!("{e}"))?;
         let client = self.url();
         let peer = format!("http://127.0.0.1:{}", self.ports.peer);
+        let metrics = format!("http://127.0.0.1:{}", self.ports.metrics);
         let mut command = Command::new(binary);
         command
             .arg("--name=embedded")
@@ -157,6 +169,7 @@ impl Etcd {
             .arg(self.directory.path().join("data"))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-metrics-urls={metrics}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
             .arg(format!("--initial-cluster=embedded={peer}"))
@@ -180,10 +193,23 @@ impl Drop for Etcd {
     }
 }
 
-/// Two ports that were free a moment ago.
+/// Ports that were free a moment ago.
 fn free_ports() -> Result<Ports> {
-    let (one, other) = (TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
-    Ok(Ports { client: one.local_addr()?.port(), peer: other.local_addr()?.port() })
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let (client, peer, metrics) = (bind()?, bind()?, bind()?);
+    Ok(Ports {
+        client: client.local_addr()?.port(),
+        peer: peer.local_addr()?.port(),
+        metrics: metrics.local_addr()?.port(),
+    })
+}
+
+/// The sum of a counter's lines that bear a label; `None` if there is no such line.
+fn sum(page: &str, counter: &str, label: &str) -> Option<u64> {
+    let of_counter = |line: &&str| line.split('{').next() == Some(counter) && line.contains(label);
+    let values = page.lines().filter(of_counter).map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    // etcd prints whole numbers, large ones with an exponent.
+    values.reduce(|a, b| Some(a? + b?))?.map(|total| total as u64)
 }
 
 /// Reads the log to its end, keeps the newest lines, and says once when clients are served.
@@ -197,5 +223,18 @@ fn follow(log: ChildStderr, said: &Mutex<VecDeque<String>>, ready: &Sender<()>) 
             said.pop_front();
         }
         said.push_back(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_summed_over_the_lines_with_the_label() {
+        let page = "# TYPE n counter\nn{m=\"Txn\",code=\"OK\"} 41\nn{m=\"Txn\",code=\"Aborted\"} 1\nn{m=\"Put\"} 7\nnn{m=\"Txn\"} 9\n";
+        assert_eq!(sum(page, "n", "m=\"Txn\""), Some(42));
+        assert_eq!(sum(page, "n", "m=\"Range\""), None);
+        assert_eq!(sum("n{m=\"Txn\"} 1.2e+06\n", "n", "Txn"), Some(1_200_000));
     }
 }

@@ -19,10 +19,15 @@ pub struct Network {
 }
 
 /// Where a node finds what the configuration names.
+#[derive(Debug, Clone)]
 pub struct Site {
+    /// `kubeConfig`, and the main plugin's kubeconfig.
     pub kubeconfig: String,
+    /// `etcdConfig`
     pub etcd: Value,
+    /// `log_file_path` of the main plugin.
     pub log_file: Option<String>,
+    /// `stateDir`
     pub state_dir: Option<String>,
 }
 

@@ -1,6 +1,6 @@
 //! The tiers behind a lab: what runs the control plane and the nodes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::MainPlugin;
 use super::agents::Agents;
 use super::conflist::{Network, Site};
+use crate::calls::Counts;
 use crate::embedded;
 use crate::real::node::paths;
 use crate::real::{self, Crds, NodeFacts, RouteKeeper};
@@ -160,6 +161,29 @@ impl Machine {
         match self {
             Self::Embedded(embedded) => embedded.cluster.kubeconfig().to_path_buf(),
             Self::Real(real) => real.cluster.kubeconfig(),
+        }
+    }
+
+    pub(super) fn write_kubeconfig(&self, path: &Path, user: &str) -> Result<()> {
+        match self {
+            Self::Embedded(embedded) => embedded.cluster.server().write_kubeconfig(path, Some(user)),
+            Self::Real(real) => real.cluster.control_plane().write_kubeconfig(path, user),
+        }
+    }
+
+    pub(super) async fn counted<T>(&self, user: &str, work: impl Future<Output = Result<T>>) -> Result<(T, Counts)> {
+        match self {
+            Self::Embedded(embedded) => {
+                let calls = embedded.cluster.server().calls();
+                let mark = calls.mark();
+                let done = work.await?;
+                let new = calls.after(mark).into_iter().filter(|call| call.user == user);
+                Ok((done, new.map(|call| (call.verb, call.resource)).collect()))
+            }
+            Self::Real(real) => {
+                let audit = real.cluster.audit().context("the cluster was started without an audit log")?;
+                audit.counted(user, work).await
+            }
         }
     }
 

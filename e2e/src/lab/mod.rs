@@ -17,11 +17,16 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use serde_json::json;
 
+use crate::calls::Counts;
+
 pub use calicoctl::{Row, pool_rows};
-pub use conflist::Network;
+pub use conflist::{Network, Site};
 pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
 pub use world::{Limits, address, node_of};
+
+/// A user whom no node and no controller uses.
+const COUNTED: &str = "counted";
 
 /// A cluster with kube-ipam.
 pub struct Lab {
@@ -171,6 +176,16 @@ impl Lab {
         let (well, text) = self.kube_ipam(&[arguments, &["-o", "json"]].concat())?;
         ensure!(well, "kube-ipam {arguments:?}: {text}");
         serde_json::from_str(&text).with_context(|| format!("kube-ipam {arguments:?}: {text}"))
+    }
+
+    /// Writes a kubeconfig with every right for the user whom [`Lab::counted`] counts.
+    pub fn write_counted_kubeconfig(&self, path: &Path) -> Result<()> {
+        self.machine.write_kubeconfig(path, COUNTED)
+    }
+
+    /// Runs `work`, and counts what the user of [`Lab::write_counted_kubeconfig`] asked of the API server meanwhile.
+    pub async fn counted<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, Counts)> {
+        self.machine.counted(COUNTED, work).await
     }
 
     /// `calicoctl` on this cluster, with CALICO_BIN; `None` without.

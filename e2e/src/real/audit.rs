@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use crate::calls::Counts;
+
 /// What the API server is told to log: every finished request, without bodies.
 pub(super) const POLICY: &str = r#"{
   "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
@@ -61,6 +63,14 @@ impl AuditLog {
         let complete = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let events = serde_json::Deserializer::from_slice(&new[..complete]).into_iter::<Event>();
         events.map(|event| Ok(Call::from(event?))).collect()
+    }
+
+    /// Runs `work`, and counts what `user` asked meanwhile.
+    pub async fn counted<T>(&self, user: &str, work: impl Future<Output = Result<T>>) -> Result<(T, Counts)> {
+        let mark = self.mark();
+        let done = work.await?;
+        let new = self.since(mark)?.into_iter().filter(|call| call.user == user);
+        Ok((done, new.map(|call| (call.verb, call.resource)).collect()))
     }
 }
 

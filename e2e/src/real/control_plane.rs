@@ -15,6 +15,7 @@ use super::network::{SERVICE_CIDR, join_host};
 use super::pki::Identity;
 use super::process::Process;
 use super::site::Site;
+use crate::embedded::etcd::Tls;
 use crate::tools::Tools;
 
 const NETNS: &str = "control-plane";
@@ -87,6 +88,28 @@ impl ControlPlane {
     /// The path of a kubeconfig with every right.
     pub fn kubeconfig(&self) -> PathBuf {
         admin_kubeconfig(&self.site)
+    }
+
+    /// Writes a kubeconfig for one of [`TOKEN_USERS`], usable from the host and from every node.
+    pub fn write_kubeconfig(&self, path: &Path, user: &str) -> Result<()> {
+        ensure!(TOKEN_USERS.contains(&user), "no token is known for user {user}");
+        self.site.pki.write_token_kubeconfig(path, &self.site.api_server(), user)
+    }
+
+    /// What another etcd of this cluster needs to speak TLS like the first.
+    pub fn etcd_tls(&self) -> Tls {
+        let file = |name: &str| self.site.pki.path(name);
+        Tls { cert: file("server.crt"), key: file("server.key"), client_ca: file("ca.crt") }
+    }
+
+    /// Writes `client.crt`, `client.key` and `ca.crt`: what a client of the cluster's etcd needs.
+    pub fn write_etcd_client(&self, directory: &Path) -> Result<()> {
+        let signed = self.site.pki.client(&Identity::new("kube-ipam", "kube-ipam"))?;
+        fs::write(directory.join("client.crt"), signed.certificate)?;
+        fs::write(directory.join("client.key"), signed.key)?;
+        fs::copy(self.site.pki.path("ca.crt"), directory.join("ca.crt"))
+            .map(drop)
+            .context("the authority's certificate")
     }
 
     /// Addresses, logs and programs.
@@ -239,8 +262,9 @@ impl std::fmt::Debug for ControlPlane {
     }
 }
 
-/// The users who log in with a token: their names are also their tokens.
-pub(super) const TOKEN_USERS: [&str; 2] = ["kube-ipam", "calico"];
+/// The users who log in with a token: their names are also their tokens. The nodes' plugins have the first two;
+/// whoever calls a plugin to count its requests uses the third.
+pub const TOKEN_USERS: [&str; 3] = ["kube-ipam", "calico", "counted"];
 
 fn write_files(site: &Site, restricted: bool) -> Result<()> {
     let directory = site.slot.directory();

@@ -21,7 +21,7 @@ mod site;
 mod slot;
 
 pub use cluster::{Cluster, Options, RouteKeeper};
-pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use control_plane::{ControlPlane, ControlPlaneOptions, TOKEN_USERS};
 pub use crds::Crds;
 pub use network::API_SERVICE_ADDRESS;
 pub use node::{Node, NodeFacts};

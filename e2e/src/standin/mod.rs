@@ -14,5 +14,5 @@ mod status;
 
 pub use network::Network;
 pub use node::{Backoff, Node, Options};
-pub use plugin::{Attachment, CniError, CniOutcome};
+pub use plugin::{Attachment, CniError, CniOutcome, call};
 pub use runtime::{MainPlugin, Sandbox};

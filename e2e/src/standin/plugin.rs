@@ -139,8 +139,9 @@ pub(super) fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf> {
     found.with_context(|| format!("failed to find plugin {name:?} in path {path:?}"))
 }
 
-/// Runs a plugin. An error means that it could not be run at all.
-pub(super) async fn call(
+/// Runs a plugin's binary as a runtime does: `path` is its `CNI_PATH`, `environment` what it gets besides the
+/// `CNI_` variables, `stdin` the network configuration. An error means that it could not be run at all.
+pub async fn call(
     binary: &Path,
     verb: &str,
     path: &[PathBuf],

@@ -1,0 +1,109 @@
+//! A node on which one way is called, as a container runtime would call it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use super::ground::Ground;
+use super::way::Way;
+use crate::standin::{self, Attachment, CniOutcome};
+
+/// Calls at the same time while a node is filled.
+const FILLING: usize = 8;
+
+/// A node of one way. It is warm: a block is there, and so are claim and reservation of the fixed pod.
+pub(super) struct Seat<'a> {
+    pub way: &'a Way,
+    path: [PathBuf; 1],
+    stdin: Value,
+    pods: Vec<Pod>,
+    fixed: Option<Pod>,
+}
+
+impl<'a> Seat<'a> {
+    /// Makes the node and its pods, and gives addresses to `resident` of them.
+    pub(super) async fn prepare(
+        ground: &Ground,
+        way: &'a Way,
+        section: usize,
+        resident: usize,
+        at_once: usize,
+    ) -> Result<Seat<'a>> {
+        let node = format!("bench-{section}-{}", way.name);
+        ground.create_node(&node).await?;
+        let pods = ground.create_pods(&node, resident + at_once.max(1)).await?;
+        let directory = way.binary.parent().context("a binary lies in a directory")?;
+        let path = [directory.to_path_buf()];
+        let mut seat = Seat { way, path, stdin: ground.stdin(way, &node)?, pods: Vec::new(), fixed: None };
+        let mut pods = pods.into_iter();
+        let first = pods.next().context("at least one pod")?;
+        let address = seat.called("ADD", &attachment(&first)).await?;
+        if way.fixed {
+            let fixed = last_of_block(&address)?;
+            let annotations = json!({"kube-ipam.ip": fixed.to_string()});
+            let pod = ground.create_pod(&node, format!("{node}-fixed"), annotations).await?;
+            let warming = attachment(&pod);
+            seat.called("ADD", &warming).await?;
+            seat.called("DEL", &warming).await?;
+            seat.fixed = Some(pod);
+        }
+        let residents: Vec<Attachment> = pods.by_ref().take(resident - 1).map(|pod| attachment(&pod)).collect();
+        let filled = stream::iter(&residents).map(|new| seat.called("ADD", new)).buffer_unordered(FILLING);
+        filled.try_collect::<Vec<_>>().await?;
+        seat.pods = pods.collect();
+        Ok(seat)
+    }
+
+    /// A new sandbox of a pod that has no address yet.
+    pub(super) fn sandbox(&self) -> Result<Attachment> {
+        self.pods.first().map(attachment).context("a pod without an address")
+    }
+
+    /// A new sandbox of the pod with the fixed address, for a way that gives them.
+    pub(super) fn fixed_sandbox(&self) -> Option<Attachment> {
+        self.fixed.as_ref().map(attachment)
+    }
+
+    /// One call; how long it took, from before the process was started until it had ended.
+    pub(super) async fn call(&self, verb: &str, attachment: &Attachment) -> Result<Duration> {
+        Ok(self.called(verb, attachment).await?.took)
+    }
+
+    /// ADD and DEL for `count` pods at once; each verb's times, and how long it took until the last had ended.
+    pub(super) async fn all_at_once(&self, count: usize) -> Result<[(Vec<Duration>, Duration); 2]> {
+        let sandboxes: Vec<Attachment> = self.pods.iter().take(count).map(attachment).collect();
+        ensure!(sandboxes.len() == count, "{} pods are there for {count} calls at once", sandboxes.len());
+        let run = async |verb: &'static str| {
+            let started = Instant::now();
+            let times = try_join_all(sandboxes.iter().map(|sandbox| self.call(verb, sandbox))).await?;
+            anyhow::Ok((times, started.elapsed()))
+        };
+        Ok([run("ADD").await?, run("DEL").await?])
+    }
+
+    async fn called(&self, verb: &str, attachment: &Attachment) -> Result<CniOutcome> {
+        let outcome = standin::call(&self.way.binary, verb, &self.path, &[], attachment, &self.stdin).await?;
+        ensure!(outcome.is_ok(), "{verb} by {}: {}", self.way.name, outcome.error_text());
+        Ok(outcome)
+    }
+}
+
+fn attachment(pod: &Pod) -> Attachment {
+    Attachment::of_pod(&pod.namespace().unwrap_or_default(), &pod.name_any(), &pod.uid().unwrap_or_default())
+}
+
+/// The last address of the block that an answer's address lies in: the node's own block, so that a fixed address
+/// does not bring it a second one.
+fn last_of_block(answer: &CniOutcome) -> Result<IpAddr> {
+    let addresses = answer.addresses();
+    let address: IpNetwork = addresses.first().context("an answer holds an address")?.parse()?;
+    Ok(IpNetwork::new(address.ip(), 26)?.broadcast())
+}

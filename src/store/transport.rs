@@ -1,0 +1,144 @@
+//! The way to an API server: one connection for all requests of a process, where the server speaks HTTP/2.
+//!
+//! kube's own client speaks HTTP/1.1 only. There, requests side by side need a connection each, and each
+//! connection a TLS handshake, which costs both sides more than most requests do. Nothing is repeated here: a
+//! request whose connection breaks off fails, and the next one makes a new connection.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt as _};
+use http::uri::Scheme;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName};
+use hyper_util::client::legacy::Client as Http1;
+use hyper_util::client::legacy::connect::{Connection as _, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::client::{Body, ClientBuilder, ConfigExt as _, RustlsTlsError};
+use kube::{Client, Config, Error};
+use tokio::sync::Mutex;
+use tower::{BoxError, Service, ServiceBuilder};
+
+/// How often a connection with requests on it is asked whether it still lives, and how long for the answer.
+const PING_EVERY: Duration = Duration::from_secs(2);
+
+/// A client for this configuration.
+///
+/// # Errors
+/// The certificates or the address in it cannot be used.
+pub(super) fn client(config: Config) -> Result<Client, Error> {
+    // Without TLS nothing tells beforehand which protocol a server speaks, and a connection costs next to nothing.
+    if config.cluster_url.scheme() != Some(&Scheme::HTTPS) || config.proxy_url.is_some() {
+        return Client::try_from(config);
+    }
+    let transport = Transport::new(&config)?;
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .service(transport);
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+/// Sends requests with absolute URIs to one server.
+#[derive(Clone)]
+struct Transport {
+    server: Uri,
+    connector: HttpsConnector<HttpConnector>,
+    connect_timeout: Duration,
+    /// Held while a connection is made: whoever comes meanwhile waits and uses it too.
+    spoken: Arc<Mutex<Spoken>>,
+    http1: Http1<HttpsConnector<HttpConnector>, Body>,
+}
+
+/// What the server speaks, as far as it was asked.
+enum Spoken {
+    Unknown,
+    Http1,
+    Http2(SendRequest<Body>),
+}
+
+// === impl Transport ===
+
+impl Transport {
+    fn new(config: &Config) -> Result<Self, Error> {
+        let connect_timeout = config.connect_timeout.unwrap_or(super::kube::CALL_TIMEOUT);
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        // A request must not wait until the server has acknowledged the handshake's last flight.
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(connect_timeout));
+        let mut tls = config.rustls_client_config()?;
+        let http1 = Http1::builder(TokioExecutor::new()).build(connector(config, tls.clone(), http.clone())?);
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let connector = connector(config, tls, http)?;
+        let spoken = Arc::new(Mutex::new(Spoken::Unknown));
+        Ok(Self { server: config.cluster_url.clone(), connector, connect_timeout, spoken, http1 })
+    }
+
+    /// The shared connection; `None` if the server does not speak HTTP/2.
+    async fn http2(&self) -> Result<Option<SendRequest<Body>>, BoxError> {
+        let mut spoken = self.spoken.lock().await;
+        match &*spoken {
+            Spoken::Http2(sender) if !sender.is_closed() => return Ok(Some(sender.clone())),
+            Spoken::Http1 => return Ok(None),
+            _ => {}
+        }
+        let mut connector = self.connector.clone();
+        let connecting = tokio::time::timeout(self.connect_timeout, connector.call(self.server.clone()));
+        let stream = connecting.await.map_err(|_| format!("no connection within {:?}", self.connect_timeout))??;
+        if !stream.connected().is_negotiated_h2() {
+            *spoken = Spoken::Http1;
+            return Ok(None);
+        }
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_EVERY);
+        let (sender, connection) = builder.handshake(stream).await?;
+        // Its end shows in the sender.
+        tokio::spawn(connection.map(drop));
+        *spoken = Spoken::Http2(sender.clone());
+        Ok(Some(sender))
+    }
+}
+
+impl Service<Request<Body>> for Transport {
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let transport = self.clone();
+        async move {
+            match transport.http2().await? {
+                Some(mut sender) => {
+                    sender.ready().await?;
+                    Ok(sender.send_request(request).await?)
+                }
+                None => Ok(transport.http1.request(request).await?),
+            }
+        }
+        .boxed()
+    }
+}
+
+fn connector(
+    config: &Config,
+    tls: rustls::ClientConfig,
+    http: HttpConnector,
+) -> Result<HttpsConnector<HttpConnector>, Error> {
+    let resolver: Arc<dyn ResolveServerName + Send + Sync> = match &config.tls_server_name {
+        Some(name) => {
+            let name = name.clone().try_into().map_err(|e| Error::RustlsTls(RustlsTlsError::InvalidServerName(e)))?;
+            Arc::new(FixedServerNameResolver::new(name))
+        }
+        None => Arc::new(DefaultServerNameResolver::default()),
+    };
+    Ok(HttpsConnector::new(http, tls, true, resolver))
+}
