@@ -20,7 +20,7 @@ fast: build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
-	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test faults --test collector --test embedded --test embedded_agents
+	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test faults --test agent --test collector --test embedded --test embedded_agents
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build

@@ -2,8 +2,8 @@
 //! its own, uses addresses of its own, and leaves the cluster as it found it.
 
 mod conflict;
-mod crowd;
 mod cost;
+mod crowd;
 mod dual_stack;
 mod exhaustion;
 mod guide;
