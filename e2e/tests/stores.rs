@@ -1,4 +1,5 @@
 //! The stores' conformance suite against an API server and a real etcd.
+#![allow(clippy::unwrap_used)]
 
 use e2e::embedded::{Cluster, Options};
 use kube_ipam::netconf::EtcdConfig;

@@ -224,14 +224,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     async fn drop_handle(&self, handle: IPAMHandle, deadline: Instant) -> Result<(), Error> {
         let name = handle_name(&handle.spec.handle_id);
         let released = handle.spec.block.clone();
-        let settled = self
-            .converge::<IPAMHandle, _, Error>(&name, Known::Present(handle), deadline, |current| {
-                let Some(mut found) = current else { return Ok(Step::Done(())) };
-                found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
-                Ok(if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
-            })
-            .await?;
-        Ok(settled.value)
+        self.converge::<IPAMHandle, _, Error>(&name, Known::Present(handle), deadline, |current| {
+            let Some(mut found) = current else { return Ok(Step::Done(())) };
+            found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
+            Ok(if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
+        })
+        .await
+        .map(|settled| settled.value)
     }
 }
 
