@@ -20,12 +20,16 @@ async fn a_bound_pods_address_is_on_record_at_once_and_its_add_costs_no_request(
     ground.random("r-1");
     ground.fixed("f-1");
     for pod in ["r-1", "f-1"] {
+        let told = format!("\"pod\":\"{pod}\"");
+        let is_told = |line: &str| line.contains("\"taken ahead\"") && line.contains(&told);
+        until("both are told", async || agent.log().lines().any(is_told).then_some(())).await;
+    }
+    for pod in ["r-1", "f-1"] {
         let recorded = taken(&ground, pod).await;
         until("its handle is the pod's", async || {
             ground.handle_ids().contains(&format!("default.{pod}")).then_some(())
         })
         .await;
-        until("it is told", async || agent.log().contains(&format!("\"pod\":\"{pod}\"")).then_some(())).await;
         let (outcome, made) = ground.requests(ground.add_pod(pod, &format!("c-{pod}"))).await;
         assert_ok(&outcome);
         assert_eq!(made, [""; 0], "{pod}");
