@@ -24,8 +24,10 @@ const GATE_WAIT: Duration = Duration::from_secs(3);
 const DEL_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait of an ADD for another call on the same container.
 const ADD_WAIT: Duration = Duration::from_secs(30);
-/// How often a lock is tried.
+/// How often a lock is tried at first, and at most how rarely: a hundred processes that look every other
+/// millisecond would keep those from work that hold the lock.
 const TRY_EVERY: Duration = Duration::from_millis(2);
+const TRY_AT_LEAST: Duration = Duration::from_millis(20);
 /// Marks and locks older than this are swept: no ADD lives that long. Notes stay until a DEL or GC is through.
 const SWEEP_AGE: Duration = Duration::from_secs(3600);
 /// Lock for the turnstile.
@@ -304,14 +306,14 @@ fn open(path: &Path) -> std::io::Result<File> {
 /// Locks a file; whether somebody else had it first, and the file unless the wait was too long.
 async fn lock(path: &Path, wait: Duration) -> (bool, Option<File>) {
     let Ok(file) = open(path) else { return (false, None) };
-    let until = tokio::time::Instant::now() + wait;
+    let started = tokio::time::Instant::now();
     let mut waited = false;
     loop {
         match file.try_lock() {
             Ok(()) => return (waited, Some(file)),
-            Err(TryLockError::WouldBlock) if tokio::time::Instant::now() < until => waited = true,
+            Err(TryLockError::WouldBlock) if started.elapsed() < wait => waited = true,
             Err(_) => return (true, None),
         }
-        tokio::time::sleep(TRY_EVERY).await;
+        tokio::time::sleep((started.elapsed() / 16).clamp(TRY_EVERY, TRY_AT_LEAST)).await;
     }
 }

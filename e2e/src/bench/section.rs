@@ -58,6 +58,11 @@ pub(super) async fn measure(
             }
         }
     }
+    // Before calls at once bring the node more blocks.
+    let mut calls = Vec::new();
+    for seat in &seats {
+        calls.extend(count(ground, seat).await?);
+    }
     if options.at_once > 0 {
         for seat in &seats {
             eprintln!("  {}: {} calls at once ...", seat.way.name, options.at_once);
@@ -67,10 +72,6 @@ pub(super) async fn measure(
                 sheet.0.push(Times { way: seat.way.name, operation, times, all: Some(all) });
             }
         }
-    }
-    let mut calls = Vec::new();
-    for seat in &seats {
-        calls.extend(count(ground, seat).await?);
     }
     Ok(Section { blocks, pods, rows: sheet.rows(), calls })
 }
