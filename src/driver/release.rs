@@ -122,8 +122,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
         match (&self.drop_later, whose) {
             _ if shared => {}
-            // Nothing is recorded under it any more, and nobody else uses its name.
-            (Some(later), Whose::Container { .. }) if later(&found) => {}
+            // Nothing is recorded under it any more; a later pod of the same name waits until it is gone.
+            (Some(later), _) if later(&found) => {}
             _ => self.drop_handle(found, deadline).await?,
         }
         Ok(Some(freed))

@@ -1,25 +1,27 @@
 //! What all ways stand on: a control plane without nodes, an etcd of its own for claims, one pool, and the
 //! blocks of nodes that are not measured.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use calico::{
     Affinity, AffinityState, BlockAffinity, ClusterInformation, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPPool,
-    IPReservation,
+    IPReservation, cidr_name, handle_name,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
-use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
 use kube_ipam::store::kube::KubeStore;
 use kube_ipam::store::{Failure, Object, Objects as _, StoreError};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::agent::Agent;
 use super::way::{Surroundings, Way};
 use crate::calls::Counts;
 use crate::embedded::etcd::Etcd;
@@ -130,10 +132,50 @@ impl Ground {
 
     /// What a way reads on stdin on this node.
     pub(super) fn stdin(&self, way: &Way, node: &str) -> Result<Value> {
-        let directory = self.directory.path().join(node);
-        std::fs::create_dir_all(&directory)?;
+        let directory = self.node_directory(node)?;
         let kubeconfig = self.directory.path().join(way.user);
         way.stdin(&Surroundings { node, kubeconfig: &kubeconfig, etcd: &self.etcd_config, directory: &directory })
+    }
+
+    /// Starts the agent of a way that has one.
+    pub(super) async fn start_agent(&self, way: &Way, node: &str) -> Result<Option<Agent>> {
+        let Some(when) = way.agent else { return Ok(None) };
+        let directory = self.node_directory(node)?;
+        let kubeconfig = self.directory.path().join(way.user);
+        let around = Surroundings { node, kubeconfig: &kubeconfig, etcd: &self.etcd_config, directory: &directory };
+        Agent::start(&way.binary, node, &kubeconfig, &directory, &way.conflist(&around), when).await.map(Some)
+    }
+
+    fn node_directory(&self, node: &str) -> Result<PathBuf> {
+        let directory = self.directory.path().join(node);
+        std::fs::create_dir_all(&directory)?;
+        Ok(directory)
+    }
+
+    /// Waits until a pod's address is on record without a container.
+    pub(super) async fn taken_ahead(&self, pod: &Pod) -> Result<()> {
+        let handle = handle_name(&format!("{NAMESPACE}.{}", pod.name_any()));
+        let started = Instant::now();
+        let blocks = |found: Option<IPAMHandle>| found.map(|h| h.spec.blocks().collect::<Vec<_>>()).unwrap_or_default();
+        while started.elapsed() < SERVED_LIMIT {
+            for block in blocks(self.store.get::<IPAMHandle>(None, &handle).await?) {
+                let block = self.store.get::<IPAMBlock>(None, &cidr_name(&block)).await?;
+                let recorded =
+                    block.iter().flat_map(|b| &b.spec.attributes).any(|a| a.handle() == Some(handle.as_str()));
+                if recorded {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bail!("no address was taken ahead for pod {}", pod.name_any())
+    }
+
+    /// A pod goes, as when its kubelet is done with it.
+    pub(super) async fn remove_pod(&self, pod: &Pod) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client(), NAMESPACE);
+        pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
     }
 
     /// Adds blocks of other nodes, with their affinities, until there are `count`.

@@ -6,6 +6,7 @@
 //! Keeps: whatever is compared ran in the same section, turn by turn, each way on a node of its own. This
 //! machine's speed of the moment is in every figure, so only ratios within a section mean something.
 
+mod agent;
 mod floor;
 mod ground;
 mod report;
@@ -20,7 +21,7 @@ use anyhow::Result;
 
 pub use report::{CallRow, Report, Row, Section};
 pub use spread::Spread;
-pub use way::Way;
+pub use way::{Way, When};
 
 use crate::real::Crds;
 use crate::tools::Tools;

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
+use super::agent::Agent;
 use super::ground::Ground;
 use super::way::Way;
 use crate::standin::{self, Attachment, CniOutcome};
@@ -26,6 +27,8 @@ pub(super) struct Seat<'a> {
     stdin: Value,
     pods: Vec<Pod>,
     fixed: Option<Pod>,
+    node: String,
+    pub agent: Option<Agent>,
 }
 
 impl<'a> Seat<'a> {
@@ -39,27 +42,52 @@ impl<'a> Seat<'a> {
     ) -> Result<Seat<'a>> {
         let node = format!("bench-{section}-{}", way.name);
         ground.create_node(&node).await?;
-        let pods = ground.create_pods(&node, resident + at_once.max(1)).await?;
+        let agent = ground.start_agent(way, &node).await?;
+        let first = ground.create_pod(&node, format!("{node}-first"), json!({})).await?;
         let directory = way.binary.parent().context("a binary lies in a directory")?;
         let path = [directory.to_path_buf()];
-        let mut seat = Seat { way, path, stdin: ground.stdin(way, &node)?, pods: Vec::new(), fixed: None };
-        let mut pods = pods.into_iter();
-        let first = pods.next().context("at least one pod")?;
+        let mut seat = Seat {
+            way,
+            path,
+            stdin: ground.stdin(way, &node)?,
+            pods: Vec::new(),
+            fixed: None,
+            node: node.clone(),
+            agent,
+        };
         let address = seat.called("ADD", &attachment(&first)).await?;
         if way.fixed {
             let fixed = last_of_block(&address)?;
-            let annotations = json!({"kube-ipam.ip": fixed.to_string()});
+            // One owner for all pods that come to have it.
+            let annotations = json!({"kube-ipam.ip": fixed.to_string(), "kube-ipam.owner": "bench"});
             let pod = ground.create_pod(&node, format!("{node}-fixed"), annotations).await?;
             let warming = attachment(&pod);
             seat.called("ADD", &warming).await?;
             seat.called("DEL", &warming).await?;
             seat.fixed = Some(pod);
         }
+        // After the fixed one: an agent may give these addresses before anybody asks.
+        let mut pods = ground.create_pods(&node, resident + at_once.max(1) - 1).await?.into_iter();
         let residents: Vec<Attachment> = pods.by_ref().take(resident - 1).map(|pod| attachment(&pod)).collect();
         let filled = stream::iter(&residents).map(|new| seat.called("ADD", new)).buffer_unordered(FILLING);
         filled.try_collect::<Vec<_>>().await?;
         seat.pods = pods.collect();
         Ok(seat)
+    }
+
+    /// A pod that was bound a moment ago, with its address on record already.
+    pub(super) async fn bound(&self, ground: &Ground, turn: usize, annotations: Value) -> Result<Pod> {
+        let kind = if annotations.as_object().is_some_and(|a| a.is_empty()) { "random" } else { "fixed" };
+        let pod = ground.create_pod(&self.node, format!("{}-{kind}-{turn}", self.node), annotations).await?;
+        ground.taken_ahead(&pod).await?;
+        // Its writer has told the agent's memory by now, too.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Ok(pod)
+    }
+
+    /// The annotations of the pod with the fixed address.
+    pub(super) fn fixed_annotations(&self) -> Option<Value> {
+        self.fixed.as_ref().map(|pod| json!(pod.annotations()))
     }
 
     /// A new sandbox of a pod that has no address yet.
@@ -96,7 +124,7 @@ impl<'a> Seat<'a> {
     }
 }
 
-fn attachment(pod: &Pod) -> Attachment {
+pub(super) fn attachment(pod: &Pod) -> Attachment {
     Attachment::of_pod(&pod.namespace().unwrap_or_default(), &pod.name_any(), &pod.uid().unwrap_or_default())
 }
 

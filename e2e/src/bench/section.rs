@@ -3,18 +3,27 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::json;
 
 use super::Options;
+use super::agent::Agent;
 use super::floor::Floor;
 use super::ground::Ground;
-use super::report::{CallRow, Row, Section};
-use super::seat::Seat;
+use super::report::{AgentRow, CallRow, Row, Section};
+use super::seat::{Seat, attachment};
 use super::spread::{Spread, milliseconds};
-use super::way::Way;
+use super::way::{Way, When};
 use crate::calls::Counts;
 
 /// Calls of each kind that are counted.
 const COUNTED: usize = 5;
+
+/// Numbers of the pods that are bound for counted calls.
+const FIRST_COUNTED: usize = 1_000_000;
+/// Time for what an agent does after its answer.
+const AFTERWARDS: Duration = Duration::from_millis(200);
+/// For so long nobody asks anything of the agents.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Times of one operation by one way.
 struct Times {
@@ -49,6 +58,9 @@ pub(super) async fn measure(
         // Whoever comes first meets the machine as the others left it: the order goes round.
         for place in 0..=seats.len() {
             match seats.get((place + turn) % (seats.len() + 1)) {
+                Some(seat) if seat.way.agent == Some(When::Ahead) => {
+                    one_of_each_ahead(ground, seat, turn, &mut sheet).await?
+                }
                 Some(seat) => one_of_each(seat, &mut sheet).await?,
                 None => {
                     let (recorded, time) = floor.add().await?;
@@ -73,7 +85,24 @@ pub(super) async fn measure(
             }
         }
     }
-    Ok(Section { blocks, pods, rows: sheet.rows(), calls })
+    let agents = agents(&seats).await?;
+    Ok(Section { blocks, pods, rows: sheet.rows(), calls, agents })
+}
+
+/// What the agents take while they are asked nothing.
+async fn agents(seats: &[Seat<'_>]) -> Result<Vec<AgentRow>> {
+    let with = || seats.iter().filter_map(|seat| Some((seat.way.name, seat.agent.as_ref()?)));
+    if with().next().is_none() {
+        return Ok(Vec::new());
+    }
+    eprintln!("  the agents rest ...");
+    let before = with().map(|(_, agent)| agent.processor()).collect::<Result<Vec<_>>>()?;
+    tokio::time::sleep(IDLE).await;
+    let row = |((way, agent), before): ((&'static str, &Agent), f64)| {
+        let idle_processor = (agent.processor()? - before) / IDLE.as_secs_f64();
+        Ok(AgentRow { way, resident: agent.resident()?, idle_processor })
+    };
+    with().zip(before).map(row).collect()
 }
 
 /// The floor's name in the table.
@@ -90,20 +119,49 @@ async fn one_of_each(seat: &Seat<'_>, sheet: &mut Timesheet) -> Result<()> {
     Ok(())
 }
 
+/// The same for pods whose addresses are on record before the calls.
+async fn one_of_each_ahead(ground: &Ground, seat: &Seat<'_>, turn: usize, sheet: &mut Timesheet) -> Result<()> {
+    for (kind, annotations) in [("random", Some(json!({}))), ("fixed", seat.fixed_annotations())] {
+        let Some(annotations) = annotations else { continue };
+        let pod = seat.bound(ground, turn, annotations).await?;
+        let sandbox = attachment(&pod);
+        sheet.note(seat.way.name, &format!("ADD {kind}"), seat.call("ADD", &sandbox).await?);
+        sheet.note(seat.way.name, &format!("DEL {kind}"), seat.call("DEL", &sandbox).await?);
+        ground.remove_pod(&pod).await?;
+    }
+    Ok(())
+}
+
 /// What each kind of call asks of the API server and of etcd.
 async fn count(ground: &Ground, seat: &Seat<'_>) -> Result<Vec<CallRow>> {
-    let kinds = [("random", Some(seat.sandbox()?)), ("fixed", seat.fixed_sandbox())];
+    let kinds =
+        [("random", Some(seat.sandbox()?), Some(json!({}))), ("fixed", seat.fixed_sandbox(), seat.fixed_annotations())];
     let mut rows = Vec::new();
-    for (kind, attachment) in kinds {
-        let Some(attachment) = attachment else { continue };
+    for (kind, first, annotations) in kinds {
+        let (Some(mut sandbox), Some(annotations)) = (first, annotations) else { continue };
         let mut counts = [Counts::default(), Counts::default()];
         let mut transactions = [0, 0];
-        for _ in 0..COUNTED {
+        for turn in 0..COUNTED {
+            let mut pod = None;
+            if seat.way.agent == Some(When::Ahead) {
+                let bound = seat.bound(ground, FIRST_COUNTED + turn, annotations.clone()).await?;
+                sandbox = attachment(&bound);
+                pod = Some(bound);
+            }
             for (index, verb) in ["ADD", "DEL"].into_iter().enumerate() {
                 let before = ground.transactions()?;
-                let (_, new) = ground.counted(seat.way.user, seat.call(verb, &attachment)).await?;
+                // What an agent does after its answer counts as well.
+                let call = async {
+                    seat.call(verb, &sandbox).await?;
+                    tokio::time::sleep(if seat.agent.is_some() { AFTERWARDS } else { Duration::ZERO }).await;
+                    Ok(())
+                };
+                let ((), new) = ground.counted(seat.way.user, call).await?;
                 counts[index].add(new);
                 transactions[index] += ground.transactions()? - before;
+            }
+            if let Some(pod) = pod {
+                ground.remove_pod(&pod).await?;
             }
         }
         for (index, verb) in ["ADD", "DEL"].into_iter().enumerate() {

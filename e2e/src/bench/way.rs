@@ -19,7 +19,18 @@ pub struct Way {
     pub binary: PathBuf,
     /// Whether it gives fixed addresses.
     pub fixed: bool,
+    /// Whether an agent answers it, and when the agent puts addresses on record.
+    pub agent: Option<When>,
     ipam: fn(&Surroundings<'_>) -> Value,
+}
+
+/// When a node's agent puts an address on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// As soon as the pod is bound to the node.
+    Ahead,
+    /// When ADD asks for it.
+    Asked,
 }
 
 /// What a configuration depends on.
@@ -36,7 +47,16 @@ pub(super) struct Surroundings<'a> {
 impl Way {
     /// kube-ipam as the guide configures it: it talks to the API server and etcd itself.
     pub fn direct(binary: PathBuf) -> Way {
-        Way { name: "kube-ipam", user: "kube-ipam", binary, fixed: true, ipam: guide }
+        Way { name: "direct", user: "kube-ipam", binary, fixed: true, agent: None, ipam: guide }
+    }
+
+    /// kube-ipam with an agent on the node.
+    pub fn agent(binary: PathBuf, when: When) -> Way {
+        let name = match when {
+            When::Ahead => "ahead",
+            When::Asked => "agent",
+        };
+        Way { name, user: "kube-ipam", binary, fixed: true, agent: Some(when), ipam: guide }
     }
 
     /// Calico's own plugin, from a directory of Calico's binaries.
@@ -46,12 +66,17 @@ impl Way {
     pub fn calico(directory: &Path) -> Result<Way> {
         let binary = directory.join("calico-ipam");
         ensure!(binary.is_file(), "CALICO_BIN {} has no calico-ipam", directory.display());
-        Ok(Way { name: "calico-ipam", user: "calico", binary, fixed: false, ipam: calicos })
+        Ok(Way { name: "calico-ipam", user: "calico", binary, fixed: false, agent: None, ipam: calicos })
     }
 
     /// What the plugin reads on stdin: the configuration of the main plugin `calico` with this IPAM plugin in it.
     pub(super) fn stdin(&self, around: &Surroundings<'_>) -> Result<Value> {
-        let conflist = json!({
+        Ok(Network::of(&self.conflist(around), around.node)?.stdin(&Value::Null))
+    }
+
+    /// The list that the runtime would read.
+    pub(super) fn conflist(&self, around: &Surroundings<'_>) -> Value {
+        json!({
             "name": "k8s-pod-network", "cniVersion": "0.3.1",
             "plugins": [{
                 "type": "calico", "log_level": "info",
@@ -60,8 +85,7 @@ impl Way {
                 "ipam": (self.ipam)(around), "policy": {"type": "k8s"},
                 "kubernetes": {"kubeconfig": around.kubeconfig},
             }],
-        });
-        Ok(Network::of(&conflist, around.node)?.stdin(&Value::Null))
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use e2e::bench::{self, Options, Way};
+use e2e::bench::{self, Options, Way, When};
 use e2e::tools::{self, Tools};
 
 /// Measures ADD and DEL of kube-ipam on a real API server and a real etcd.
@@ -49,7 +49,9 @@ async fn main() -> Result<()> {
     let mut arguments = Arguments::parse();
     arguments.blocks.sort_unstable();
     let Some(tools) = Tools::or_skip()? else { return Ok(()) };
-    let mut ways = vec![Way::direct(tools::kube_ipam()?)];
+    let binary = tools::kube_ipam()?;
+    let mut ways =
+        vec![Way::direct(binary.clone()), Way::agent(binary.clone(), When::Asked), Way::agent(binary, When::Ahead)];
     if let Some(directory) = std::env::var_os("CALICO_BIN").filter(|directory| !directory.is_empty()) {
         ways.push(Way::calico(&PathBuf::from(directory))?);
     }
