@@ -7,7 +7,7 @@ CARGO ?= cargo
 demo: build
 	$(CARGO) run --quiet -p e2e --bin demo
 
-.PHONY: test fast real lint e2e build
+.PHONY: test fast real lint deny deny-advisories e2e build
 
 # All tests: units, properties, faults, the embedded cluster, then the real one (which says so if it cannot run here).
 test: fast real
@@ -20,15 +20,15 @@ fast: build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
-	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test embedded
+	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test faults --test agent --test collector --test embedded --test embedded_agents
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
-	$(CARGO) test -p e2e --test real
+	$(CARGO) test -p e2e --test real --test real_agents
 
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
-	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real
+	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real --test real_agents
 
 # Not a test: make bench [CALICO_BIN=<dir> CALICO_CRDS=<file>] [ARGS="--blocks 10,10000 -o json"]
 .PHONY: bench
@@ -36,6 +36,17 @@ bench:
 	$(CARGO) build --release -p kube-ipam -p e2e --bin kube-ipam --bin bench
 	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) target/release/bench $(ARGS)
 
-lint:
+lint: deny
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh; \
+	else echo 'LINT SKIPPED: shellcheck is not installed' >&2; fi
+
+# Licences, banned crates and sources of all dependencies.
+deny:
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check bans licenses sources; \
+	else echo 'LINT SKIPPED: cargo-deny is not installed (cargo install cargo-deny --locked)' >&2; fi
+
+# Known vulnerabilities and yanked crates: downloads the advisory database, so only where that is wanted.
+deny-advisories:
+	$(CARGO) deny --all-features check advisories

@@ -196,7 +196,7 @@ impl Claim {
         Self {
             owner: asker.owner.clone(),
             holder: Some(asker.holder.clone()),
-            generation: self.generation + 1,
+            generation: self.generation.saturating_add(1),
             contested: None,
             ..self.clone()
         }
@@ -357,3 +357,6 @@ pub const LONGEST_ADD: SignedDuration = SignedDuration::from_secs(15);
 fn end_of_grace(since: Timestamp, policy: &Policy) -> Timestamp {
     since.saturating_add(policy.grace).unwrap_or(Timestamp::MAX)
 }
+
+#[cfg(test)]
+mod tests;

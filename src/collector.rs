@@ -25,6 +25,7 @@ mod sightings;
 
 use std::time::Duration;
 
+use futures::future::{BoxFuture, FutureExt as _};
 use tokio::time::Instant;
 
 pub use self::execute::REPAIR_TIME;
@@ -98,7 +99,13 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
     ///
     /// # Errors
     /// A list that everything depends on could not be read: nothing was done, and nothing was forgotten.
-    pub async fn round(&mut self, mandate: &dyn Mandate) -> Result<Report, Unread> {
+    pub fn round<'a>(&'a mut self, mandate: &'a dyn Mandate) -> BoxFuture<'a, Result<Report, Unread>> {
+        // Boxed here, where every store is seen to be Send: past this point the compiler asks each one anew,
+        // and for futures that borrow it does not get an answer.
+        self.pass(mandate).boxed()
+    }
+
+    async fn pass(&mut self, mandate: &dyn Mandate) -> Result<Report, Unread> {
         let reading = audit::read(self.driver.objects(), self.driver.ledger(), &|_| {}).await;
         let Some(snapshot) = reading.snapshot else { return Err(Unread { unread: reading.unread }) };
         let findings = self.findings(&snapshot);

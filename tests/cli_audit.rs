@@ -90,7 +90,7 @@ fn set_address(pod: &mut Pod, address: &str) {
 }
 
 /// The attribute that a block has for an address.
-fn secondary<'a>(block: &'a mut IPAMBlock, address: IpAddr) -> &'a mut std::collections::BTreeMap<String, String> {
+fn secondary(block: &mut IPAMBlock, address: IpAddr) -> &mut std::collections::BTreeMap<String, String> {
     let ordinal = block.spec.ordinal(address).unwrap();
     let index = block.spec.allocations[ordinal].unwrap();
     block.spec.attributes[index].secondary.as_mut().unwrap()

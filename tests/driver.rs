@@ -1,4 +1,5 @@
 //! The driver over a cluster in memory: what pods get, keep and lose.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

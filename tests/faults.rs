@@ -1,4 +1,5 @@
 //! Every fault at every call: whatever goes wrong, the next calls of the runtime bring everything in order.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -240,7 +241,7 @@ async fn a_storm_of_conflicts_ends_in_an_answer_or_a_bounded_failure_with_exact_
         let seen = AtomicUsize::new(0);
         Faults::new(move |call| {
             let block = call.verb == "update" && call.object.starts_with("ipamblocks");
-            (block && seen.fetch_add(1, Ordering::Relaxed) < most).then(|| Fault::Fail(Failure::Conflict))
+            (block && seen.fetch_add(1, Ordering::Relaxed) < most).then_some(Fault::Fail(Failure::Conflict))
         })
     };
     common::add(&world.faulty(&storm(10)), &world.net(), node, pod, container).await.unwrap();

@@ -102,6 +102,9 @@ async fn watch<K>(
                 gone.for_each(|b| told(Heard::Gone(b)));
                 objects.iter().for_each(|o| told(Heard::Seen(o)));
                 told(Heard::Listed);
+                if shelves.unsynced().is_empty() {
+                    tracing::info!(kind = %K::plural(&()), "listed; every cache is filled");
+                }
             }
             Ok(watcher::Event::Apply(object)) => {
                 shelf.put(object.clone());

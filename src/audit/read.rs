@@ -1,6 +1,6 @@
 //! Reading everything that is judged. What cannot be read is named, and never taken for empty.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt as _;
 use futures::stream;
@@ -91,15 +91,12 @@ impl<O: Objects> Lists<'_, O> {
 /// Which owners exist. One that cannot be looked up is left out, with the reason; one that is only a name has
 /// no object to be looked up.
 async fn owners<O: Objects>(objects: &O, snapshot: &Snapshot) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
-    let distinct: BTreeMap<&Owner, ()> = snapshot
-        .claims
-        .iter()
-        .flatten()
-        .map(|claim| (&claim.value.owner, ()))
-        .filter(|(o, ())| !o.is_named())
-        .collect();
-    let lookups = stream::iter(distinct.into_keys())
-        .map(|owner| async move { (owner.clone(), objects.owner_exists(owner).await) });
+    let claims = snapshot.claims.iter().flatten();
+    let owners: BTreeSet<Owner> = claims.map(|c| c.value.owner.clone()).filter(|owner| !owner.is_named()).collect();
+    let lookups = stream::iter(owners).map(|owner| async move {
+        let exists = objects.owner_exists(&owner).await;
+        (owner, exists)
+    });
     let answers: Vec<_> = lookups.buffered(SIDE_BY_SIDE).collect().await;
     let mut found = (BTreeMap::new(), Vec::new());
     for (owner, answer) in answers {

@@ -47,8 +47,6 @@ the network and its ranges.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serves this node's pods: the sidecar.
-    Agent(agent::AgentArguments),
     /// Shows pools, blocks, claims, and who uses an address.
     Show(show::Show),
     /// Holds everything that is recorded against the invariants: a line for each violation.
@@ -59,6 +57,8 @@ enum Command {
     Release(release::Release),
     /// Prints a 10-calico.conflist. --kubeconfig, --network and --etcd-* say what goes into its ipam section.
     Conflist(Box<conflist::Conflist>),
+    /// Serves this node's pods: the sidecar.
+    Agent(agent::AgentArguments),
     /// Prints a completion script for a shell.
     Completion {
         /// The shell.

@@ -379,6 +379,48 @@ proptest! {
     }
 
     #[test]
+    fn no_text_in_place_of_arguments_panics(args in "\\PC{0,40}|([A-Za-z0-9_]{0,6}[=;]\\PC{0,4}){0,6}") {
+        match CniArgs::parse(&args) {
+            Ok(read) => prop_assert_eq!(read.pod_name.is_some(), read.pod_namespace.is_some()),
+            Err(error) => {
+                prop_assert_eq!(error.code, code::INVALID_ENVIRONMENT);
+                prop_assert!(!error.msg.is_empty() && !error.details.is_empty() && error.to_string().len() < 1000);
+            }
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_is_cut_or_changed_anywhere_is_parsed_or_refused(cut in 0..2000usize, byte in any::<u8>()) {
+        let conf = json!({"cniVersion": "1.0.0", "name": "net", "ipam": {"subnet": "10.0.0.0/8", "\u{fc}": [1, {"a": null}]}});
+        let whole = conf.to_string().into_bytes();
+        let cut = cut % whole.len();
+        let mut changed = whole.clone();
+        changed[cut] = byte;
+        for bytes in [&whole[..cut], &changed[..]] {
+            if let Err(error) = parse_stdin(bytes) {
+                prop_assert_eq!(error.code, code::DECODE);
+                prop_assert!(!error.msg.is_empty() && !error.details.is_empty());
+            }
+        }
+        prop_assert!(parse_stdin(&whole[..cut]).is_err());
+    }
+
+    #[test]
+    fn no_previous_result_panics(
+        address in "\\PC{0,10}|[0-9./]{0,18}", gateway in proptest::option::of("[0-9a-f.:]{0,15}"), version in "4|6|\\PC{0,3}",
+        spoken in proptest::sample::select(CniVersion::ALL.to_vec()),
+    ) {
+        let json = json!({"cniVersion": spoken.as_str(), "ips": [{"address": address, "gateway": gateway, "version": version}], "routes": [{"dst": address}]});
+        match Answer::parse(&json, &spoken) {
+            Ok(answer) => prop_assert_eq!(Answer::parse(&answer.render(&spoken), &spoken), Ok(answer)),
+            Err(error) => {
+                prop_assert_eq!(error.code, code::INVALID_CONFIG);
+                prop_assert!(error.msg.contains("prevResult") && !error.details.is_empty(), "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn no_address_text_panics(text in "[0-9a-f:./%]{0,24}|\\PC{0,12}") {
         for result in [text::address_with_mask(&text).map(|_| ()), text::address(&text).map(|_| ()), text::network(&text).map(|_| ())] {
             if let Err(error) = result {

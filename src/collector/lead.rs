@@ -96,7 +96,7 @@ pub async fn lead<O: Objects, L: Ledger>(
     loop {
         let candidate = tokio::select! {
             () = &mut stop => return Ok(()),
-            candidate = Candidate::new(&client, election, &identity) => candidate,
+            candidate = Candidate::new(client.clone(), election.clone(), identity.clone()).boxed() => candidate,
         };
         let candidate = match candidate {
             Ok(candidate) => candidate,
@@ -135,22 +135,18 @@ struct Held {
 // === impl Candidate ===
 
 impl Candidate {
-    async fn new(client: &Client, election: &Election, identity: &str) -> Result<Self, LeaseManagerError> {
+    async fn new(client: Client, election: Election, identity: String) -> Result<Self, LeaseManagerError> {
         let duration = election.duration.as_secs();
-        let manager = LeaseManagerBuilder::new(client.clone(), &election.lease)
-            .with_namespace(&election.namespace)
-            .with_identity(identity)
+        let manager = LeaseManagerBuilder::new(client.clone(), election.lease.clone())
+            .with_namespace(election.namespace.clone())
+            .with_identity(identity.clone())
             .with_duration(duration)
             .with_grace(duration / 2)
             .build()
             .await?;
         let (elected, elector) = manager.watch().await;
-        let mandate = Held {
-            leases: Api::namespaced(client.clone(), &election.namespace),
-            lease: election.lease.clone(),
-            identity: identity.to_owned(),
-            stopping: AtomicBool::new(false),
-        };
+        let leases = Api::namespaced(client, &election.namespace);
+        let mandate = Held { leases, lease: election.lease, identity, stopping: AtomicBool::new(false) };
         Ok(Self { elected, elector, mandate })
     }
 
@@ -189,7 +185,7 @@ impl Candidate {
             if !self.mandate.holds().await {
                 continue;
             }
-            let mut round = std::pin::pin!(collector.round(&self.mandate));
+            let mut round = collector.round(&self.mandate);
             let report = tokio::select! {
                 report = &mut round => report,
                 () = stop.as_mut() => {

@@ -1,6 +1,7 @@
 //! Lists that are built parse; lists that are read give up our section.
 
-use serde_json::json;
+use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::netconf::Dialect;
@@ -89,4 +90,43 @@ fn our_section_is_found_behind_other_plugins() {
     assert_eq!(plugin_conf(&conf, "kube-ipam").unwrap(), conf);
     let error = plugin_conf(&list, "calico-ipam").unwrap_err();
     assert!(error.code == 7 && error.to_string().contains("calico-ipam"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_list_panics(
+        plugins in proptest::option::of(proptest::collection::vec(proptest::option::of("kube-ipam|host-local|\\PC{0,4}"), 0..4)),
+        wanted in "kube-ipam|\\PC{0,4}", shape in 0..3u8,
+    ) {
+        let sections: Option<Vec<Value>> = plugins.clone().map(|kinds| {
+            kinds.into_iter().map(|kind| kind.map_or(json!(7), |kind| json!({"type": "main", "ipam": {"type": kind}}))).collect()
+        });
+        let list = match shape {
+            0 => json!({"name": "n", "cniVersion": "1.0.0", "plugins": sections}),
+            1 => json!({"name": [], "plugins": "none"}),
+            _ => json!([sections]),
+        };
+        match plugin_conf(&list, &wanted) {
+            Ok(conf) => prop_assert!(conf.get("plugins").is_none() || conf == list),
+            Err(error) => prop_assert!(error.code == 7 && !error.msg.is_empty() && !error.details.is_empty()),
+        }
+    }
+
+    #[test]
+    fn no_values_make_a_list_that_does_not_parse(
+        texts in proptest::collection::vec("\\PC{0,10}|[0-9a-f.:/]{0,18}|/[a-z]{1,6}", 6), known in any::<bool>(),
+    ) {
+        let some = |text: &String| Some(text.clone());
+        let subnet = if known { "10.244.0.0/16".to_owned() } else { texts[0].clone() };
+        let args = ConflistArgs {
+            kubeconfig: some(&texts[1]),
+            resolv_conf: some(&texts[2]),
+            routes: vec![texts[3].clone()],
+            subnets: vec![SubnetArgs { subnet, gateway: some(&texts[4]), range_start: some(&texts[5]), ..SubnetArgs::default() }],
+            ..ConflistArgs::default()
+        };
+        if let Err(error) = build(&args) {
+            prop_assert!(error.code == 7 && !error.msg.is_empty() && !error.details.is_empty(), "{error}");
+        }
+    }
 }

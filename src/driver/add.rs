@@ -145,7 +145,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             fixed.map(|a| Ok((*a, workload_block(snapshot, *a)?))).collect::<Result<_, Error>>()?;
         let selects_nodes = snapshot.pools.iter().any(|p| !p.spec.selects_every_node());
         let node = async {
-            if fixed.is_empty() && !(selects_nodes && !random.is_empty()) {
+            if fixed.is_empty() && (random.is_empty() || !selects_nodes) {
                 return Ok(None);
             }
             let node = self.objects.get::<Node>(None, attachment.node).await?;

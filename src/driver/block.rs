@@ -72,30 +72,28 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<BlockAffinity, Error> {
         let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
         let (node, cidr) = (affinity.spec.node.clone(), affinity.spec.cidr);
-        let settled = self
-            .converge::<_, _, Error>(&name, Known::Present(affinity), deadline, |current| {
-                Ok(match current {
-                    None => Step::Create(BlockAffinity::pending(&host(&node), &cidr).with_state(state), ()),
-                    Some(found) if found.is_deleted() => Step::Finish(found),
-                    Some(found) if found.spec.state == state.as_str() => Step::Done(()),
-                    Some(found) => Step::Replace(found.with_state(state), ()),
-                })
+        let settled = self.converge::<_, (), Error>(&name, Known::Present(affinity), deadline, |current| {
+            Ok(match current {
+                None => Step::Create(BlockAffinity::pending(&host(&node), &cidr).with_state(state), ()),
+                Some(found) if found.is_deleted() => Step::Finish(found),
+                Some(found) if found.spec.state == state.as_str() => Step::Done(()),
+                Some(found) => Step::Replace(found.with_state(state), ()),
             })
-            .await?;
+        });
+        let settled = settled.await?;
         settled.object.ok_or(Error::Late("an affinity vanished"))
     }
 
     async fn drop_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
         let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
-        let settled = self
-            .converge::<_, _, Error>(&name, Known::Present(affinity), deadline, |current: Option<BlockAffinity>| {
-                Ok(match current {
-                    None => Step::Done(()),
-                    Some(found) => Step::Delete(found, ()),
-                })
+        self.converge::<_, _, Error>(&name, Known::Present(affinity), deadline, |current: Option<BlockAffinity>| {
+            Ok(match current {
+                None => Step::Done(()),
+                Some(found) => Step::Delete(found, ()),
             })
-            .await?;
-        Ok(settled.value)
+        })
+        .await
+        .map(|settled| settled.value)
     }
 
     /// A pending affinity of this node that nobody is at work on: confirmed if the block is the node's, else dropped.

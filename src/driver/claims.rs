@@ -116,7 +116,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let started = Instant::now();
         // What this very pod holds already comes before anything else on the list.
         let uid = &applicant.asker.holder.pod_uid;
-        candidates.sort_by_key(|c| !c.claim.as_ref().is_some_and(|v| holder_uid(&v.value) == Some(uid)));
+        candidates.sort_by_key(|c| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) != Some(uid));
         loop {
             let mut blocked = Vec::new();
             for candidate in &mut candidates {

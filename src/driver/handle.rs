@@ -32,16 +32,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         deadline: Instant,
     ) -> Result<Option<IPAMHandle>, Error> {
         let handle = attachment.handle();
-        let settled = self
-            .converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Absent, deadline, |current| {
-                Ok(match current {
-                    None => Step::Create(handle_object(attachment, counts), None),
-                    Some(found) if found.spec.is_deleted() => Step::Finish(found),
-                    Some(found) => Step::Done(Some(found)),
-                })
+        self.converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Absent, deadline, |current| {
+            Ok(match current {
+                None => Step::Create(handle_object(attachment, counts), None),
+                Some(found) if found.spec.is_deleted() => Step::Finish(found),
+                Some(found) => Step::Done(Some(found)),
             })
-            .await?;
-        Ok(settled.value)
+        })
+        .await
+        .map(|settled| settled.value)
     }
 
     /// Makes the handle say exactly `counts`.
@@ -53,36 +52,34 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<(), Error> {
         let handle = attachment.handle();
         let wanted = handle_object(attachment, counts).spec.block;
-        let settled = self
-            .converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Unread, deadline, |current| {
-                Ok(match current {
-                    None => Step::Create(handle_object(attachment, counts), ()),
-                    Some(found) if found.spec.is_deleted() => Step::Finish(found),
-                    Some(found) if found.spec.block == wanted => Step::Done(()),
-                    Some(mut found) => {
-                        found.spec.block = wanted.clone();
-                        Step::Replace(found, ())
-                    }
-                })
+        self.converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Unread, deadline, |current| {
+            Ok(match current {
+                None => Step::Create(handle_object(attachment, counts), ()),
+                Some(found) if found.spec.is_deleted() => Step::Finish(found),
+                Some(found) if found.spec.block == wanted => Step::Done(()),
+                Some(mut found) => {
+                    found.spec.block = wanted.clone();
+                    Step::Replace(found, ())
+                }
             })
-            .await?;
-        Ok(settled.value)
+        })
+        .await
+        .map(|settled| settled.value)
     }
 
     /// Counts one address in `block` off another container's handle, which lost it to this one; the handle
     /// goes when nothing is left on it.
     pub(super) async fn count_off(&self, handle: &str, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
-        let settled = self
-            .converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Unread, deadline, |current| {
-                let Some(mut found) = current else { return Ok(Step::Done(())) };
-                if found.spec.decrement(block, 1).is_err() {
-                    // It says nothing of this block (any more): its own DEL was here first.
-                    return Ok(Step::Done(()));
-                }
-                Ok(if found.spec.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
-            })
-            .await?;
-        Ok(settled.value)
+        self.converge::<IPAMHandle, _, Error>(&handle_name(handle), Known::Unread, deadline, |current| {
+            let Some(mut found) = current else { return Ok(Step::Done(())) };
+            if found.spec.decrement(block, 1).is_err() {
+                // It says nothing of this block (any more): its own DEL was here first.
+                return Ok(Step::Done(()));
+            }
+            Ok(if found.spec.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) })
+        })
+        .await
+        .map(|settled| settled.value)
     }
 
     /// The blocks that a handle names, as they are now; those that do not exist are left out.

@@ -169,28 +169,27 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if bears.is_empty() {
             return Ok(());
         }
-        let settled = self
-            .converge::<IPAMHandle, _, Error>(&handle_name(id), Known::Unread, deadline, |current| {
-                let (mut object, exists) = match current {
-                    Some(found) if found.spec.is_deleted() => return Ok(Step::Finish(found)),
-                    Some(found) => (found, true),
-                    None => (IPAMHandleSpec::new(id).object(), false),
-                };
-                let before = object.spec.block.clone();
-                for (cidr, count) in &bears {
-                    let missing = count - object.spec.count(cidr);
-                    if missing > 0 {
-                        object.spec.increment(cidr, missing);
-                    }
+        self.converge::<IPAMHandle, _, Error>(&handle_name(id), Known::Unread, deadline, |current| {
+            let (mut object, exists) = match current {
+                Some(found) if found.spec.is_deleted() => return Ok(Step::Finish(found)),
+                Some(found) => (found, true),
+                None => (IPAMHandleSpec::new(id).object(), false),
+            };
+            let before = object.spec.block.clone();
+            for (cidr, count) in &bears {
+                let missing = count - object.spec.count(cidr);
+                if missing > 0 {
+                    object.spec.increment(cidr, missing);
                 }
-                Ok(match exists {
-                    true if object.spec.block == before => Step::Done(()),
-                    true => Step::Replace(object, ()),
-                    false => Step::Create(object, ()),
-                })
+            }
+            Ok(match exists {
+                true if object.spec.block == before => Step::Done(()),
+                true => Step::Replace(object, ()),
+                false => Step::Create(object, ()),
             })
-            .await?;
-        Ok(settled.value)
+        })
+        .await?;
+        Ok(())
     }
 
     /// How many allocations bear a handle, block by block, read now.

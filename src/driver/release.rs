@@ -261,20 +261,19 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     async fn drop_handle(&self, handle: IPAMHandle, deadline: Instant) -> Result<(), Error> {
         let name = handle_name(&handle.spec.handle_id);
         let (uid, released) = (handle.metadata.uid.clone(), handle.spec.block.clone());
-        let settled = self
-            .converge::<IPAMHandle, _, Error>(&name, Known::Present(handle), deadline, |current| {
-                Ok(match current {
-                    // Another pod's of the same name by now: what it counts is not what was released here.
-                    Some(found) if found.metadata.uid != uid => Step::Done(()),
-                    Some(mut found) => {
-                        found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
-                        if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) }
-                    }
-                    None => Step::Done(()),
-                })
+        self.converge::<IPAMHandle, _, Error>(&name, Known::Present(handle), deadline, |current| {
+            Ok(match current {
+                // Another pod's of the same name by now: what it counts is not what was released here.
+                Some(found) if found.metadata.uid != uid => Step::Done(()),
+                Some(mut found) => {
+                    found.spec.block.retain(|cidr, _| !released.contains_key(cidr));
+                    if found.spec.block.is_empty() { Step::Delete(found, ()) } else { Step::Replace(found, ()) }
+                }
+                None => Step::Done(()),
             })
-            .await?;
-        Ok(settled.value)
+        })
+        .await
+        .map(|settled| settled.value)
     }
 }
 

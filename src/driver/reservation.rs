@@ -42,26 +42,25 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Adds `address` to the reservation of that name.
     pub(super) async fn reserve_in(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<(), Error> {
         let entry = host_cidr(address).to_string();
-        let settled = self
-            .converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {
-                Ok(match current {
-                    None => Step::Create(
-                        IPReservation::new(
-                            name,
-                            IPReservationSpec { reserved_cidrs: vec![entry.clone()], ..Default::default() },
-                        ),
-                        (),
+        self.converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {
+            Ok(match current {
+                None => Step::Create(
+                    IPReservation::new(
+                        name,
+                        IPReservationSpec { reserved_cidrs: vec![entry.clone()], ..Default::default() },
                     ),
-                    Some(found) if found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),
-                    Some(mut found) => {
-                        found.spec.reserved_cidrs.push(entry.clone());
-                        found.spec.reserved_cidrs.sort();
-                        Step::Replace(found, ())
-                    }
-                })
+                    (),
+                ),
+                Some(found) if found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),
+                Some(mut found) => {
+                    found.spec.reserved_cidrs.push(entry.clone());
+                    found.spec.reserved_cidrs.sort();
+                    Step::Replace(found, ())
+                }
             })
-            .await?;
-        Ok(settled.value)
+        })
+        .await
+        .map(|settled| settled.value)
     }
 
     /// Takes `address` out of the reservation of its block; an empty reservation is deleted.
@@ -83,22 +82,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     pub(super) async fn unreserve_in(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<(), Error> {
         let entry = host_cidr(address).to_string();
-        let settled = self
-            .converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {
-                Ok(match current {
-                    None => Step::Done(()),
-                    Some(found) if !found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),
-                    Some(mut found) => {
-                        found.spec.reserved_cidrs.retain(|c| *c != entry);
-                        if found.spec.reserved_cidrs.is_empty() {
-                            Step::Delete(found, ())
-                        } else {
-                            Step::Replace(found, ())
-                        }
+        self.converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {
+            Ok(match current {
+                None => Step::Done(()),
+                Some(found) if !found.spec.reserved_cidrs.contains(&entry) => Step::Done(()),
+                Some(mut found) => {
+                    found.spec.reserved_cidrs.retain(|c| *c != entry);
+                    if found.spec.reserved_cidrs.is_empty() {
+                        Step::Delete(found, ())
+                    } else {
+                        Step::Replace(found, ())
                     }
-                })
+                }
             })
-            .await?;
-        Ok(settled.value)
+        })
+        .await
+        .map(|settled| settled.value)
     }
 }

@@ -107,26 +107,25 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let now = self.now();
         // Also after an attempt without an answer, whose effect the next look takes for somebody else's.
         let mut attempted = false;
-        let settled = self
-            .converge::<IPAMBlock, _, NotWithdrawn>(&cidr_name(&cidr), Known::Unread, deadline, |current| {
-                let Some(mut block) = current else { return Ok(Step::Done(attempted)) };
-                if block.spec.is_deleted() {
-                    return Ok(Step::Finish(block));
-                }
-                block.spec.validate().map_err(|reason| Error::Damaged { block: cidr, reason })?;
-                block.spec.collect(cooldown, now);
-                if block.spec.release_address(address, expect, cooldown, now)?.is_none() {
-                    return Ok(Step::Done(attempted));
-                }
-                attempted = true;
-                if block.spec.is_empty() && block.spec.affinity().is_none() {
-                    return Ok(Step::Delete(block, true));
-                }
-                block.spec.advance();
-                Ok(Step::Replace(block, true))
-            })
-            .await?;
-        Ok(settled.value)
+        self.converge::<IPAMBlock, _, NotWithdrawn>(&cidr_name(&cidr), Known::Unread, deadline, |current| {
+            let Some(mut block) = current else { return Ok(Step::Done(attempted)) };
+            if block.spec.is_deleted() {
+                return Ok(Step::Finish(block));
+            }
+            block.spec.validate().map_err(|reason| Error::Damaged { block: cidr, reason })?;
+            block.spec.collect(cooldown, now);
+            if block.spec.release_address(address, expect, cooldown, now)?.is_none() {
+                return Ok(Step::Done(attempted));
+            }
+            attempted = true;
+            if block.spec.is_empty() && block.spec.affinity().is_none() {
+                return Ok(Step::Delete(block, true));
+            }
+            block.spec.advance();
+            Ok(Step::Replace(block, true))
+        })
+        .await
+        .map(|settled| settled.value)
     }
 
     async fn settle_claim(

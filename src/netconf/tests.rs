@@ -512,6 +512,30 @@ proptest! {
     }
 
     #[test]
+    fn del_needs_what_it_uses_and_agrees_with_add_on_it(
+        changes in proptest::collection::vec((proptest::sample::select(places()), any_json()), 1..4),
+    ) {
+        let mut conf = guide();
+        for (pointer, value) in changes {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            if let Some(Value::Object(fields)) = conf.pointer_mut(parent) {
+                fields.insert(key.to_owned(), value);
+            }
+        }
+        match (parse(&conf), NetConf::parse_for_del(&conf, "kube-ipam")) {
+            (Ok(whole), Ok((net, fault))) => {
+                prop_assert!(fault.is_none());
+                prop_assert_eq!(net, whole);
+            }
+            (Ok(_), Err(error)) => prop_assert!(false, "ADD works, DEL does not: {error}"),
+            (Err(error), Ok((_, fault))) => prop_assert_eq!(fault, Some(error)),
+            (Err(_), Err(error)) => {
+                prop_assert!(matches!(error.code, 1 | 7) && !error.details.is_empty(), "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn no_field_of_the_guides_configuration_panics_whatever_it_holds(
         changes in proptest::collection::vec((proptest::sample::select(places()), any_json()), 1..4),
         name in "kube-ipam|calico-ipam|\\PC{0,8}",

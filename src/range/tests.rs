@@ -284,6 +284,18 @@ prop_compose! {
 
 proptest! {
     #[test]
+    fn no_text_in_place_of_a_range_panics(
+        texts in proptest::collection::vec("\\PC{0,12}|[0-9a-f.:/]{0,20}|10\\.0\\.0\\.[0-9]{1,3}(/[0-9]{1,3})?", 4), listed in any::<bool>(),
+    ) {
+        let section = json!({"subnet": texts[0], "rangeStart": texts[1], "rangeEnd": texts[2], "gateway": texts[3]});
+        let section = if listed { json!({"ranges": [[section]]}) } else { section };
+        if let Err(error) = read(section, true) {
+            prop_assert_eq!(error.code, 7);
+            prop_assert!(!error.msg.is_empty() && !error.details.is_empty(), "{error}");
+        }
+    }
+
+    #[test]
     fn no_accepted_range_permits_a_reserved_address(section in sections(), default_gateway in any::<bool>(), nth in any::<u128>()) {
         let Ok((v4, v6)) = read(section, default_gateway) else { return Ok(()) };
         let set = v4.or(v6).unwrap();

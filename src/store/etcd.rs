@@ -33,7 +33,11 @@ pub struct EtcdLedger {
 
 /// Names the fields and files of the credentials, for the error that says they are not accepted.
 #[derive(Clone)]
-struct Credentials(Arc<str>);
+struct Credentials {
+    names: Arc<str>,
+    /// Whether etcd sees a certificate of ours.
+    certificate: bool,
+}
 
 // === impl EtcdLedger ===
 
@@ -147,7 +151,7 @@ impl Credentials {
         let user = config.username.iter().map(|user| format!("etcdUsername {user}"));
         let all: Vec<String> = named.chain(user).collect();
         let all = if all.is_empty() { "no credentials".to_owned() } else { all.join(", ") };
-        Self(format!("etcdConfig: {all}").into())
+        Self { names: format!("etcdConfig: {all}").into(), certificate: config.cert_file.is_some() }
     }
 
     async fn bounded<T>(
@@ -166,8 +170,20 @@ impl Credentials {
     }
 
     fn sort(&self, error: &Error) -> Failure {
-        match tls::refusal(error).map_or_else(|| sort(error), Failure::Denied) {
-            Failure::Denied(why) => Failure::Denied(format!("{why} ({})", self.0)),
+        // etcd-client's error does not give what it wraps as its source.
+        let below: &(dyn std::error::Error + 'static) = match error {
+            Error::GRpcStatus(status) => status,
+            Error::TransportError(transport) => transport,
+            other => other,
+        };
+        match tls::refusal(below).map_or_else(|| sort(error), Failure::Denied) {
+            Failure::Denied(why) => Failure::Denied(format!("{why} ({})", self.names)),
+            // In TLS 1.3 a server judges the client's certificate after the client is done with the handshake, and
+            // what the client then sees is often no more than a closed connection.
+            Failure::Unknown(why) if self.certificate && was_closed(error) => Failure::Unknown(format!(
+                "{why}; a client certificate that etcd does not accept shows like this, too ({})",
+                self.names
+            )),
             other => other,
         }
     }
@@ -179,13 +195,14 @@ fn decode(what: &str, pair: &etcd_client::KeyValue) -> Result<Versioned<Claim>, 
     Ok(Versioned { value, revision: pair.mod_revision() })
 }
 
+/// Whether the connection was closed, rather than never made or silent.
+fn was_closed(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if !super::kube::chain(status).contains("onnect error"))
+}
+
 fn sort(error: &Error) -> Failure {
     use tonic_code::*;
     match error {
-        // The handshake's failure hides below the status.
-        Error::GRpcStatus(status) if tls::refusal(status).is_some() => {
-            Failure::Denied(tls::refusal(status).unwrap_or_default())
-        }
         Error::GRpcStatus(status) => match status.code() as i32 {
             UNAUTHENTICATED | PERMISSION_DENIED => Failure::Denied(status.message().to_owned()),
             INVALID_ARGUMENT if LOGIN.iter().any(|words| status.message().contains(words)) => {
@@ -199,6 +216,7 @@ fn sort(error: &Error) -> Failure {
             }
             _ => Failure::Unknown(super::kube::chain(status)),
         },
+        Error::TransportError(transport) => Failure::Unknown(super::kube::chain(transport)),
         Error::InvalidArgs(_) | Error::InvalidUri(_) => Failure::Refused(super::kube::chain(error)),
         other => Failure::Unknown(super::kube::chain(other)),
     }

@@ -93,6 +93,8 @@ pub struct Versioned<T> {
 }
 
 /// Outcome of a compare-and-swap that reached the ledger.
+// One for each call, and looked at right away: a box would cost more than the bytes.
+#[expect(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
     /// Written; the revision it got (0 after a deletion).

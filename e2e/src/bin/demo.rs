@@ -11,7 +11,7 @@ const FIXED: &str = "10.244.0.216";
 #[tokio::main]
 async fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let lab = Lab::embedded().await?;
+    let lab = Lab::embedded(false).await?;
     println!(
         "A cluster of two nodes, {}. Now a Deployment annotated kube-ipam.ip: \"{FIXED}\", and one without.\n",
         lab.nodes().join(" and ")

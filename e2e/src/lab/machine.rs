@@ -5,10 +5,11 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use kube::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::MainPlugin;
+use super::agents::Agents;
 use super::conflist::{Network, Site};
 use crate::calls::Counts;
 use crate::embedded;
@@ -30,6 +31,8 @@ pub enum Machine {
 
 /// The embedded tier.
 pub struct Embedded {
+    /// Before the nodes, so that it is there until they are gone.
+    agents: Option<Agents>,
     nodes: Mutex<Vec<std::sync::Arc<standin::Node>>>,
     /// The control plane.
     pub cluster: embedded::Cluster,
@@ -38,19 +41,21 @@ pub struct Embedded {
 
 /// The real tier.
 pub struct Real {
+    agents: Option<Agents>,
     _routes: RouteKeeper,
     /// Nodes and control plane.
     pub cluster: real::Cluster,
 }
 
 impl Machine {
-    pub(super) async fn embedded() -> Result<(Self, Client)> {
+    pub(super) async fn embedded(with_agents: bool) -> Result<(Self, Client)> {
         let options = embedded::Options { crds: calico::crds(), etcd: true, ..Default::default() };
         let cluster = embedded::Cluster::start(options).await?;
         let client = cluster.client("lab")?;
         let bin = TempDir::with_prefix("kube-ipam-bin-")?;
         std::os::unix::fs::symlink(tools::kube_ipam()?, bin.path().join("kube-ipam"))?;
-        let embedded = Embedded { nodes: Mutex::default(), cluster, bin };
+        let agents = with_agents.then(Agents::default);
+        let embedded = Embedded { agents, nodes: Mutex::default(), cluster, bin };
         for name in NODES {
             embedded.start_node(name, &Network::default()).await?;
         }
@@ -61,6 +66,7 @@ impl Machine {
         calico_bin: Option<PathBuf>,
         crds: Option<PathBuf>,
         main: MainPlugin,
+        with_agents: bool,
     ) -> Result<Option<(Self, Client)>> {
         let Some(tools) = Tools::or_skip()? else { return Ok(None) };
         let network = Network::default();
@@ -76,7 +82,11 @@ impl Machine {
         let cluster = real::Cluster::start(tools, options).await?;
         let client = cluster.client();
         let routes = cluster.keep_routes();
-        Ok(Some((Self::Real(Box::new(Real { _routes: routes, cluster })), client)))
+        let real = Real { agents: with_agents.then(Agents::default), _routes: routes, cluster };
+        for name in NODES {
+            real.start_agent(name).await?;
+        }
+        Ok(Some((Self::Real(Box::new(real)), client)))
     }
 
     pub(super) async fn configure(&self, network: &Network, main: MainPlugin) -> Result<()> {
@@ -86,7 +96,7 @@ impl Machine {
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .iter()
-                .try_for_each(|node| node.set_conflist(&network.conflist(main, node.name(), &embedded.site()?))),
+                .try_for_each(|node| embedded.configure(node, network, main)),
             Self::Real(real) => real.cluster.nodes().iter().try_for_each(|node| {
                 let facts = node.facts();
                 node.write_conflist(&network.conflist(main, &facts.name, &real_site(facts)).to_string())
@@ -96,8 +106,12 @@ impl Machine {
 
     pub(super) async fn kill_node(&self, name: &str) -> Result<()> {
         match self {
-            Self::Embedded(embedded) => embedded.node(name)?.kill().await,
+            Self::Embedded(embedded) => {
+                embedded.agents.iter().for_each(|agents| agents.kill(name));
+                embedded.node(name)?.kill().await
+            }
             Self::Real(real) => {
+                real.agents.iter().for_each(|agents| agents.kill(name));
                 real.cluster.node(name)?.kill();
                 Ok(())
             }
@@ -106,13 +120,41 @@ impl Machine {
 
     pub(super) async fn start_node(&self, name: &str, client: &Client) -> Result<()> {
         match self {
-            Self::Embedded(embedded) => embedded.node(name)?.start_again().await,
+            Self::Embedded(embedded) => {
+                embedded.start_agent(name, true).await?;
+                embedded.node(name)?.start_again().await
+            }
             Self::Real(real) => {
                 let node = real.cluster.node(name)?;
                 node.start()?;
-                node.ready(client).await
+                node.ready(client).await?;
+                real.start_agent(name).await
             }
         }
+    }
+
+    /// SIGKILL for a node's agent, which then starts anew; nothing where there are none.
+    pub(super) async fn restart_agent(&self, name: &str) -> Result<()> {
+        match self {
+            Self::Embedded(embedded) => {
+                embedded.agents.iter().for_each(|agents| agents.kill(name));
+                embedded.start_agent(name, false).await
+            }
+            Self::Real(real) => {
+                real.kill_agent(name)?;
+                real.start_agent(name).await
+            }
+        }
+    }
+
+    /// Where a stand-in node finds things, whatever the tier.
+    pub(super) fn host_site(&self, state_dir: String) -> Result<Site> {
+        Ok(Site {
+            kubeconfig: self.kubeconfig().display().to_string(),
+            etcd: json!({"etcdURL": self.etcd_url()?}),
+            log_file: None,
+            state_dir: Some(state_dir),
+        })
     }
 
     pub(super) fn kubeconfig(&self) -> PathBuf {
@@ -160,7 +202,8 @@ impl Embedded {
     }
 
     async fn start_node(&self, name: &str, network: &Network) -> Result<()> {
-        let conflist = network.conflist(MainPlugin::StandIn, name, &self.site()?);
+        let conflist = self.write_conflist(name, network, MainPlugin::StandIn)?;
+        self.start_agent(name, true).await?;
         let client = self.cluster.client(name)?;
         let options = standin::Options::new(client, name, conflist, vec![self.bin.path().to_path_buf()]);
         let node = standin::Node::start(options).await?;
@@ -168,13 +211,62 @@ impl Embedded {
         Ok(())
     }
 
-    fn site(&self) -> Result<Site> {
+    /// A node's own directory: what is left in it is lost with its power.
+    fn state_dir(&self, name: &str) -> PathBuf {
+        self.bin.path().join(format!("{name}-state"))
+    }
+
+    fn configure(&self, node: &standin::Node, network: &Network, main: MainPlugin) -> Result<()> {
+        node.set_conflist(&self.write_conflist(node.name(), network, main)?)
+    }
+
+    /// The configuration, also as a file where an agent looks for it.
+    fn write_conflist(&self, name: &str, network: &Network, main: MainPlugin) -> Result<Value> {
+        let conflist = network.conflist(main, name, &self.site(name)?);
+        let directory = self.bin.path().join(format!("{name}-net.d"));
+        std::fs::create_dir_all(&directory)?;
+        std::fs::write(directory.join("10-calico.conflist"), conflist.to_string())?;
+        Ok(conflist)
+    }
+
+    /// Starts the node's agent, if agents are wanted; `afresh` as after a power cut.
+    async fn start_agent(&self, name: &str, afresh: bool) -> Result<()> {
+        let Some(agents) = &self.agents else { return Ok(()) };
+        let state = self.state_dir(name);
+        if afresh {
+            let _ = std::fs::remove_dir_all(&state);
+        }
+        let mut command = std::process::Command::new(tools::kube_ipam()?);
+        command.arg("agent").arg("--cni-conf-dir").arg(self.bin.path().join(format!("{name}-net.d")));
+        command.arg("--kubeconfig").arg(self.cluster.kubeconfig()).arg("--state-dir").arg(&state);
+        agents.start(name, command, &state, &self.bin.path().join(format!("{name}-agent.log"))).await
+    }
+
+    fn site(&self, name: &str) -> Result<Site> {
         Ok(Site {
             kubeconfig: self.cluster.kubeconfig().display().to_string(),
             etcd: json!({"etcdURL": self.cluster.etcd()?.url()}),
             log_file: None,
-            state_dir: Some(self.bin.path().join("state").display().to_string()),
+            state_dir: Some(self.state_dir(name).display().to_string()),
         })
+    }
+}
+
+impl Real {
+    fn kill_agent(&self, name: &str) -> Result<()> {
+        let Some(agents) = &self.agents else { return Ok(()) };
+        // What runs here is only the way into the node.
+        real::succeed(self.cluster.node(name)?.command("pkill")?.args(["-KILL", "-f", "kube-ipam agent"]))?;
+        agents.kill(name);
+        Ok(())
+    }
+
+    async fn start_agent(&self, name: &str) -> Result<()> {
+        let Some(agents) = &self.agents else { return Ok(()) };
+        let node = self.cluster.node(name)?;
+        let mut command = node.command(&format!("{}/kube-ipam", paths::CNI_BIN))?;
+        command.args(["agent", "--kubeconfig", paths::KUBE_IPAM_KUBECONFIG]);
+        agents.start(name, command, &node.file("/run/kube-ipam"), &node.file("/var/log/kube-ipam-agent.log")).await
     }
 }
 

@@ -1,8 +1,10 @@
 //! A lab: one cluster of any tier with kube-ipam on its nodes, and what the scenarios ask of it.
 //! Scenarios know this type only, so that every tier runs the same ones.
 
+mod agents;
 mod calicoctl;
 mod conflist;
+mod crowd;
 mod machine;
 mod world;
 
@@ -19,6 +21,7 @@ use crate::calls::Counts;
 
 pub use calicoctl::{Row, pool_rows};
 pub use conflist::{Network, Site};
+pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
 pub use world::{Limits, address, node_of};
 
@@ -45,19 +48,19 @@ pub enum MainPlugin {
 }
 
 impl Lab {
-    /// The embedded tier: two stand-in nodes.
-    pub async fn embedded() -> Result<Self> {
-        let (machine, client) = Machine::embedded().await?;
+    /// The embedded tier: two stand-in nodes, with or without an agent on each.
+    pub async fn embedded(agents: bool) -> Result<Self> {
+        let (machine, client) = Machine::embedded(agents).await?;
         Self::prepare(machine, client, MainPlugin::StandIn).await
     }
 
-    /// The real tier, with two real nodes; `None` if it cannot run here, which has been said on stderr.
+    /// The real tier, with two real nodes, with or without an agent on each; `None` if it cannot run here, which has been said on stderr.
     /// `CALICO_BIN` makes Calico's main plugin run the pods, `CALICO_CRDS` its own definitions serve the objects.
-    pub async fn real() -> Result<Option<Self>> {
+    pub async fn real(agents: bool) -> Result<Option<Self>> {
         let calico_bin = std::env::var_os("CALICO_BIN").map(PathBuf::from);
         let main = if calico_bin.is_some() { MainPlugin::Calico } else { MainPlugin::Ptp };
         let crds = std::env::var_os("CALICO_CRDS").map(PathBuf::from);
-        let Some((machine, client)) = Machine::real(calico_bin, crds, main).await? else { return Ok(None) };
+        let Some((machine, client)) = Machine::real(calico_bin, crds, main, agents).await? else { return Ok(None) };
         Self::prepare(machine, client, main).await.map(Some)
     }
 
@@ -143,6 +146,11 @@ impl Lab {
     /// The node stops as if its power were cut.
     pub async fn kill_node(&self, name: &str) -> Result<()> {
         self.machine.kill_node(name).await
+    }
+
+    /// SIGKILL for a node's agent, which then starts anew; nothing where there are no agents.
+    pub async fn restart_agent(&self, name: &str) -> Result<()> {
+        self.machine.restart_agent(name).await
     }
 
     /// A killed node comes back.

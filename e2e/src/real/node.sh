@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # The first program of a node, in namespaces of its own for processes, mounts, network and host name.
 # $1 the node's directory, which survives its death; $2 its name; $3 its cgroup; $4 the kubelet;
 # $5 where logs go; $6 the file that says the API server is ready. The remaining arguments are kubelet's.

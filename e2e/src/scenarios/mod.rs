@@ -3,10 +3,12 @@
 
 mod conflict;
 mod cost;
+mod crowd;
 mod dual_stack;
 mod exhaustion;
 mod guide;
 mod node_failure;
+mod owners;
 mod stateful;
 
 use std::collections::BTreeMap;
@@ -47,6 +49,11 @@ scenarios! {
     "under_strict_affinity_a_foreign_block_is_named" => exhaustion::strict_affinity,
     "a_call_on_a_warm_node_costs_at_most_eight_reads_and_two_writes" => cost::of_a_warm_node,
     "in_dual_stack_a_pod_has_both_addresses_or_none" => dual_stack::both_families,
+    "the_pods_of_a_daemonset_share_its_list" => owners::daemon_set,
+    "a_job_has_its_address_until_its_pod_has_finished" => owners::jobs,
+    "two_deployments_that_name_one_owner_pass_its_address_on" => owners::named,
+    "after_a_forced_deletion_on_a_living_node_the_address_moves_once" => owners::forced,
+    "two_hundred_pods_at_once_on_twenty_nodes_share_no_address_and_give_all_back" => crowd::at_once,
     "the_address_of_a_killed_node_moves_once_and_the_node_comes_back_clean" => node_failure::killed_and_back,
 }
 

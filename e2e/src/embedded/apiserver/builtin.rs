@@ -94,10 +94,8 @@ fn label_job(object: &mut Value) {
 pub(super) fn violations(resource: &Resource, object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     match resource.id().as_str() {
-        "pods" => {
-            if object.pointer("/spec/containers").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-                causes.push(Cause::new(CauseKind::Required, "spec.containers", ""));
-            }
+        "pods" if object.pointer("/spec/containers").and_then(Value::as_array).is_none_or(Vec::is_empty) => {
+            causes.push(Cause::new(CauseKind::Required, "spec.containers", ""));
         }
         "deployments.apps" | "replicasets.apps" | "statefulsets.apps" | "daemonsets.apps" => {
             let wanted = object.pointer("/spec/selector/matchLabels").and_then(Value::as_object);

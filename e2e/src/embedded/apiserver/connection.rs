@@ -43,7 +43,7 @@ pub(super) struct Shared {
     pub started: Instant,
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> &'a str {
+fn header(headers: &HeaderMap, name: header::HeaderName) -> &str {
     headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
 }
 
@@ -85,6 +85,10 @@ impl Shared {
         let outcome = match fault {
             Some(Fault::LoseReplyAfterCommit) => return Err(Cut),
             Some(Fault::StatusAfterCommit(code)) => Err(ApiError::of_code(code, None)),
+            Some(Fault::HoldAfterCommit(gate)) => {
+                gate.pass().await;
+                outcome
+            }
             _ => outcome,
         };
         let response = outcome.map_or_else(|error| refusal(&error), respond);

@@ -86,6 +86,8 @@ pub enum Fault {
     Delay(Duration),
     /// The request waits at a gate that the test opens.
     Hold(Gate),
+    /// The request is carried out, and its answer waits at a gate.
+    HoldAfterCommit(Gate),
 }
 
 impl fmt::Debug for Fault {
@@ -97,6 +99,7 @@ impl fmt::Debug for Fault {
             Self::CloseBefore => f.write_str("CloseBefore"),
             Self::Delay(time) => write!(f, "Delay({time:?})"),
             Self::Hold(_) => f.write_str("Hold"),
+            Self::HoldAfterCommit(_) => f.write_str("HoldAfterCommit"),
         }
     }
 }

@@ -108,10 +108,9 @@ impl Api {
         })?;
         if let Some(crd) =
             definition(&target.resource, &stored)?.filter(|_| target.subresource.is_none() && !asked.is_dry_run())
+            && let Ok(resource) = Resource::from_crd(&crd)
         {
-            if let Ok(resource) = Resource::from_crd(&crd) {
-                self.registry.add(resource);
-            }
+            self.registry.add(resource);
         }
         Ok(Reply::Object { code: 200, body: target.present(&stored), dropped })
     }

@@ -49,7 +49,7 @@ async fn reconcile(job: Arc<Job>, client: Arc<Client>) -> Outcome {
     if condition.is_none() {
         let api: Api<Pod> = Api::namespaced(client.as_ref().clone(), &namespace);
         let wanted = number(spec.parallelism, 1).min(completions - succeeded);
-        for _ in active..wanted {
+        for _ in 0..wanted.saturating_sub(active) {
             api.create(&PostParams::default(), &pods::from_template(&job, &spec.template, &[])).await?;
             active += 1;
         }

@@ -1,0 +1,12 @@
+//! The node's agent by its binary, beside the plugin's: against the embedded API server, which counts, and a
+//! real etcd.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod ahead;
+mod cost;
+mod fallback;
+#[allow(dead_code)]
+#[path = "../faults/ground.rs"]
+mod ground;
+mod killed;
+mod process;

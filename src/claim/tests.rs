@@ -1,0 +1,63 @@
+//! Claims as etcd may hold them: whatever another version or another hand wrote is read, kept, or refused.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn written() -> Value {
+    json!({
+        "address": "10.244.0.216",
+        "owner": {"namespace": "default", "group": "apps", "kind": "Deployment", "name": "web"},
+        "holder": {
+            "podUid": "u", "pod": "web-1", "containerId": "c", "interface": "eth0", "node": "n1", "since": "2026-11-24T00:00:00Z",
+        },
+        "created": "2026-11-24T00:00:00Z", "generation": 3, "contested": "2026-11-24T00:00:00Z",
+    })
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "\\PC{0,12}|[0-9a-f.:]{0,16}|2026-[0-9]{2}-[0-9]{2}T00:00:00Z".prop_map(Value::from),
+        Just(json!([])),
+        Just(json!({"a": [1]})),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_in_place_of_a_claim_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in any::<prop::sample::Index>()) {
+        let whole = written().to_string().into_bytes();
+        for bytes in [&bytes[..], &whole[..cut.index(whole.len())]] {
+            prop_assert!(serde_json::from_slice::<Claim>(bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn a_claim_with_any_field_changed_is_refused_or_kept_as_it_is(
+        field in prop::sample::select(vec![
+            "/address", "/owner", "/owner/kind", "/owner/ordinal", "/holder", "/holder/since", "/holder/interface", "/holder/new",
+            "/created", "/generation", "/contested", "/new",
+        ]),
+        value in any_value(),
+    ) {
+        let mut json = written();
+        let (parent, key) = field.rsplit_once('/').unwrap();
+        json.pointer_mut(parent).unwrap()[key] = value;
+        if let Ok(claim) = serde_json::from_value::<Claim>(json) {
+            let again = serde_json::to_value(&claim).unwrap();
+            prop_assert_eq!(serde_json::from_value::<Claim>(again).unwrap(), claim.clone());
+            // Decisions take whatever can be read.
+            let holder = claim.holder.clone().unwrap_or_else(|| serde_json::from_value(written()["holder"].clone()).unwrap());
+            let asker = Asker { owner: &claim.owner, holder: &Holder { pod_uid: "other".into(), ..holder } };
+            let policy = Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::MAX };
+            let evidence = Evidence { pod: PodState::Gone, node: NodeState::Ready, in_block: true };
+            decide(claim.address, Some(&claim), &asker, Some(&evidence), &policy, Timestamp::MAX);
+            decide(claim.address, Some(&claim), &asker, Some(&evidence), &policy, Timestamp::MIN);
+        }
+    }
+}
