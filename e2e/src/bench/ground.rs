@@ -31,8 +31,12 @@ use crate::tools::Tools;
 /// The pool, and the subnet of every configuration: 16384 blocks of 64 addresses.
 pub(super) const SUBNET: &str = "10.240.0.0/12";
 const BLOCK_SIZE: u8 = 26;
-/// Blocks of other nodes begin here; the pool's first quarter is left to the nodes that are measured.
+/// Blocks of other nodes lie from here on, in three quarters of the pool.
 const FIRST_SEEDED: u32 = u32::from_be_bytes([10, 244, 0, 0]);
+const SEEDABLE: usize = 12288;
+/// From one block of other nodes to the next: they lie scattered, as blocks do that nodes choose by their names.
+/// Prime to [`SEEDABLE`], so that no block comes twice.
+const STRIDE: usize = 7919;
 /// How many blocks each of the other nodes has.
 const BLOCKS_OF_A_NODE: usize = 4;
 /// Objects created at the same time.
@@ -191,17 +195,21 @@ impl Ground {
     }
 
     async fn seed_one(&self, number: usize) -> Result<()> {
-        let offset = u32::try_from(number)? << (32 - u32::from(BLOCK_SIZE));
+        let offset = u32::try_from(number * STRIDE % SEEDABLE)? << (32 - u32::from(BLOCK_SIZE));
         let cidr = IpNetwork::new(std::net::Ipv4Addr::from(FIRST_SEEDED + offset).into(), BLOCK_SIZE)?;
-        self.claim(&format!("other-{}", number / BLOCKS_OF_A_NODE), cidr).await.map(drop)
+        match self.claim(&format!("other-{}", number / BLOCKS_OF_A_NODE), cidr).await {
+            // A node that is measured was here first: the block is there all the same.
+            Err(StoreError { failure: Failure::Exists, .. }) => Ok(()),
+            claimed => Ok(claimed.map(drop)?),
+        }
     }
 
     /// A block with a confirmed affinity of `node`.
-    pub(super) async fn claim(&self, node: &str, cidr: IpNetwork) -> Result<IPAMBlock> {
+    pub(super) async fn claim(&self, node: &str, cidr: IpNetwork) -> Result<IPAMBlock, StoreError> {
         let host = Affinity::host(node);
-        let affinity = BlockAffinity::pending(&host, &cidr).with_state(AffinityState::Confirmed);
-        self.store.create(&affinity).await?;
-        Ok(self.store.create(&IPAMBlockSpec::new(cidr, &host, Timestamp::now()).object()).await?)
+        let block = self.store.create(&IPAMBlockSpec::new(cidr, &host, Timestamp::now()).object()).await?;
+        self.store.create(&BlockAffinity::pending(&host, &cidr).with_state(AffinityState::Confirmed)).await?;
+        Ok(block)
     }
 
     /// A Node object without a kubelet behind it.
