@@ -7,10 +7,10 @@ CARGO ?= cargo
 demo: build
 	$(CARGO) run --quiet -p e2e --bin demo
 
-.PHONY: test fast real lint deny deny-advisories e2e build
+.PHONY: test fast deep real lint deny deny-advisories e2e build
 
 # All tests: units, properties, faults, the embedded cluster, then the real one (which says so if it cannot run here).
-test: fast real
+test: fast deep real
 
 build:
 	$(CARGO) build --workspace --bins
@@ -20,7 +20,11 @@ fast: build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
-	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test faults --test agent --test collector --test embedded --test embedded_agents
+	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test agent --test embedded
+
+# Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents.
+deep: build
+	$(CARGO) test -p e2e --test faults --test collector --test embedded_agents
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
