@@ -6,6 +6,7 @@
 //! when the pod goes.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,13 +60,17 @@ impl Ahead {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).entry(uid.to_owned()).or_default().clone()
     }
 
+    fn known(&self, uid: &str) -> Option<Arc<tokio::sync::Mutex<Stage>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
     fn forget(&self, uid: &str) {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
     /// After a DEL: a pod's address that no sandbox has any more is not to be answered from memory.
     pub(super) fn forget_if_released(&self, uid: &str, state: &State) {
-        let stage = self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned();
+        let stage = self.known(uid);
         if state.note(uid).is_none()
             && let Some(Ok(mut stage)) = stage.as_ref().map(|s| s.try_lock())
         {
@@ -126,6 +131,9 @@ impl Agent {
             match event {
                 PodEvent::Seen(pod) if is_ending(&pod) => drop(self.tasks.spawn(agent.give_back(pod, false))),
                 PodEvent::Seen(pod) if is_waiting(&pod) => drop(self.tasks.spawn(agent.take(pod))),
+                PodEvent::Seen(pod) if !addresses(&pod).is_empty() => {
+                    drop(self.tasks.spawn(agent.give_back_if_other(pod)));
+                }
                 PodEvent::Seen(_) => {}
                 PodEvent::Gone(pod) => drop(self.tasks.spawn(agent.give_back(pod, true))),
             }
@@ -176,6 +184,19 @@ impl Agent {
         }
     }
 
+    /// The pod has another address: an ADD in direct mode did not know of this one.
+    async fn give_back_if_other(self: Arc<Self>, pod: Box<Pod>) {
+        let Some(stage) = pod.uid().and_then(|uid| self.ahead.known(&uid)) else { return };
+        let has = addresses(&pod);
+        let unused = match &*stage.lock().await {
+            Stage::Taken(_, taken) => !taken.iter().any(|a| has.contains(&a.address)),
+            Stage::New | Stage::Over => false,
+        };
+        if unused {
+            self.give_back(pod, false).await;
+        }
+    }
+
     async fn release(&self, net: &NetConf, pod: &Pod, uid: &str) {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let attachment = self.attachment(net, &namespace, &name, uid, &|| false);
@@ -208,14 +229,21 @@ impl Agent {
     }
 }
 
+/// What a pod says it has.
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let status = pod.status.as_ref();
+    let one = status.and_then(|s| s.pod_ip.as_deref()).into_iter();
+    let several = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    one.chain(several).filter_map(|text| text.parse().ok()).collect()
+}
+
 /// Whether a pod has no sandbox yet, and will get one in the node's own network.
 fn is_waiting(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
     let on_host = spec.is_some_and(|s| s.host_network == Some(true));
     let bound = spec.is_some_and(|s| s.node_name.is_some());
-    let has_address = pod.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
     let elsewhere = [MIRROR, OTHER_NETWORK].iter().any(|key| pod.annotations().contains_key(*key));
-    bound && !on_host && !has_address && !elsewhere && !is_ending(pod)
+    bound && !on_host && addresses(pod).is_empty() && !elsewhere && !is_ending(pod)
 }
 
 fn is_ending(pod: &Pod) -> bool {
@@ -243,8 +271,10 @@ impl Agent {
                     continue;
                 }
                 let Ok(pod) = self.live_pod(namespace, name).await else { continue };
-                let waited_for = pod.as_ref().is_some_and(|p| p.uid().as_deref() == Some(uid) && is_waiting(p));
-                if !waited_for {
+                let same = pod.as_ref().filter(|p| p.uid().as_deref() == Some(uid));
+                // A pod that says it has the address has it, whatever became of the note.
+                let needed = same.is_some_and(|p| is_waiting(p) || addresses(p).contains(&address));
+                if !needed {
                     tracing::info!(%address, namespace, pod = name, "left by an earlier agent");
                     let attachment = self.attachment(&net, namespace, name, uid, &|| false);
                     if let Err(error) = self.driver_for(&net).del(&attachment).await {

@@ -158,3 +158,45 @@ async fn a_pod_of_the_same_name_gets_an_address_of_its_own_while_the_old_one_let
     assert!(ground.recorded("web-0").is_empty());
     drop(agent);
 }
+
+#[tokio::test]
+async fn an_address_taken_ahead_for_a_pod_that_got_another_is_given_back() {
+    let ground = Ground::prepare().await;
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-1");
+    let ahead = taken(&ground, "r-1").await;
+    // Killed before the ADD: direct mode does not know of it.
+    agent.kill().await;
+    let outcome = ground.add_pod("r-1", "c").await;
+    assert_ok(&outcome);
+    assert_ne!(bare(&outcome), ahead);
+    ground.runs("r-1", &outcome);
+    let agent = Agent::start(&ground, true).await;
+    until("only the one it has is left", async || (ground.recorded("r-1") == bare(&outcome)).then_some(())).await;
+    ground.assert_sound("an address too many").await;
+    assert_ok(&ground.del_pod("r-1", "c").await);
+    assert!(ground.recorded("r-1").is_empty());
+    drop(agent);
+}
+
+#[tokio::test]
+async fn a_pod_keeps_the_address_it_says_it_has_even_if_the_notes_are_lost() {
+    let ground = Ground::prepare().await;
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-1");
+    let ahead = taken(&ground, "r-1").await;
+    let outcome = ground.add_pod("r-1", "c").await;
+    assert_eq!(bare(&outcome), ahead);
+    ground.runs("r-1", &outcome);
+    agent.kill().await;
+    std::fs::remove_dir_all(ground.path("state")).unwrap();
+    std::fs::create_dir(ground.path("state")).unwrap();
+    // Another pod's leftover shows that the new agent has looked.
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-2");
+    taken(&ground, "r-2").await;
+    assert_eq!(ground.recorded("r-1"), ahead);
+    assert_ok(&ground.del_pod("r-1", "c").await);
+    assert!(ground.recorded("r-1").is_empty());
+    drop(agent);
+}
