@@ -1,8 +1,8 @@
 //! A lab: one cluster of any tier with kube-ipam on its nodes, and what the scenarios ask of it.
 //! Scenarios know this type only, so that every tier runs the same ones.
 
-mod calicoctl;
 mod agents;
+mod calicoctl;
 mod conflist;
 mod crowd;
 mod machine;
