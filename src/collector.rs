@@ -31,7 +31,7 @@ use tokio::time::Instant;
 pub use self::execute::REPAIR_TIME;
 pub use self::lead::{Election, News, lead};
 pub use self::mandate::{Always, Mandate};
-pub use self::repair::{Failed, Kind, PodName, Repair, Report};
+pub use self::repair::{Claims, Failed, Kind, PodName, Repair, Report};
 
 use self::decide::{Rules, Scene};
 use self::sightings::Sightings;
@@ -110,7 +110,8 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         let Some(snapshot) = reading.snapshot else { return Err(Unread { unread: reading.unread }) };
         let findings = self.findings(&snapshot);
         let due = self.sightings.note(&findings, Instant::now());
-        let mut report = Report { unread: reading.unread, ..Report::default() };
+        let claims = snapshot.claims.as_deref().map(Claims::of);
+        let mut report = Report { unread: reading.unread, claims, ..Report::default() };
         for (finding, due) in findings.iter().zip(due) {
             if !due {
                 *report.waiting.entry(finding.repair.kind).or_default() += 1;

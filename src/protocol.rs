@@ -15,6 +15,9 @@ pub const VERSION: u32 = 1;
 /// File name of the agent's socket in the state directory.
 pub const SOCKET: &str = "agent.sock";
 
+/// File name of the socket beside it that tells over HTTP how the agent stands.
+pub const STATUS_SOCKET: &str = "status.sock";
+
 /// Longest line that either side reads, in bytes: a configuration and what JSON needs to quote it.
 pub const LINE_LIMIT: usize = 4 << 20;
 

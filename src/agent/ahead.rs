@@ -13,18 +13,18 @@ use std::time::Duration;
 use calico::{Entry, IPAMBlock, cidr_name};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
+use super::metrics::Early;
 use super::network::default_network;
 use super::watches::PodEvent;
 use super::{Agent, AgentDriver};
 use crate::cni::CniError;
 use crate::driver::{Assigned, Attachment, POD_UID_KEY, PodRef};
 use crate::netconf::NetConf;
-use crate::service::Call;
 use crate::service::state::State;
+use crate::service::{Call, Served};
 use crate::store::{Objects as _, StoreError};
 
 /// Time for putting an address on record, or for taking it off again.
@@ -78,15 +78,24 @@ impl Ahead {
         }
     }
 
-    /// How many addresses wait for their sandboxes or are with them.
+    /// How many pods are kept in mind.
     pub(super) fn len(&self) -> usize {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// How many pods have addresses on record that no sandbox has taken on; those that are at it do not count.
+    pub(super) fn waiting(&self, state: &State) -> usize {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = |stage: &Arc<tokio::sync::Mutex<Stage>>| {
+            stage.try_lock().is_ok_and(|stage| matches!(*stage, Stage::Taken(..)))
+        };
+        pods.iter().filter(|(uid, stage)| taken(stage) && state.note(uid).is_none()).count()
     }
 }
 
 impl Agent {
     /// An ADD of a pod: from memory, if its address is on record.
-    pub(super) async fn add(&self, call: Call<'_>, uid: &str, driver: &AgentDriver) -> Result<Option<Value>, CniError> {
+    pub(super) async fn add(&self, call: Call<'_>, uid: &str, driver: &AgentDriver) -> Result<Served, CniError> {
         let stage = self.ahead.stage(uid);
         let mut stage = stage.lock().await;
         match &*stage {
@@ -123,7 +132,8 @@ impl Agent {
 
     /// Follows the pods of this node.
     pub(super) async fn follow_pods(self: Arc<Self>, mut events: UnboundedReceiver<PodEvent>) {
-        while let Some(event) = events.recv().await {
+        let pulse = self.health.pulse("pods");
+        while let Some(event) = pulse.while_waiting(events.recv()).await {
             if !self.options.take_ahead || self.stopping.is_cancelled() {
                 continue;
             }
@@ -160,9 +170,13 @@ impl Agent {
                 let addresses: Vec<String> = taken.iter().map(|a| a.address.to_string()).collect();
                 tracing::info!(namespace, pod = name, ips = addresses.join(","), "taken ahead");
                 *stage = Stage::Taken(Box::new(net), taken);
+                self.witness.metrics.early(Early::Taken);
             }
             // ADD meets the same and reports it to the runtime.
-            Err(error) => tracing::debug!(namespace, pod = name, %error, "not taken ahead"),
+            Err(error) => {
+                tracing::debug!(namespace, pod = name, %error, "not taken ahead");
+                self.witness.metrics.early(Early::Failed);
+            }
         }
     }
 
@@ -201,7 +215,10 @@ impl Agent {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let attachment = self.attachment(net, &namespace, &name, uid, &|| false);
         match self.driver_for(net).del(&attachment).await {
-            Ok(freed) => tracing::info!(namespace, pod = name, freed = freed.len(), "given back unused"),
+            Ok(freed) => {
+                tracing::info!(namespace, pod = name, freed = freed.len(), "given back unused");
+                self.witness.metrics.early(Early::GivenBack);
+            }
             Err(error) => tracing::warn!(namespace, pod = name, %error, "an unused address was not given back"),
         }
     }

@@ -5,14 +5,25 @@
 //! the reads. Whatever the agent forgets, refuses or dies of, the plugin does without it.
 
 mod ahead;
+mod collect;
+mod events;
+mod health;
+mod http;
 mod ledgers;
+mod metrics;
 mod network;
 mod serve;
 mod socket;
+pub mod status;
+mod trouble;
 mod watches;
+mod witness;
 
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use calico::IPAMHandle;
 use jiff::Timestamp;
@@ -23,15 +34,23 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::ahead::Ahead;
+use self::events::Events;
+use self::health::Health;
 use self::ledgers::Ledgers;
+use self::metrics::Metrics;
+use self::trouble::Troubles;
+use self::watches::Seen;
+use self::witness::Witness;
 use crate::driver::{Driver, DropLater};
-use crate::protocol::SOCKET;
+use crate::protocol::{SOCKET, STATUS_SOCKET};
 use crate::service::LazyLedger;
 use crate::service::state::State;
 use crate::store::cached::{Cached, Shelves};
 use crate::store::kube::KubeStore;
 
+pub use self::events::Level;
 pub use self::socket::BindError;
+pub use self::trouble::Trouble;
 
 /// What the agent is told.
 #[derive(Debug, Clone)]
@@ -44,7 +63,16 @@ pub struct Options {
     pub cni_conf_dir: PathBuf,
     /// Whether addresses are put on record as soon as a pod is bound to the node.
     pub take_ahead: bool,
+    /// Where metrics and probes are served over TCP; nowhere if not given.
+    pub metrics_address: Option<SocketAddr>,
+    /// Which Events are sent.
+    pub events: Level,
+    /// Whether this agent takes part in the election of a collector.
+    pub collect: bool,
 }
+
+/// Longest wait at the end for Events that are queued.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// The stores as the agent uses them.
 type AgentDriver = Driver<Cached<KubeStore>, Arc<LazyLedger>>;
@@ -56,6 +84,13 @@ pub struct Agent {
     ledgers: Ledgers,
     state: Arc<State>,
     ahead: Ahead,
+    /// For what is neither a call nor a watch.
+    client: kube::Client,
+    witness: Arc<Witness>,
+    health: Arc<Health>,
+    started: Instant,
+    /// Where metrics are served over TCP.
+    metrics_address: Option<SocketAddr>,
     /// Ends when new work is refused.
     stopping: CancellationToken,
     /// What is under way and is to be finished before the process ends.
@@ -72,7 +107,7 @@ impl Agent {
     /// `store` serves the calls, `watching` the watches: their connections stay open for long.
     ///
     /// # Errors
-    /// The socket cannot be had: another agent has it, or the directory is not private.
+    /// A socket cannot be had: another agent has it, or the directory is not private.
     pub async fn run(
         options: Options,
         store: KubeStore,
@@ -81,10 +116,20 @@ impl Agent {
     ) -> Result<(), BindError> {
         let state = Arc::new(State::open(&options.state_dir));
         let listener = socket::bind(&options.state_dir.join(SOCKET))?;
-        let shelves = Arc::new(Shelves::new(&options.node));
+        let own = socket::bind(&options.state_dir.join(STATUS_SOCKET))?;
+        let all = match options.metrics_address {
+            Some(address) => Some(http::listen(address).await?),
+            None => None,
+        };
+        let metrics = Arc::new(Metrics::default());
+        let (events, letters) = Events::new(options.events, metrics.clone());
+        let node = options.node.clone();
+        let witness = Arc::new(Witness { node: node.clone(), metrics, events, troubles: Troubles::default() });
+        let shelves = Arc::new(Shelves::new(&node));
         let (later, handles) = tokio::sync::mpsc::unbounded_channel();
         let driver = Driver::new(Cached::new(store, shelves.clone()), None, Timestamp::now)
             .gated(state.clone())
+            .observed(witness.clone())
             .dropping_later(drop_later(state.clone(), later));
         let agent = Arc::new(Self {
             options,
@@ -92,21 +137,43 @@ impl Agent {
             ledgers: Ledgers::default(),
             state,
             ahead: Ahead::default(),
+            client: watching.clone(),
+            witness: witness.clone(),
+            health: Arc::default(),
+            started: Instant::now(),
+            metrics_address: all.as_ref().and_then(|listener| listener.local_addr().ok()),
             stopping: stop.clone(),
             tasks: TaskTracker::new(),
         });
         let (bound, pods) = tokio::sync::mpsc::unbounded_channel();
         let listed = Arc::new(Notify::new());
-        let watches = watches::start(watching, shelves, bound, listed.clone());
+        let seen = Seen { metrics: witness.metrics.clone(), health: agent.health.clone() };
+        let watches = watches::start(watching.clone(), shelves, bound, listed.clone(), &seen);
         let mut background = JoinSet::new();
         background.spawn(agent.clone().follow_pods(pods));
         background.spawn(agent.clone().drop_handles(handles));
         background.spawn(agent.clone().clean_up(listed));
-        tracing::info!(node = agent.options.node, socket = %listener.path().display(), "serving");
+        let own_path = own.path().to_owned();
+        background.spawn(http::serve_own(agent.clone(), own));
+        if let Some(all) = all {
+            background.spawn(http::serve_all(agent.clone(), all));
+        }
+        let closing = CancellationToken::new();
+        let posting = tokio::spawn(events::post(watching, node, letters, witness.metrics.clone(), closing.clone()));
+        let collecting = agent.options.collect.then(|| tokio::spawn(agent.clone().collect()));
+        let metrics = agent.metrics_address.map(|address| address.to_string());
+        tracing::info!(node = agent.options.node, socket = %listener.path().display(), metrics, "serving");
         listener.serve(agent.clone()).await;
         agent.tasks.close();
         agent.tasks.wait().await;
+        if let Some(collecting) = collecting {
+            // It ends by itself, having resigned.
+            let _ = collecting.await;
+        }
+        closing.cancel();
+        let _ = tokio::time::timeout(LAST_EVENTS, posting).await;
         drop((watches, background));
+        let _ = std::fs::remove_file(own_path);
         tracing::info!("stopped: everything that was begun is finished");
         Ok(())
     }
@@ -114,7 +181,8 @@ impl Agent {
     /// Deletes handles whose addresses were released, after the answer.
     async fn drop_handles(self: Arc<Self>, mut handles: UnboundedReceiver<IPAMHandle>) {
         self.state.pending().into_iter().for_each(|handle| self.drop_handle(handle));
-        while let Some(handle) = handles.recv().await {
+        let pulse = self.health.pulse("handles");
+        while let Some(handle) = pulse.while_waiting(handles.recv()).await {
             self.drop_handle(handle);
         }
     }
@@ -138,6 +206,20 @@ impl Agent {
         if self.options.take_ahead {
             self.sweep().await;
         }
+    }
+
+    /// What keeps this agent from being the one to ask.
+    fn not_ready(&self) -> Vec<String> {
+        if self.stopping.is_cancelled() {
+            return vec!["it stops".to_owned()];
+        }
+        let mut reasons: Vec<String> =
+            self.shelves().unsynced().into_iter().map(|kind| format!("{kind} are not listed yet")).collect();
+        let socket = self.options.state_dir.join(SOCKET);
+        if !std::fs::symlink_metadata(&socket).is_ok_and(|found| found.file_type().is_socket()) {
+            reasons.push(format!("{} is not there", socket.display()));
+        }
+        reasons
     }
 
     /// What is remembered.

@@ -3,13 +3,12 @@
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::Value;
-
+use super::metrics::{self, Decline};
 use super::{Agent, AgentDriver};
 use crate::cni::{CniError, CniVersion, Invocation, Verb, invocation};
 use crate::netconf::NetConf;
 use crate::protocol::{Reply, Request};
-use crate::service::{Call, log_answer, node_name_for};
+use crate::service::{Call, Served, node_name_for};
 
 /// A request, read.
 struct Parsed {
@@ -35,25 +34,33 @@ impl Agent {
         let started = std::time::Instant::now();
         let parsed = match Parsed::of(request) {
             Ok(parsed) => parsed,
-            Err(error) => return refusal(error),
+            Err(error) => {
+                self.witness.unread(metrics::INVALID, &error, started.elapsed());
+                return refusal(error);
+            }
         };
         match node_name_for(parsed.invocation.verb, &parsed.net) {
             Ok(node) if node == self.options.node || parsed.invocation.verb == Verb::Del => {}
             Ok(node) => {
+                self.witness.metrics.declined(Decline::Node);
                 let reason = format!("the agent is of node {}, the configuration says {node}", self.options.node);
                 return Reply::Declined { reason };
             }
-            Err(error) => return refusal(error),
+            Err(error) => {
+                self.witness.unread(parsed.invocation.verb.name(), &error, started.elapsed());
+                return refusal(error);
+            }
         }
         let result = self.call(&parsed, gone).await;
-        log_answer(&parsed.invocation, result.as_ref(), started.elapsed());
+        let gave_up = gone.load(Ordering::Relaxed);
+        self.witness.answered(&parsed.invocation, result.as_ref(), started.elapsed(), gave_up);
         match result {
-            Ok(answer) => Reply::Answer(answer),
+            Ok(served) => Reply::Answer(served.output),
             Err(error) => refusal(error),
         }
     }
 
-    async fn call(&self, parsed: &Parsed, gone: &AtomicBool) -> Result<Option<Value>, CniError> {
+    async fn call(&self, parsed: &Parsed, gone: &AtomicBool) -> Result<Served, CniError> {
         let Parsed { invocation, net } = parsed;
         let driver = self.driver_for(net);
         let gone = || gone.load(Ordering::Relaxed);

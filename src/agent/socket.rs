@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::Agent;
+use super::metrics::Decline;
 use crate::protocol::{LINE_LIMIT, Reply, Request, line};
 use crate::service::state::is_private;
 
@@ -33,6 +35,14 @@ pub enum BindError {
     /// Something that is no socket is there.
     #[error("{0} is there and is no socket: remove it, or choose another state directory")]
     NoSocket(PathBuf),
+    /// The address for metrics cannot be had.
+    #[error("--metrics-address {address}: {source}")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The system refused.
     #[error("socket {path}: {source}")]
     Io {
@@ -76,13 +86,17 @@ impl Listener {
         &self.path
     }
 
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
     /// Serves until the agent is to stop. From then on there is no socket, so that plugins go on by themselves.
     pub(super) async fn serve(self, agent: Arc<Agent>) {
-        let user = fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap_or_default();
+        let pulse = agent.health.pulse("socket");
         loop {
             let accepted = tokio::select! {
                 () = agent.stopping.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = pulse.while_waiting(self.listener.accept()) => accepted,
             };
             let stream = match accepted {
                 Ok((stream, _)) => stream,
@@ -93,15 +107,24 @@ impl Listener {
                     continue;
                 }
             };
-            match stream.peer_cred() {
-                Ok(peer) if peer.uid() == 0 || peer.uid() == user => {
-                    let serving = exchange(agent.clone(), stream);
-                    agent.tasks.spawn(serving);
-                }
-                peer => tracing::warn!(?peer, "refused a peer that is neither root nor this user"),
+            if is_ours(&stream) {
+                let serving = exchange(agent.clone(), stream);
+                agent.tasks.spawn(serving);
             }
         }
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether root or this user is at the other end.
+pub(super) fn is_ours(stream: &UnixStream) -> bool {
+    let user = fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap_or_default();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == user => true,
+        peer => {
+            tracing::warn!(?peer, "refused a peer that is neither root nor this user");
+            false
+        }
     }
 }
 
@@ -116,8 +139,15 @@ async fn exchange(agent: Arc<Agent>, stream: UnixStream) {
         _ => return,
     }
     let request = match Request::read(&text) {
-        Ok(_) if agent.stopping.is_cancelled() => Err(Reply::Declined { reason: "the agent is stopping".to_owned() }),
-        other => other,
+        Ok(_) if agent.stopping.is_cancelled() => {
+            agent.witness.metrics.declined(Decline::Stopping);
+            Err(Reply::Declined { reason: "the agent is stopping".to_owned() })
+        }
+        Err(declined) => {
+            agent.witness.metrics.declined(Decline::Protocol);
+            Err(declined)
+        }
+        request => request,
     };
     let request = match request {
         Ok(request) => request,

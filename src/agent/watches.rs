@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::health::Health;
+use super::metrics::Metrics;
 use crate::store::Object;
 use crate::store::cached::{Shelf, Shelves};
 
@@ -33,31 +35,40 @@ pub(super) struct Watches {
     _tasks: JoinSet<()>,
 }
 
+/// What the watches are seen by.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+}
+
 /// Starts all watches; `listed` is told when the node's affinities are known.
 pub(super) fn start(
     client: Client,
     shelves: Arc<Shelves>,
     pods: UnboundedSender<PodEvent>,
     listed: Arc<Notify>,
+    seen: &Seen,
 ) -> Watches {
     let mut tasks = JoinSet::new();
     let node = shelves.node().to_owned();
     let all = watcher::Config::default;
     let of_node = format!("spec.nodeName={node}");
     let named = format!("metadata.name={node}");
-    tasks.spawn(watch(client.clone(), all().fields(&named), shelves.clone(), |s| &s.nodes, |_| ()));
-    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.namespaces, |_| ()));
-    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.pools, |_| ()));
-    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.reservations, |_| ()));
-    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.config, |_| ()));
-    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.information, |_| ()));
+    tasks.spawn(watch(client.clone(), all().fields(&named), shelves.clone(), |s| &s.nodes, seen.clone(), |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.namespaces, seen.clone(), |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.pools, seen.clone(), |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.reservations, seen.clone(), |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.config, seen.clone(), |_| ()));
+    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.information, seen.clone(), |_| ()));
     let told = move |heard: Heard<'_, Pod>| match heard {
         Heard::Seen(pod) => drop(pods.send(PodEvent::Seen(Box::new(pod.clone())))),
         Heard::Gone(pod) => drop(pods.send(PodEvent::Gone(Box::new(pod.clone())))),
         Heard::Listed => {}
     };
-    tasks.spawn(watch(client.clone(), all().fields(&of_node), shelves.clone(), |s| &s.pods, told));
-    let mut blocks = BlockWatches { client: client.clone(), shelves: shelves.clone(), running: BTreeMap::new() };
+    tasks.spawn(watch(client.clone(), all().fields(&of_node), shelves.clone(), |s| &s.pods, seen.clone(), told));
+    let (metrics, running) = (seen.metrics.clone(), BTreeMap::new());
+    let mut blocks = BlockWatches { client: client.clone(), shelves: shelves.clone(), metrics, running };
     let selector = shelves.selector().to_owned();
     let follow = move |heard: Heard<'_, BlockAffinity>| {
         blocks.follow();
@@ -65,7 +76,7 @@ pub(super) fn start(
             listed.notify_one();
         }
     };
-    tasks.spawn(watch(client, all().labels(&selector), shelves, |s| &s.affinities, follow));
+    tasks.spawn(watch(client, all().labels(&selector), shelves, |s| &s.affinities, seen.clone(), follow));
     Watches { _tasks: tasks }
 }
 
@@ -82,6 +93,7 @@ async fn watch<K>(
     config: watcher::Config,
     shelves: Arc<Shelves>,
     shelf: fn(&Shelves) -> &Shelf<K>,
+    seen: Seen,
     mut told: impl FnMut(Heard<'_, K>) + Send,
 ) where
     K: Object + Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -89,7 +101,8 @@ async fn watch<K>(
     let shelf = shelf(&shelves);
     let mut events = watcher(Api::<K>::all(client), config).default_backoff().boxed();
     let mut listed: Vec<K> = Vec::new();
-    while let Some(event) = events.next().await {
+    let pulse = seen.health.pulse(format!("watch of {}", K::plural(&())));
+    while let Some(event) = pulse.while_waiting(events.next()).await {
         match event {
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(object)) => listed.push(object),
@@ -114,7 +127,10 @@ async fn watch<K>(
                 shelf.deleted(&object);
                 told(Heard::Gone(&object));
             }
-            Err(error) => tracing::warn!(kind = %K::plural(&()), %error, "a watch broke off and begins anew"),
+            Err(error) => {
+                seen.metrics.watch_restart(&K::plural(&()));
+                tracing::warn!(kind = %K::plural(&()), %error, "a watch broke off and begins anew");
+            }
         }
     }
 }
@@ -123,6 +139,7 @@ async fn watch<K>(
 struct BlockWatches {
     client: Client,
     shelves: Arc<Shelves>,
+    metrics: Arc<Metrics>,
     running: BTreeMap<String, AbortHandle>,
 }
 
@@ -144,10 +161,10 @@ impl BlockWatches {
             keep
         });
         for name in wanted {
-            let (client, shelves) = (self.client.clone(), self.shelves.clone());
-            self.running
-                .entry(name)
-                .or_insert_with_key(|name| tokio::spawn(follow_block(client, shelves, name.clone())).abort_handle());
+            let (client, shelves, metrics) = (self.client.clone(), self.shelves.clone(), self.metrics.clone());
+            self.running.entry(name).or_insert_with_key(|name| {
+                tokio::spawn(follow_block(client, shelves, metrics, name.clone())).abort_handle()
+            });
         }
     }
 }
@@ -159,7 +176,7 @@ impl Drop for BlockWatches {
 }
 
 /// A single block. Its list is no list of all blocks, so it does not reset the shelf.
-async fn follow_block(client: Client, shelves: Arc<Shelves>, name: String) {
+async fn follow_block(client: Client, shelves: Arc<Shelves>, metrics: Arc<Metrics>, name: String) {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = watcher(Api::<IPAMBlock>::all(client), config).default_backoff().boxed();
     while let Some(event) = events.next().await {
@@ -167,7 +184,10 @@ async fn follow_block(client: Client, shelves: Arc<Shelves>, name: String) {
             Ok(watcher::Event::InitApply(block) | watcher::Event::Apply(block)) => shelves.blocks.put(block),
             Ok(watcher::Event::Delete(block)) => shelves.blocks.deleted(&block),
             Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
-            Err(error) => tracing::warn!(block = name, %error, "a watch broke off and begins anew"),
+            Err(error) => {
+                metrics.watch_restart(&IPAMBlock::plural(&()));
+                tracing::warn!(block = name, %error, "a watch broke off and begins anew");
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `kube-ipam agent`: the node's sidecar.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::Outcome;
 use super::connect::Connection;
-use crate::agent::{Agent, Options};
+use crate::agent::{Agent, Level, Options};
 use crate::netconf::STATE_DIR;
 use crate::store::kube::KubeStore;
 
@@ -28,6 +29,16 @@ pub(super) struct AgentArguments {
     /// Whether an address is put on record as soon as a pod is bound to the node.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     take_ahead: bool,
+    /// Address that /metrics, /healthz and /readyz are served on, such as 127.0.0.1:9099; by default on none. They
+    /// are always served on status.sock in the state directory.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_address: Option<SocketAddr>,
+    /// Which Events are sent: all, notable (fixed addresses, waits, refusals, takeovers, repairs) or none.
+    #[arg(long, value_enum, default_value_t)]
+    events: Level,
+    /// Whether this agent takes part in the election of the one that looks after the whole cluster.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    collect: bool,
     /// How much is logged: error, warn, info, debug or trace.
     #[arg(long, default_value = "info")]
     log_level: LevelFilter,
@@ -52,6 +63,9 @@ impl AgentArguments {
             state_dir: self.state_dir,
             cni_conf_dir: self.cni_conf_dir,
             take_ahead: self.take_ahead,
+            metrics_address: self.metrics_address,
+            events: self.events,
+            collect: self.collect,
         };
         Agent::run(options, store, watching, stop).await?;
         Ok(Outcome::Well)

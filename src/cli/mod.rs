@@ -11,6 +11,7 @@ mod connect;
 mod output;
 mod release;
 mod show;
+mod status;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -59,6 +60,8 @@ enum Command {
     Conflist(Box<conflist::Conflist>),
     /// Serves this node's pods: the sidecar.
     Agent(agent::AgentArguments),
+    /// Asks this node's agent how it stands: what is under way, what it remembers, its last errors.
+    Status(status::StatusArguments),
     /// Prints a completion script for a shell.
     Completion {
         /// The shell.
@@ -122,6 +125,7 @@ impl Arguments {
         let Self { connection, output, command } = self;
         match command {
             Command::Agent(arguments) => arguments.run(&connection).await,
+            Command::Status(arguments) => arguments.run(&connection, output).await,
             Command::Show(show) => show.run(&connection, output).await,
             Command::Check(check) => check.run(&connection, output).await,
             Command::Claims(claims) => claims.run(&connection, output).await,

@@ -25,18 +25,23 @@ pub enum Verb {
 
 impl Verb {
     const ALL: [Verb; 6] = [Verb::Add, Verb::Del, Verb::Check, Verb::Status, Verb::Gc, Verb::Version];
-}
 
-impl fmt::Display for Verb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    /// As it stands in `CNI_COMMAND`.
+    pub fn name(self) -> &'static str {
+        match self {
             Verb::Add => "ADD",
             Verb::Del => "DEL",
             Verb::Check => "CHECK",
             Verb::Status => "STATUS",
             Verb::Gc => "GC",
             Verb::Version => "VERSION",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::store::StoreError;
+use crate::claim::Claim;
+use crate::store::{StoreError, Versioned};
 
 /// The kinds of repair; the label of their counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -85,8 +86,38 @@ pub struct Report {
     pub waiting: BTreeMap<Kind, usize>,
     /// What could not be read; nothing that depends on it was touched.
     pub unread: Vec<StoreError>,
+    /// The claims of the network as they were when the round began; `None` without a ledger that could be read.
+    pub claims: Option<Claims>,
     /// Whether the round ended early because it might not go on.
     pub interrupted: bool,
+}
+
+/// How many claims there are, by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// A pod has the address.
+    pub held: usize,
+    /// A pod has it that is gone, while its node may still release it.
+    pub contested: usize,
+    /// The owner has it, and no pod.
+    pub idle: usize,
+}
+
+// === impl Claims ===
+
+impl Claims {
+    /// Counts.
+    pub fn of(claims: &[Versioned<Claim>]) -> Self {
+        let mut counts = Self::default();
+        for claim in claims.iter().map(|claim| &claim.value) {
+            match (&claim.holder, claim.contested) {
+                (None, _) => counts.idle += 1,
+                (Some(_), None) => counts.held += 1,
+                (Some(_), Some(_)) => counts.contested += 1,
+            }
+        }
+        counts
+    }
 }
 
 // === impl Kind ===

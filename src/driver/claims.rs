@@ -95,6 +95,9 @@ struct Examined {
 pub(crate) const ONE_ATTACHMENT: &str = "A container is attached to a network once: give the second attachment a \
                                          network configuration with a name of its own.";
 
+/// What claims are called where kinds are counted.
+const CLAIMS: &str = "claims";
+
 /// Label by which the Deployment controller tells its revisions apart.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 
@@ -114,6 +117,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         mut candidates: Vec<Candidate>,
     ) -> Result<Held, Error> {
         let started = Instant::now();
+        let mut told = false;
         // What this very pod holds already comes before anything else on the list.
         let uid = &applicant.asker.holder.pod_uid;
         candidates.sort_by_key(|c| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) != Some(uid));
@@ -135,6 +139,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     blocked,
                 })));
             };
+            if !std::mem::replace(&mut told, true) {
+                self.observer.waiting(attachment, &blocked);
+            }
             self.await_change(attachment, ledger, &candidates, wait).await?;
             for candidate in &mut candidates {
                 self.look_again(candidate).await?;
@@ -182,14 +189,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             };
             let expected = standing.map(|v| v.revision);
             let revision = match ledger.swap(candidate.address, expected, Some(&claim)).await {
-                Ok(Swap::Done(revision)) => revision,
+                Ok(Swap::Done(revision)) => {
+                    if let Some(before) = standing.map(|v| &v.value).filter(|c| !contested && passes_on(c, asker)) {
+                        self.observer.taken_over(attachment, before);
+                    }
+                    revision
+                }
                 Ok(Swap::Lost(now)) => {
+                    self.observer.conflict(CLAIMS);
                     (candidate.claim, examined) = (now, None);
                     continue;
                 }
                 Err(error) => {
                     // The outcome may be unknown: what stands there now decides.
                     backoff.pause(error).await?;
+                    self.observer.retry(CLAIMS);
                     (candidate.claim, examined) = (ledger.read(candidate.address).await?, None);
                     if let Some(ours) = candidate.claim.clone().filter(|v| v.value == *claim && !contested) {
                         let taken = Some(if expected.is_none() { Taken::New } else { Taken::Existing });
@@ -284,6 +298,11 @@ fn holder_uid(claim: &Claim) -> Option<&String> {
     claim.holder.as_ref().map(|h| &h.pod_uid)
 }
 
+/// Whether a claim that the asker takes was another pod's or another owner's until now.
+fn passes_on(claim: &Claim, asker: &Asker<'_>) -> bool {
+    claim.owner != *asker.owner || holder_uid(claim).is_some_and(|uid| *uid != asker.holder.pod_uid)
+}
+
 fn template_hash(pod: &Pod) -> Option<String> {
     pod.metadata.labels.as_ref()?.get(TEMPLATE_HASH_LABEL).cloned()
 }
@@ -367,7 +386,8 @@ impl Impasse {
 }
 
 impl Blocked {
-    fn reason(&self) -> String {
+    /// What stands in the way, with its holder and what was found out about it.
+    pub fn reason(&self) -> String {
         let address = self.claim.address;
         let holder = self.claim.holder.as_ref().map_or_else(|| "nobody".to_owned(), Holder::to_string);
         match self.obstacle {

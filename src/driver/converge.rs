@@ -70,7 +70,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Known::Unread => match self.read_for_write(std::mem::take(&mut first), name).await {
                     Ok(object) => object,
                     Err(error) => {
-                        backoff.pause(error).await?;
+                        self.again::<K>(&mut backoff, error).await?;
                         continue;
                     }
                 },
@@ -89,10 +89,20 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             match written {
                 Ok(Some((value, object))) => return Ok(Settled { value, object }),
                 Ok(None) => known = Known::Absent,
-                Err(error) => backoff.pause(error).await?,
+                Err(error) => self.again::<K>(&mut backoff, error).await?,
             }
             first = false;
         }
+    }
+
+    async fn again<K: Object>(&self, backoff: &mut Backoff, error: StoreError) -> Result<(), StoreError> {
+        let kind = K::plural(&());
+        if matches!(error.failure, Failure::Conflict | Failure::Exists | Failure::Absent) {
+            self.observer.conflict(&kind);
+        }
+        backoff.pause(error).await?;
+        self.observer.retry(&kind);
+        Ok(())
     }
 
     /// Only the first look may be at what is remembered: a write that failed has shown it to be out of date.

@@ -17,6 +17,7 @@ mod gate;
 mod gc;
 mod handle;
 mod mend;
+mod observer;
 mod place;
 mod release;
 mod reservation;
@@ -41,6 +42,7 @@ use self::commit::Queues;
 pub use self::error::Error;
 pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
+pub use self::observer::{Observer, Silent};
 pub use self::place::Exhaustion;
 pub use self::release::Freed;
 pub(crate) use self::reservation::{is_own_reservation, reservation_name};
@@ -78,6 +80,7 @@ pub struct Driver<O, L> {
     gate: Arc<dyn Gate>,
     /// Where handles go that are to be deleted after the answer; none: they are deleted before it.
     drop_later: Option<Arc<DropLater>>,
+    observer: Arc<dyn Observer>,
 }
 
 /// One container's attachment, and everything that the runtime and the config say about it.
@@ -122,7 +125,8 @@ pub struct PodRef<'a> {
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// A driver over the stores; `clock` is read for records and graces only.
     pub fn new(objects: O, ledger: Option<L>, clock: fn() -> Timestamp) -> Self {
-        Self { objects, ledger, clock, queues: Arc::default(), gate: Arc::new(Open), drop_later: None }
+        let (queues, gate, observer) = (Arc::default(), Arc::new(Open), Arc::new(Silent));
+        Self { objects, ledger, clock, queues, gate, drop_later: None, observer }
     }
 
     /// The same driver on another ledger; its writers of blocks are one queue with this one's.
@@ -131,7 +135,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         O: Clone,
     {
         let (objects, queues, gate) = (self.objects.clone(), self.queues.clone(), self.gate.clone());
-        Self { objects, ledger, clock: self.clock, queues, gate, drop_later: self.drop_later.clone() }
+        let (drop_later, observer) = (self.drop_later.clone(), self.observer.clone());
+        Self { objects, ledger, clock: self.clock, queues, gate, drop_later, observer }
     }
 
     /// The same driver, with a turnstile that orders this node's processes where they write blocks, so that
@@ -143,6 +148,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// The same driver, which hands the deletion of a released container's handle over.
     pub fn dropping_later(self, later: Arc<DropLater>) -> Self {
         Self { drop_later: Some(later), ..self }
+    }
+
+    /// The same driver, which tells of its work while it is at it.
+    pub fn observed(self, observer: Arc<dyn Observer>) -> Self {
+        Self { observer, ..self }
     }
 
     /// The store of objects.

@@ -12,7 +12,7 @@ use crate::cni::{CniError, Invocation, code};
 use crate::driver::Driver;
 use crate::netconf::NetConf;
 use crate::service::state::State;
-use crate::service::{Call, LazyLedger, log_answer, node_name_for, unserved};
+use crate::service::{Call, LazyLedger, Served, log_answer, node_name_for, unserved};
 use crate::store::kube::KubeStore;
 
 /// Set by SIGTERM: the runtime has given up.
@@ -38,10 +38,10 @@ pub(super) fn run(
     let runtime = runtime.map_err(|e| CniError::new(code::INTERNAL, "no runtime", e.to_string()))?;
     let result = runtime.block_on(dispatch(call, net));
     log_answer(call, result.as_ref(), started.elapsed());
-    result
+    result.map(|served| served.output)
 }
 
-async fn dispatch(invocation: &Invocation, net: &NetConf) -> Result<Option<Value>, CniError> {
+async fn dispatch(invocation: &Invocation, net: &NetConf) -> Result<Served, CniError> {
     tokio::spawn(async {
         if let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
             term.recv().await;

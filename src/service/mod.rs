@@ -2,16 +2,17 @@
 
 pub mod answer;
 mod ledger;
+mod served;
 pub mod state;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::Instant;
 
 pub use self::ledger::LazyLedger;
+pub use self::served::{Given, How, Served};
 use self::state::{Note, State};
 use crate::cni::{CniArgs, CniError, Invocation, Verb, code, version_answer};
 use crate::driver::handle_of;
@@ -43,23 +44,26 @@ impl Call<'_> {
     ///
     /// # Errors
     /// In CNI's form: a code, what is wrong, what to do.
-    pub async fn run<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<Option<Value>, CniError> {
+    pub async fn run<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<Served, CniError> {
         let marks = self.state.container(&handle_of(&self.net.network, &self.invocation.container_id));
         let cancelled = || (self.gone)() || marks.is_deleted();
         match self.invocation.verb {
             Verb::Add => {
                 let _turn = marks.begin_add().await;
-                let assigned = self.add(driver, &cancelled).await?;
-                answer::ok(self.net, &assigned).map(|a| Some(a.render(&self.net.cni_version)))
+                let given = self.add(driver, &cancelled).await?;
+                let output = answer::ok(self.net, &given.addresses)?.render(&self.net.cni_version);
+                Ok(Served { output: Some(output), given: Some(given) })
             }
             Verb::Del => {
                 let _turn = marks.begin_del().await;
-                self.del(driver).await.map(|()| None)
+                self.del(driver).await.map(|()| Served::default())
             }
-            Verb::Check => check(driver, &self.attachment(&cancelled)?).await,
-            Verb::Gc => gc(driver, &self.attachment(&cancelled)?).await,
-            Verb::Status => driver.status(self.net).await.map(|()| None).map_err(|e| answer::unavailable(&e)),
-            Verb::Version => Ok(Some(version_answer())),
+            Verb::Check => check(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
+            Verb::Gc => gc(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
+            Verb::Status => {
+                driver.status(self.net).await.map(|()| Served::default()).map_err(|e| answer::unavailable(&e))
+            }
+            Verb::Version => Ok(Served { output: Some(version_answer()), given: None }),
         }
     }
 
@@ -67,10 +71,12 @@ impl Call<'_> {
         &self,
         driver: &Driver<O, L>,
         cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Vec<Assigned>, CniError> {
+    ) -> Result<Given, CniError> {
         let attachment = self.attachment(cancelled)?;
         let call = self.invocation;
-        let Some(uid) = attachment.pod.and_then(|p| p.uid) else { return Ok(driver.add(&attachment).await?) };
+        let Some(uid) = attachment.pod.and_then(|p| p.uid) else {
+            return Ok(Given { how: How::Decision, addresses: driver.add(&attachment).await? });
+        };
         let _turn = match self.taken {
             Some(_) => Some(self.state.pod(uid).turn().await),
             None => None,
@@ -78,15 +84,17 @@ impl Call<'_> {
         let noted = self.state.note(uid);
         let may_have = noted.as_ref().is_none_or(|n| n.serves(&call.container_id, &call.ifname));
         let taken = match self.taken {
-            Some(taken) if may_have => Some(taken.to_vec()),
+            Some(taken) if may_have => Some((How::Ahead, taken.to_vec())),
             // An earlier sandbox had it, and nobody remembers it but the records.
-            None if may_have && noted.is_some() => driver.add(&attachment.ahead()).await.ok(),
+            None if may_have && noted.is_some() => {
+                driver.add(&attachment.ahead()).await.ok().map(|taken| (How::Records, taken))
+            }
             _ => None,
         };
         match taken {
             // Noted before the answer: from now on only this container's DEL gives it back.
-            Some(taken) if self.state.put_note(uid, &Note::of(call)) => Ok(taken),
-            _ => Ok(driver.add(&attachment).await?),
+            Some((how, addresses)) if self.state.put_note(uid, &Note::of(call)) => Ok(Given { how, addresses }),
+            _ => Ok(Given { how: How::Decision, addresses: driver.add(&attachment).await? }),
         }
     }
 
@@ -129,10 +137,7 @@ impl Call<'_> {
     }
 }
 
-async fn check<O: Objects, L: Ledger>(
-    driver: &Driver<O, L>,
-    attachment: &Attachment<'_>,
-) -> Result<Option<Value>, CniError> {
+async fn check<O: Objects, L: Ledger>(driver: &Driver<O, L>, attachment: &Attachment<'_>) -> Result<(), CniError> {
     let Some(previous) = &attachment.net.prev_result else {
         return Err(CniError::new(
             code::INVALID_CONFIG,
@@ -143,7 +148,7 @@ async fn check<O: Objects, L: Ledger>(
     let addresses: Vec<IpAddr> = previous.ips.iter().map(|ip| ip.address.ip()).collect();
     let missing = driver.check(attachment, &addresses).await.map_err(|e| answer::error(&e))?;
     if missing.is_empty() {
-        return Ok(None);
+        return Ok(());
     }
     let lines: Vec<String> = missing.iter().map(ToString::to_string).collect();
     Err(CniError::new(
@@ -153,10 +158,7 @@ async fn check<O: Objects, L: Ledger>(
     ))
 }
 
-async fn gc<O: Objects, L: Ledger>(
-    driver: &Driver<O, L>,
-    attachment: &Attachment<'_>,
-) -> Result<Option<Value>, CniError> {
+async fn gc<O: Objects, L: Ledger>(driver: &Driver<O, L>, attachment: &Attachment<'_>) -> Result<(), CniError> {
     let Some(valid) = &attachment.net.attachments else {
         return Err(CniError::new(
             code::INVALID_CONFIG,
@@ -168,7 +170,7 @@ async fn gc<O: Objects, L: Ledger>(
     for gone in &collected {
         tracing::info!(container = gone.container_id, addresses = ?gone.addresses, "released what a container left");
     }
-    Ok(None)
+    Ok(())
 }
 
 /// An error that keeps a verb from being served at all; STATUS has a code of its own for it.
@@ -234,21 +236,14 @@ impl From<Error> for CniError {
 }
 
 /// One line for an answer.
-pub fn log_answer(call: &Invocation, result: Result<&Option<Value>, &CniError>, took: Duration) {
-    let verb: &'static str = match call.verb {
-        Verb::Add => "ADD",
-        Verb::Del => "DEL",
-        Verb::Check => "CHECK",
-        Verb::Status => "STATUS",
-        Verb::Gc => "GC",
-        Verb::Version => "VERSION",
-    };
+pub fn log_answer(call: &Invocation, result: Result<&Served, &CniError>, took: Duration) {
+    let verb = call.verb.name();
     let (namespace, pod) = (call.args.pod_namespace.as_deref(), call.args.pod_name.as_deref());
     let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     match result {
-        Ok(answer) => {
-            let ips = answer.as_ref().and_then(|a| a.get("ips")).map(Value::to_string);
-            tracing::info!(verb, namespace, pod, container = call.container_id, ips, milliseconds, "answered");
+        Ok(served) => {
+            let (ips, how) = (served.given.as_ref().map(Given::list), served.given.as_ref().map(|g| g.how.label()));
+            tracing::info!(verb, namespace, pod, container = call.container_id, ips, how, milliseconds, "answered");
         }
         Err(error) => tracing::error!(
             verb,

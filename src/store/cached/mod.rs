@@ -12,7 +12,7 @@ use calico::block_affinity::label_selector;
 use calico::{Affinity, BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec, PodStatus};
 
-pub use self::shelf::{Lookup, Scope, Shelf};
+pub use self::shelf::{Lookup, Scope, Shelf, ShelfState};
 use self::shelf::{key, key_of};
 use super::{Objects, StoreError};
 use crate::pod::Owner;
@@ -97,19 +97,25 @@ impl Shelves {
         &self.selector
     }
 
+    /// How every kind stands.
+    pub fn states(&self) -> [ShelfState; 10] {
+        [
+            self.pods.state(),
+            self.nodes.state(),
+            self.namespaces.state(),
+            self.pools.state(),
+            self.reservations.state(),
+            self.config.state(),
+            self.information.state(),
+            self.affinities.state(),
+            self.blocks.state(),
+            self.handles.state(),
+        ]
+    }
+
     /// The kinds whose first list has not come yet.
-    pub fn unsynced(&self) -> Vec<&'static str> {
-        let kinds = [
-            ("pods", self.pods.is_synced()),
-            ("nodes", self.nodes.is_synced()),
-            ("namespaces", self.namespaces.is_synced()),
-            ("ippools", self.pools.is_synced()),
-            ("ipreservations", self.reservations.is_synced()),
-            ("ipamconfigs", self.config.is_synced()),
-            ("clusterinformations", self.information.is_synced()),
-            ("blockaffinities", self.affinities.is_synced()),
-        ];
-        kinds.into_iter().filter(|(_, synced)| !synced).map(|(kind, _)| kind).collect()
+    pub fn unsynced(&self) -> Vec<String> {
+        self.states().into_iter().filter(|state| !state.synced).map(|state| state.kind).collect()
     }
 
     fn shelf<K: Object>(&self) -> Option<&Shelf<K>> {

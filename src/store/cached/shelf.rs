@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use kube::Resource;
 
@@ -28,6 +29,19 @@ pub enum Lookup<K> {
     Unknown,
 }
 
+/// How a shelf stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShelfState {
+    /// The kind's plural.
+    pub kind: String,
+    /// Whether a list was received since the start, or none is to come.
+    pub synced: bool,
+    /// How many objects are here.
+    pub objects: usize,
+    /// Time since anything was put here or taken away; `None` before the first time.
+    pub age: Option<Duration>,
+}
+
 /// Objects of one kind.
 pub struct Shelf<K> {
     scope: Scope,
@@ -42,6 +56,7 @@ struct State<K> {
     synced: bool,
     objects: BTreeMap<String, K>,
     doubtful: BTreeSet<String>,
+    heard: Option<Instant>,
 }
 
 /// `<namespace>/<name>`, or the name alone.
@@ -64,7 +79,7 @@ fn version<K: Resource>(object: &K) -> u64 {
 impl<K: Object> Shelf<K> {
     /// An empty shelf.
     pub fn new(scope: Scope, keep: impl Fn(&K) -> bool + Send + Sync + 'static, trim: fn(&mut K)) -> Self {
-        let state = State { synced: false, objects: BTreeMap::new(), doubtful: BTreeSet::new() };
+        let state = State { synced: false, objects: BTreeMap::new(), doubtful: BTreeSet::new(), heard: None };
         Self { scope, keep: Box::new(keep), trim, state: RwLock::new(state) }
     }
 
@@ -93,6 +108,17 @@ impl<K: Object> Shelf<K> {
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.read().objects.is_empty()
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> ShelfState {
+        let state = self.read();
+        ShelfState {
+            kind: K::plural(&()).into_owned(),
+            synced: state.synced,
+            objects: state.objects.len(),
+            age: state.heard.map(|heard| heard.elapsed()),
+        }
     }
 
     /// What is known of an object.
@@ -124,6 +150,7 @@ impl<K: Object> Shelf<K> {
         let key = key_of(&object);
         let wanted = (self.keep)(&object);
         let mut state = self.write();
+        state.heard = Some(Instant::now());
         if state.objects.get(&key).is_some_and(|known| version(known) > version(&object)) {
             return;
         }
@@ -147,6 +174,7 @@ impl<K: Object> Shelf<K> {
     pub fn deleted(&self, object: &K) {
         let key = key_of(object);
         let mut state = self.write();
+        state.heard = Some(Instant::now());
         if state.objects.get(&key).is_none_or(|known| version(known) <= version(object)) {
             state.objects.remove(&key);
             state.doubtful.remove(&key);
@@ -162,6 +190,7 @@ impl<K: Object> Shelf<K> {
     pub fn reset(&self, listed: Vec<K>) {
         let newest = listed.iter().map(version).max().unwrap_or_default();
         let mut state = self.write();
+        state.heard = Some(Instant::now());
         state.objects.retain(|_, known| version(known) > newest);
         state.doubtful.clear();
         for mut object in listed {
@@ -229,6 +258,18 @@ mod tests {
         assert_eq!((found(&shelf, "a"), found(&shelf, "b")), (Some(7), Some(6)), "what we wrote after the list stays");
         shelf.reset(vec![namespace("b", 8)]);
         assert_eq!(found(&shelf, "a"), None);
+    }
+
+    #[test]
+    fn its_state_tells_whether_a_list_came_and_whether_anything_was_heard() {
+        let shelf = shelf(Scope::All);
+        let fresh = ShelfState { kind: "namespaces".into(), synced: false, objects: 0, age: None };
+        assert_eq!(shelf.state(), fresh);
+        shelf.put(namespace("a", 1));
+        assert_eq!((shelf.state().synced, shelf.state().objects), (false, 1));
+        shelf.reset(vec![]);
+        let state = shelf.state();
+        assert!(state.synced && state.objects == 1 && state.age.is_some(), "{state:?}");
     }
 
     #[test]

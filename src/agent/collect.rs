@@ -1,0 +1,67 @@
+//! This agent's part in looking after the whole cluster: it takes part in the election, and works while it leads.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::sleep;
+
+use super::Agent;
+use super::network::default_network;
+use crate::collector::{self, Collector, Election, News};
+use crate::driver::Driver;
+use crate::netconf::NetConf;
+
+/// How often is looked whether the node's network is another one.
+const LOOK: Duration = Duration::from_secs(10);
+
+impl Agent {
+    /// Takes part in the election as long as the node has a network, until the agent stops; then it resigns.
+    pub(super) async fn collect(self: Arc<Self>) {
+        let pulse = self.health.pulse("collector");
+        while !self.stopping.is_cancelled() {
+            match default_network(&self.options.cni_conf_dir) {
+                Some(net) => pulse.while_waiting(self.collect_for(&net)).await,
+                None => {
+                    let waited = async {
+                        tokio::select! {
+                            () = self.stopping.cancelled() => {}
+                            () = sleep(LOOK) => {}
+                        }
+                    };
+                    pulse.while_waiting(waited).await;
+                }
+            }
+        }
+    }
+
+    /// For one network, until it is another one.
+    async fn collect_for(&self, net: &NetConf) {
+        // Decisions about the whole cluster are made on live reads: this store remembers nothing.
+        let store = self.driver.objects().inner().clone();
+        let driver = Driver::new(store, self.ledgers.of(net), Timestamp::now).observed(self.witness.clone());
+        let mut collector = Collector::new(driver, net, collector::Options::default());
+        let election = Election { identity: self.options.node.clone(), ..Election::default() };
+        let stop = async {
+            tokio::select! {
+                () = self.stopping.cancelled() => {}
+                () = changed(&self.options.cni_conf_dir, net) => {}
+            }
+        };
+        let witness = self.witness.clone();
+        let hear = |news: News<'_>| witness.collector(&news);
+        if let Err(error) = collector::lead(self.client.clone(), &election, &mut collector, stop, hear).await {
+            tracing::error!(%error, "no collector on this node");
+            self.stopping.cancelled().await;
+        }
+    }
+}
+
+/// Returns once the directory says another network.
+async fn changed(directory: &Path, net: &NetConf) {
+    while default_network(directory).as_ref() == Some(net) {
+        sleep(LOOK).await;
+    }
+    tracing::info!("the node's network has changed: the collector begins anew");
+}

@@ -1,0 +1,238 @@
+//! Events on pods and on the node. They go through a bounded queue, so that nothing that waits for an answer
+//! waits for them; what does not fit is dropped and counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::{Metrics, Posted};
+use crate::collector::Repair;
+use crate::driver::PodRef;
+use crate::service::Given;
+
+/// Most Events that wait to be sent.
+const QUEUE: usize = 256;
+/// Longest wait for the API server to take one.
+const SEND_TIME: Duration = Duration::from_secs(5);
+/// Longest note that the API server takes, in bytes.
+const LONGEST_NOTE: usize = 1024;
+/// Longest action, in bytes.
+const LONGEST_ACTION: usize = 128;
+/// Who reports.
+const CONTROLLER: &str = "kube-ipam";
+
+/// Which Events are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Level {
+    /// All, also one for every random address.
+    All,
+    /// Fixed addresses, waits, refusals, takeovers, repairs, an exhausted range.
+    #[default]
+    Notable,
+    /// None.
+    None,
+}
+
+/// An Event and what it is about.
+pub(super) struct Letter {
+    about: ObjectReference,
+    event: Event,
+}
+
+/// Takes Events in.
+pub(super) struct Events {
+    level: Level,
+    queue: Sender<Letter>,
+    metrics: Arc<Metrics>,
+}
+
+// === impl Events ===
+
+impl Events {
+    /// The queue, and its end for [`post`].
+    pub(super) fn new(level: Level, metrics: Arc<Metrics>) -> (Self, Receiver<Letter>) {
+        let (queue, letters) = channel(QUEUE);
+        (Self { level, queue, metrics }, letters)
+    }
+
+    /// How many wait to be sent.
+    pub(super) fn len(&self) -> usize {
+        QUEUE - self.queue.capacity()
+    }
+
+    /// A pod has its addresses.
+    pub(super) fn given(&self, pod: PodRef<'_>, given: &Given) {
+        if self.level == Level::All || given.addresses.iter().any(|a| a.fixed) {
+            self.send(about_pod(pod), EventType::Normal, "AddressGiven", given_note(given));
+        }
+    }
+
+    /// A pod's ADD waits.
+    pub(super) fn waiting(&self, pod: PodRef<'_>, reasons: &str) {
+        self.send(about_pod(pod), EventType::Normal, "AddressAwaited", format!("waiting: {reasons}"));
+    }
+
+    /// A pod got no address; `why` is what the runtime is told.
+    pub(super) fn refused(&self, pod: PodRef<'_>, why: String) {
+        self.send(about_pod(pod), EventType::Warning, "AddressRefused", why);
+    }
+
+    /// A pod has an address that another one had.
+    pub(super) fn taken_over(&self, pod: PodRef<'_>, note: String) {
+        self.send(about_pod(pod), EventType::Normal, "AddressTakenOver", note);
+    }
+
+    /// A node's range is used up.
+    pub(super) fn exhausted(&self, node: &str, why: String) {
+        self.send(about_node(node), EventType::Warning, "RangeExhausted", why);
+    }
+
+    /// The collector has repaired something that concerns a node.
+    pub(super) fn repaired(&self, repair: &Repair) {
+        if let Some(node) = &repair.node {
+            self.send(about_node(node), EventType::Normal, "CollectorRepaired", repair.to_string());
+        }
+    }
+
+    fn send(&self, about: ObjectReference, type_: EventType, reason: &str, note: String) {
+        if self.level == Level::None {
+            return;
+        }
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            // The recorder counts what differs in nothing but the note as one Event with the first note: the
+            // action keeps them apart.
+            action: clip(note.clone(), LONGEST_ACTION),
+            note: Some(clip(note, LONGEST_NOTE)),
+            secondary: None,
+        };
+        if self.queue.try_send(Letter { about, event }).is_err() {
+            self.metrics.posted(Posted::Dropped);
+        }
+    }
+}
+
+/// Sends what is queued, one after the other; once `closing` is cancelled only what is queued by then.
+pub(super) async fn post(
+    client: kube::Client,
+    node: String,
+    mut letters: Receiver<Letter>,
+    metrics: Arc<Metrics>,
+    closing: CancellationToken,
+) {
+    let recorder = Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance: Some(node) });
+    loop {
+        let letter = tokio::select! {
+            letter = letters.recv() => letter,
+            () = closing.cancelled(), if !letters.is_closed() => {
+                letters.close();
+                continue;
+            }
+        };
+        let Some(Letter { about, event }) = letter else { return };
+        match timeout(SEND_TIME, recorder.publish(&event, &about)).await {
+            Ok(Ok(())) => metrics.posted(Posted::Sent),
+            outcome => {
+                metrics.posted(Posted::Failed);
+                let error = outcome.map_or_else(|late| late.to_string(), |sent| format!("{sent:?}"));
+                tracing::warn!(reason = event.reason, about = about.name, error, "an Event was not sent");
+            }
+        }
+    }
+}
+
+fn about_pod(pod: PodRef<'_>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.namespace.to_owned()),
+        name: Some(pod.name.to_owned()),
+        uid: pod.uid.map(str::to_owned),
+        ..ObjectReference::default()
+    }
+}
+
+/// With the name as UID, as the kubelet has it: that is how its Events are found.
+fn about_node(node: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(node.to_owned()),
+        uid: Some(node.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+/// `10.244.0.216 (fixed), fd00::9 (random)`.
+fn given_note(given: &Given) -> String {
+    let one = |a: &crate::driver::Assigned| format!("{} ({})", a.address, if a.fixed { "fixed" } else { "random" });
+    given.addresses.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// At most so many bytes of it, and never half a character.
+fn clip(mut text: String, most: usize) -> String {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or_default());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::Assigned;
+    use crate::service::How;
+
+    const POD: PodRef<'_> = PodRef { namespace: "default", name: "web", uid: Some("u") };
+
+    fn given(fixed: bool) -> Given {
+        let (address, block) = ("10.244.0.9".parse().unwrap(), "10.244.0.0/26".parse().unwrap());
+        let assigned = Assigned { address, block, fixed, netmask: None, gateway: None };
+        Given { how: How::Decision, addresses: vec![assigned] }
+    }
+
+    fn events(level: Level) -> (Events, Receiver<Letter>) {
+        Events::new(level, Arc::default())
+    }
+
+    #[test]
+    fn a_random_address_is_told_only_where_everything_is() {
+        for (level, expected) in [(Level::All, 3), (Level::Notable, 2), (Level::None, 0)] {
+            let (events, _letters) = events(level);
+            events.given(POD, &given(false));
+            events.given(POD, &given(true));
+            events.refused(POD, "no".into());
+            assert_eq!(events.len(), expected, "{level:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_queue_is_dropped_and_counted() {
+        let (events, mut letters) = events(Level::Notable);
+        (0..QUEUE + 3).for_each(|_| events.refused(POD, "no".into()));
+        assert_eq!(events.len(), QUEUE);
+        let text = events.metrics.text(&Default::default());
+        assert!(text.contains("kube_ipam_events_total{result=\"dropped\"} 3"), "{text}");
+        let letter = letters.try_recv().unwrap();
+        assert_eq!((letter.about.uid.as_deref(), letter.event.reason.as_str()), (Some("u"), "AddressRefused"));
+    }
+
+    #[test]
+    fn notes_are_cut_between_characters() {
+        assert_eq!(clip("häuser".into(), 2), "h");
+        assert_eq!(clip("häuser".into(), 3), "hä");
+        assert_eq!(clip("häuser".into(), 99), "häuser");
+    }
+
+    #[test]
+    fn the_addresses_of_a_pod_say_which_are_fixed() {
+        assert_eq!(given_note(&given(true)), "10.244.0.9 (fixed)");
+        assert_eq!(given_note(&given(false)), "10.244.0.9 (random)");
+    }
+}

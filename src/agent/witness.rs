@@ -1,0 +1,144 @@
+//! What the agent shows of its calls: counters, Events, and the last errors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::events::Events;
+use super::metrics::Metrics;
+use super::trouble::{Trouble, Troubles};
+use crate::claim::{Claim, Holder};
+use crate::cni::{CniError, Invocation, Verb, code};
+use crate::collector::News;
+use crate::driver::{Attachment, Blocked, Observer, PodRef};
+use crate::service::{Served, log_answer};
+
+/// Hears of everything that is worth showing.
+pub(super) struct Witness {
+    pub(super) node: String,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) events: Events,
+    pub(super) troubles: Troubles,
+}
+
+// === impl Witness ===
+
+impl Witness {
+    /// A call is over. Nobody wants an Event of one that the runtime has given up.
+    pub(super) fn answered(&self, call: &Invocation, result: Result<&Served, &CniError>, took: Duration, gone: bool) {
+        log_answer(call, result, took);
+        self.metrics.answered(call.verb.name(), result.err(), took);
+        let (namespace, name) = (call.args.pod_namespace.as_deref(), call.args.pod_name.as_deref());
+        let uid = call.args.pod_uid.as_deref();
+        let pod = namespace.zip(name).map(|(namespace, name)| PodRef { namespace, name, uid });
+        match result {
+            Ok(served) => {
+                let Some(given) = &served.given else { return };
+                self.metrics.given(given.how);
+                if let Some(pod) = pod.filter(|_| !gone) {
+                    self.events.given(pod, given);
+                }
+            }
+            Err(error) => {
+                self.refused(call.verb.name(), pod, error);
+                if let Some(pod) = pod.filter(|_| call.verb == Verb::Add && !gone) {
+                    self.events.refused(pod, error.to_string());
+                }
+                if error.code == code::EXHAUSTED {
+                    self.events.exhausted(&self.node, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// A call was refused before anybody looked at what it wants.
+    pub(super) fn unread(&self, verb: &'static str, error: &CniError, took: Duration) {
+        self.metrics.answered(verb, Some(error), took);
+        self.refused(verb, None, error);
+    }
+
+    fn refused(&self, verb: &str, pod: Option<PodRef<'_>>, error: &CniError) {
+        self.troubles.add(Trouble {
+            time: Timestamp::now(),
+            verb: verb.to_owned(),
+            pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            code: error.code,
+            message: error.to_string(),
+        });
+    }
+
+    /// The collector tells.
+    pub(super) fn collector(&self, news: &News<'_>) {
+        self.metrics.collector(news);
+        if let News::Round(Ok(report)) = news {
+            report.repairs.iter().for_each(|repair| self.events.repaired(repair));
+        }
+    }
+}
+
+impl Observer for Witness {
+    fn conflict(&self, kind: &str) {
+        self.metrics.conflict(kind);
+    }
+
+    fn retry(&self, kind: &str) {
+        self.metrics.retry(kind);
+    }
+
+    fn waiting(&self, attachment: &Attachment<'_>, blocked: &[Blocked]) {
+        let reasons: Vec<String> = blocked.iter().map(Blocked::reason).collect();
+        let reasons = reasons.join("; ");
+        let pod = attachment.pod.map(|pod| pod.name);
+        tracing::info!(pod, container = attachment.container_id, reasons, "waits for a holder");
+        if let Some(pod) = attachment.pod {
+            self.events.waiting(pod, &reasons);
+        }
+    }
+
+    fn taken_over(&self, attachment: &Attachment<'_>, before: &Claim) {
+        let note = taken_over_note(before);
+        let pod = attachment.pod.map(|pod| pod.name);
+        tracing::info!(pod, container = attachment.container_id, note, "took a claim over");
+        if let Some(pod) = attachment.pod {
+            self.events.taken_over(pod, note);
+        }
+    }
+}
+
+/// From whom an address was taken over.
+fn taken_over_note(before: &Claim) -> String {
+    let holder = before.holder.as_ref().map_or_else(|| "held by nobody".to_owned(), held_by);
+    format!("{} taken over from {}, {holder}", before.address, before.owner)
+}
+
+fn held_by(holder: &Holder) -> String {
+    format!("held by {holder}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_takeover_names_owner_holder_and_node() {
+        let claim: Claim = serde_json::from_value(json!({
+            "address": "10.244.0.216", "created": "2026-11-24T02:01:28Z", "generation": 1,
+            "owner": {"namespace": "default", "group": "apps", "kind": "Deployment", "name": "web"},
+            "holder": {
+                "podUid": "u", "pod": "web-1", "containerId": "c", "interface": "eth0", "node": "n1",
+                "since": "2026-11-24T02:01:28Z",
+            },
+        }))
+        .unwrap();
+        assert_eq!(
+            taken_over_note(&claim),
+            "10.244.0.216 taken over from Deployment default/web, held by pod web-1 on node n1 since \
+             2026-11-24T02:01:28Z"
+        );
+        let free = Claim { holder: None, ..claim };
+        assert!(taken_over_note(&free).ends_with("held by nobody"));
+    }
+}
