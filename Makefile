@@ -24,7 +24,7 @@ fast: build
 
 # Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents.
 deep: build
-	$(CARGO) test -p e2e --test faults --test collector --test embedded_agents
+	$(CARGO) test -p e2e --test faults --test collector --test agent_status --test embedded_agents
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build

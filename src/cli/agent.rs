@@ -53,8 +53,11 @@ impl AgentArguments {
             .with_max_level(self.log_level)
             .with_writer(std::io::stderr)
             .init();
-        let config = connection.site()?.kube_config().await?;
+        let mut config = connection.site()?.kube_config().await?;
         let store = KubeStore::from_config(config.clone())?;
+        // Watches begin anew by themselves, within seconds; the client's own retries would keep them waiting for
+        // minutes, and nobody would hear of it.
+        config.default_retry = false;
         let watching = kube::Client::try_from(config)?;
         let stop = CancellationToken::new();
         tokio::spawn(cancel_on_signal(stop.clone()));

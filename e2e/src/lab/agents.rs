@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for an agent's socket.
 const START_TIME: Duration = Duration::from_secs(20);
@@ -56,6 +57,19 @@ impl Agents {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// SIGTERM for a node's agent, which goes on until it has finished what it began.
+    pub(super) fn terminate(&self, name: &str) -> Result<()> {
+        let running = self.running();
+        let pid = running.get(name).and_then(|child| Pid::from_raw(child.id().try_into().ok()?));
+        kill_process(pid.with_context(|| format!("no agent of {name} runs"))?, Signal::TERM)?;
+        Ok(())
+    }
+
+    /// Whether a node's agent has ended.
+    pub(super) fn has_ended(&self, name: &str) -> Result<bool> {
+        Ok(self.running().get_mut(name).map(Child::try_wait).transpose()?.is_none_or(|status| status.is_some()))
     }
 }
 

@@ -135,15 +135,38 @@ impl Machine {
 
     /// SIGKILL for a node's agent, which then starts anew; nothing where there are none.
     pub(super) async fn restart_agent(&self, name: &str) -> Result<()> {
+        self.kill_agent(name)?;
+        match self {
+            Self::Embedded(embedded) => embedded.start_agent(name, false).await,
+            Self::Real(real) => real.start_agent(name).await,
+        }
+    }
+
+    /// SIGKILL for a node's agent.
+    pub(super) fn kill_agent(&self, name: &str) -> Result<()> {
         match self {
             Self::Embedded(embedded) => {
                 embedded.agents.iter().for_each(|agents| agents.kill(name));
-                embedded.start_agent(name, false).await
+                Ok(())
             }
-            Self::Real(real) => {
-                real.kill_agent(name)?;
-                real.start_agent(name).await
-            }
+            Self::Real(real) => real.kill_agent(name),
+        }
+    }
+
+    /// The agents, if there are any.
+    pub(super) fn agents(&self) -> Result<&Agents> {
+        let agents = match self {
+            Self::Embedded(embedded) => &embedded.agents,
+            Self::Real(real) => &real.agents,
+        };
+        agents.as_ref().context("this lab has no agents")
+    }
+
+    /// The state directory of a node as seen from here.
+    pub(super) fn state_dir(&self, name: &str) -> Result<PathBuf> {
+        match self {
+            Self::Embedded(embedded) => Ok(embedded.state_dir(name)),
+            Self::Real(real) => Ok(real.cluster.node(name)?.file("/run/kube-ipam")),
         }
     }
 
@@ -239,6 +262,8 @@ impl Embedded {
         let mut command = std::process::Command::new(tools::kube_ipam()?);
         command.arg("agent").arg("--cni-conf-dir").arg(self.bin.path().join(format!("{name}-net.d")));
         command.arg("--kubeconfig").arg(self.cluster.kubeconfig()).arg("--state-dir").arg(&state);
+        // Any port: every agent of this machine has its own, and its status tells which.
+        command.args(["--metrics-address", "127.0.0.1:0"]);
         agents.start(name, command, &state, &self.bin.path().join(format!("{name}-agent.log"))).await
     }
 

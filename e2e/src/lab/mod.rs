@@ -153,6 +153,34 @@ impl Lab {
         self.machine.restart_agent(name).await
     }
 
+    /// SIGKILL for a node's agent.
+    pub fn kill_agent(&self, name: &str) -> Result<()> {
+        self.machine.kill_agent(name)
+    }
+
+    /// SIGTERM for a node's agent, which goes on until it has finished what it began.
+    pub fn terminate_agent(&self, name: &str) -> Result<()> {
+        self.machine.agents()?.terminate(name)
+    }
+
+    /// Whether a node's agent has ended.
+    pub fn agent_has_ended(&self, name: &str) -> Result<bool> {
+        self.machine.agents()?.has_ended(name)
+    }
+
+    /// Where a node's agent and its plugins meet, as seen from here.
+    pub fn state_dir(&self, name: &str) -> Result<PathBuf> {
+        self.machine.state_dir(name)
+    }
+
+    /// The API server of the embedded tier.
+    pub fn embedded_server(&self) -> Option<&crate::embedded::apiserver::Server> {
+        match &self.machine {
+            Machine::Embedded(embedded) => Some(embedded.cluster.server()),
+            Machine::Real(_) => None,
+        }
+    }
+
     /// A killed node comes back.
     pub async fn start_node(&self, name: &str) -> Result<()> {
         self.machine.start_node(name, &self.client).await

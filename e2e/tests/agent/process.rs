@@ -31,7 +31,18 @@ impl Agent {
         let seen = std::fs::read_to_string(&log).map_or(0, |text| text.len());
         let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = Command::new(tools::kube_ipam().unwrap())
-            .args(["agent", "--node-name", "n1", "--log-level", "debug", "--take-ahead"])
+            .args([
+                "agent",
+                "--node-name",
+                "n1",
+                "--log-level",
+                "debug",
+                "--collect",
+                "false",
+                "--events",
+                "none",
+                "--take-ahead",
+            ])
             .arg(take_ahead.to_string())
             .arg("--kubeconfig")
             .arg(ground.cluster.kubeconfig())
