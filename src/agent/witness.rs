@@ -61,6 +61,7 @@ impl Witness {
     fn refused(&self, verb: &str, pod: Option<PodRef<'_>>, error: &CniError) {
         self.troubles.add(Trouble {
             time: Timestamp::now(),
+            count: 1,
             verb: verb.to_owned(),
             pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             code: error.code,

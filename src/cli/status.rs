@@ -77,9 +77,10 @@ fn screen(status: &Status) -> String {
     if !status.last_errors.is_empty() {
         let errors = status.last_errors.iter().rev().map(|trouble| {
             let pod = output::or_none(trouble.pod.as_ref());
-            [output::time(trouble.time), trouble.verb.clone(), pod, trouble.code.to_string(), trouble.message.clone()]
+            let (code, times) = (trouble.code.to_string(), trouble.count.to_string());
+            [output::time(trouble.time), times, trouble.verb.clone(), pod, code, trouble.message.clone()]
         });
-        parts.push(output::table(["LAST ERRORS", "VERB", "POD", "CODE", "MESSAGE"], errors));
+        parts.push(output::table(["LAST ERRORS", "TIMES", "VERB", "POD", "CODE", "MESSAGE"], errors));
     }
     parts.join("\n\n")
 }
@@ -176,8 +177,8 @@ ippools   yes      2         1m1s
 POOL      BLOCKS   IN USE   FREE   RESERVED   COOLING
 default   1        3        60     1          0
 
-LAST ERRORS            VERB   POD           CODE   MESSAGE
-2026-11-24T02:01:28Z   ADD    default/web   11     m";
+LAST ERRORS            TIMES   VERB   POD           CODE   MESSAGE
+2026-11-24T02:01:28Z   1       ADD    default/web   11     m";
         assert_eq!(screen(&status()), expected);
     }
 
