@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::events::Events;
 use super::metrics::Metrics;
 use super::trouble::{Trouble, Troubles};
-use crate::claim::{Claim, Holder};
+use crate::claim::Claim;
 use crate::cni::{CniError, Invocation, Verb, code};
 use crate::collector::News;
 use crate::driver::{Attachment, Blocked, Observer, PodRef};
@@ -106,14 +106,13 @@ impl Observer for Witness {
     }
 }
 
-/// From whom an address was taken over.
+/// From whom an address was taken over: from a pod of the same owner, or from an owner that is gone.
 fn taken_over_note(before: &Claim) -> String {
-    let holder = before.holder.as_ref().map_or_else(|| "held by nobody".to_owned(), held_by);
-    format!("{} taken over from {}, {holder}", before.address, before.owner)
-}
-
-fn held_by(holder: &Holder) -> String {
-    format!("held by {holder}")
+    let (address, owner) = (before.address, &before.owner);
+    match &before.holder {
+        Some(holder) => format!("{address} taken over from {holder}, which {owner} had before"),
+        None => format!("{address} taken over from {owner}, which does not exist any more"),
+    }
 }
 
 #[cfg(test)]
@@ -123,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_takeover_names_owner_holder_and_node() {
+    fn a_takeover_names_the_holder_and_its_node_or_the_owner_that_is_gone() {
         let claim: Claim = serde_json::from_value(json!({
             "address": "10.244.0.216", "created": "2026-11-24T02:01:28Z", "generation": 1,
             "owner": {"namespace": "default", "group": "apps", "kind": "Deployment", "name": "web"},
@@ -135,10 +134,13 @@ mod tests {
         .unwrap();
         assert_eq!(
             taken_over_note(&claim),
-            "10.244.0.216 taken over from Deployment default/web, held by pod web-1 on node n1 since \
-             2026-11-24T02:01:28Z"
+            "10.244.0.216 taken over from pod web-1 on node n1 since 2026-11-24T02:01:28Z, which Deployment \
+             default/web had before"
         );
         let free = Claim { holder: None, ..claim };
-        assert!(taken_over_note(&free).ends_with("held by nobody"));
+        assert_eq!(
+            taken_over_note(&free),
+            "10.244.0.216 taken over from Deployment default/web, which does not exist any more"
+        );
     }
 }
