@@ -44,8 +44,6 @@ pub struct NetConf {
     pub attachments: Option<Vec<Attachment>>,
     /// `prevResult`, which CHECK compares.
     pub prev_result: Option<Answer>,
-    /// `calico_api_group`; none: find out.
-    pub calico_api_group: Option<CalicoApiGroup>,
 }
 
 /// An attachment that GC must keep.
@@ -55,15 +53,6 @@ pub struct Attachment {
     pub container_id: String,
     /// `ifname`
     pub ifname: String,
-}
-
-/// Where a cluster stores Calico's objects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CalicoApiGroup {
-    /// `crd.projectcalico.org/v1`
-    CrdV1,
-    /// `projectcalico.org/v3`
-    V3,
 }
 
 impl NetConf {
@@ -80,6 +69,7 @@ impl NetConf {
             return Err(outer.missing("ipam", "give the section \"ipam\" with \"type\": \"kube-ipam\""));
         };
         datastore(&outer)?;
+        calico_api_group(&outer)?;
         let kubernetes = outer.object("kubernetes")?;
         let outer_kubeconfig = kubernetes.map(|section| section.file("kubeconfig")).transpose()?.flatten();
         Ok(NetConf {
@@ -93,7 +83,6 @@ impl NetConf {
             log_file_path: outer.file("log_file_path")?,
             attachments: attachments(&outer)?,
             prev_result: outer.value("prevResult").map(|result| Answer::parse(result, &cni_version)).transpose()?,
-            calico_api_group: calico_api_group(&outer)?,
         })
     }
 }
@@ -133,7 +122,6 @@ impl NetConf {
             log_file_path: outer.file("log_file_path").ok().flatten(),
             attachments: None,
             prev_result: None,
-            calico_api_group: calico_api_group(&outer).ok().flatten(),
         };
         Ok((net, Some(fault)))
     }
@@ -190,14 +178,13 @@ fn attachments(outer: &Object<'_>) -> Result<Option<Vec<Attachment>>, CniError> 
     outer.objects(key)?.into_iter().map(read).collect::<Result<_, _>>().map(Some)
 }
 
-fn calico_api_group(outer: &Object<'_>) -> Result<Option<CalicoApiGroup>, CniError> {
+/// Records in another group than Calico's components read would be invisible to them.
+fn calico_api_group(outer: &Object<'_>) -> Result<(), CniError> {
     match outer.text("calico_api_group")? {
-        None => Ok(None),
-        Some("crd.projectcalico.org/v1") => Ok(Some(CalicoApiGroup::CrdV1)),
-        Some("projectcalico.org/v3") => Ok(Some(CalicoApiGroup::V3)),
+        None | Some("crd.projectcalico.org/v1") => Ok(()),
         Some(other) => {
-            let right = "write \"crd.projectcalico.org/v1\" or \"projectcalico.org/v3\", or leave it out";
-            Err(outer.refuse("calico_api_group", other, "is not where Calico keeps its objects", right))
+            let right = "kube-ipam keeps its records in crd.projectcalico.org/v1: write that, or leave the field out";
+            Err(outer.refuse("calico_api_group", other, "is not supported", right))
         }
     }
 }

@@ -51,7 +51,7 @@ fn the_guides_configuration_parses_with_all_its_fields() {
     assert_eq!(conf.kubeconfig, path("/etc/kubernetes/ssl/kube.kubeconfig"));
     assert_eq!(conf.log_level, LevelFilter::INFO);
     assert_eq!(conf.log_file_path, path("/var/log/calico/cni/cni.log"));
-    assert_eq!((conf.attachments, conf.prev_result, conf.calico_api_group), (None, None, None));
+    assert_eq!((conf.attachments, conf.prev_result), (None, None));
     let ipam = conf.ipam;
     assert_eq!(ipam.network, "kube-subnet");
     assert_eq!(ipam.dialect, Dialect::KubeIpam);
@@ -159,14 +159,14 @@ fn calicos_words_for_levels_are_understood() {
 }
 
 #[test]
-fn the_api_group_of_calico_may_be_given() {
-    let group = |text: &str| parse(&guide_with("/calico_api_group", json!(text))).map(|conf| conf.calico_api_group);
-    assert_eq!(group("crd.projectcalico.org/v1").unwrap(), Some(CalicoApiGroup::CrdV1));
-    assert_eq!(group("projectcalico.org/v3").unwrap(), Some(CalicoApiGroup::V3));
-    refused(
-        guide_with("/calico_api_group", json!("calico.org")),
-        &["calico_api_group", "calico.org", "projectcalico.org/v3"],
-    );
+fn only_the_api_group_that_the_records_are_kept_in_is_accepted() {
+    parse(&guide_with("/calico_api_group", json!("crd.projectcalico.org/v1"))).unwrap();
+    for other in ["projectcalico.org/v3", "calico.org"] {
+        refused(
+            guide_with("/calico_api_group", json!(other)),
+            &["calico_api_group", other, "crd.projectcalico.org/v1"],
+        );
+    }
 }
 
 #[test]

@@ -38,6 +38,7 @@ impl Agent {
         let output = File::create(&log)?;
         let child = Command::new(binary)
             .args(["agent", "--node-name", node, "--take-ahead", if when == When::Ahead { "true" } else { "false" }])
+            .args(["--collect", "false", "--events", "none"])
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .arg("--state-dir")

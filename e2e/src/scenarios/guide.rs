@@ -1,12 +1,16 @@
 //! The guide's walk-through: a fixed and two random pods, a deletion, the same address on another node.
 
 use anyhow::{Result, ensure};
+use calico::IPAMBlock;
+use kube::Api;
 use serde_json::json;
 
 use super::{assert_has, assert_random, deployment, fixed, only};
 use crate::lab::{Lab, address, node_of};
 
 const ADDRESS: &str = "10.244.0.216";
+/// The block that it lies in.
+const BLOCK_NAME: &str = "10-244-0-192-26";
 
 pub(super) async fn walk_through(lab: &Lab, namespace: &str) -> Result<()> {
     let expected = ADDRESS.parse()?;
@@ -39,7 +43,13 @@ pub(super) async fn walk_through(lab: &Lab, namespace: &str) -> Result<()> {
         lab.ping(pod, expected).await?;
     }
     if let Some(text) = lab.calicoctl(&["ipam", "show", "--show-borrowed"])? {
-        ensure!(text.contains(ADDRESS), "calicoctl ipam show --show-borrowed: {text}");
+        // Whose block it is depends on which node's pods came first.
+        let block = Api::<IPAMBlock>::all(lab.client()).get(BLOCK_NAME).await?;
+        let borrowed = block.spec.host() != Some(node_of(&second)?.as_str());
+        ensure!(
+            text.contains(ADDRESS) == borrowed,
+            "borrowed is {borrowed}; calicoctl ipam show --show-borrowed: {text}"
+        );
     }
     Ok(())
 }

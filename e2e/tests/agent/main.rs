@@ -10,3 +10,4 @@ mod fallback;
 mod ground;
 mod killed;
 mod process;
+mod seen;

@@ -31,18 +31,7 @@ impl Agent {
         let seen = std::fs::read_to_string(&log).map_or(0, |text| text.len());
         let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = Command::new(tools::kube_ipam().unwrap())
-            .args([
-                "agent",
-                "--node-name",
-                "n1",
-                "--log-level",
-                "debug",
-                "--collect",
-                "false",
-                "--events",
-                "none",
-                "--take-ahead",
-            ])
+            .args(["agent", "--node-name", "n1", "--log-level", "debug", "--collect", "false", "--take-ahead"])
             .arg(take_ahead.to_string())
             .arg("--kubeconfig")
             .arg(ground.cluster.kubeconfig())
@@ -159,12 +148,12 @@ impl Ground {
         handles.map(|(_, handle)| handle["spec"]["handleID"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The requests that an operation cost, watches aside.
+    /// The requests that an operation cost; watches aside, and Events, which no answer waits for.
     pub async fn requests<T>(&self, operation: impl Future<Output = T>) -> (T, Vec<String>) {
         let calls = self.server().calls();
         let mark = calls.mark();
         let outcome = operation.await;
-        let made = calls.after(mark).into_iter().filter(|c| c.verb != "watch");
+        let made = calls.after(mark).into_iter().filter(|c| c.verb != "watch" && !c.resource.starts_with("events"));
         (outcome, made.map(|c| format!("{} {}", c.verb, c.resource.split('.').next().unwrap())).collect())
     }
 }
