@@ -102,6 +102,9 @@ fn drop_later(state: Arc<State>, later: UnboundedSender<IPAMHandle>) -> Arc<Drop
     Arc::new(move |handle| state.put_pending(handle) && later.send(handle.clone()).is_ok())
 }
 
+/// Time for what an earlier agent left.
+const CLEAN_UP_TIME: std::time::Duration = std::time::Duration::from_secs(30);
+
 impl Agent {
     /// Runs an agent until `stop` is cancelled; returns when everything it had begun is finished.
     /// `store` serves the calls, `watching` the watches: their connections stay open for long.
@@ -203,6 +206,11 @@ impl Agent {
     /// Once, when the node's blocks are known.
     async fn clean_up(self: Arc<Self>, listed: Arc<Notify>) {
         listed.notified().await;
+        // What an agent that was killed had begun; an ADD that is under way beside us makes it again.
+        let deadline = tokio::time::Instant::now() + CLEAN_UP_TIME;
+        if let Err(error) = self.driver.settle_affinities(&self.options.node, deadline).await {
+            tracing::warn!(%error, "a block that was half claimed stays so until the next one is needed");
+        }
         if self.options.take_ahead {
             self.sweep().await;
         }

@@ -273,7 +273,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             full.extend(filled);
             let random: Vec<Family> =
                 wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
-            own = self.own_blocks(attachment, &self.affinities(attachment).await?, &random).await?;
+            own = self.own_blocks(attachment, &self.affinities(attachment.node).await?, &random).await?;
         }
         Err(Error::Late("every block found had filled up before it could be written"))
     }

@@ -58,6 +58,10 @@ async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
         let recorded = taken(&ground, pod).await;
         let first = ground.add_pod(pod, &format!("one-{pod}")).await;
         assert_eq!(bare(&first), recorded);
+        if pod == "f-1" {
+            let named = async || holder(&ground).await.filter(|c| c.holder.as_ref().unwrap().container_id == "one-f-1");
+            until("the claim names the first sandbox", named).await;
+        }
         // The agent is killed and starts anew: what it must know is on tmpfs.
         agent.kill().await;
         agent = Agent::start(&ground, true).await;
@@ -67,6 +71,8 @@ async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
         assert_eq!(ground.recorded(pod), recorded, "{pod}: a stale DEL took the address");
         ground.runs(pod, &second);
     }
+    let named = async || holder(&ground).await.filter(|c| c.holder.as_ref().unwrap().container_id == "two-f-1");
+    until("the claim names the second sandbox", named).await;
     // The same in direct mode, after the agent is gone.
     agent.kill().await;
     for pod in ["r-1", "f-1"] {

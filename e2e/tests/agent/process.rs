@@ -141,6 +141,13 @@ impl Ground {
         pods.delete(pod, &kube::api::DeleteParams::default().grace_period(0)).await.unwrap();
     }
 
+    /// Affinities that are not confirmed.
+    pub fn half_claimed(&self) -> Vec<String> {
+        let snapshot = self.server().snapshot();
+        let affinities = snapshot.into_iter().filter(|(id, _)| id.starts_with("blockaffinities"));
+        affinities.filter(|(_, a)| a["spec"]["state"] != "confirmed").map(|(id, _)| id).collect()
+    }
+
     /// Handles on record.
     pub fn handle_ids(&self) -> Vec<String> {
         let snapshot = self.server().snapshot();
