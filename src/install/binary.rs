@@ -16,5 +16,5 @@ pub fn place_binary(directory: &Path) -> Result<Option<Written>, InstallError> {
     let own = Path::new("/proc/self/exe");
     let content = fs::read(own).map_err(|error| InstallError::Io { path: own.to_owned(), error })?;
     let path = directory.join(NAME);
-    Ok(replace(&path, &content, 0o755)?.then(|| Written { path, what: "the plugin" }))
+    Ok(replace(&path, &content, 0o755)?.then_some(Written { path, what: "the plugin" }))
 }

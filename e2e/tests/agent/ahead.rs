@@ -206,3 +206,31 @@ async fn a_pod_keeps_the_address_it_says_it_has_even_if_the_notes_are_lost() {
     assert!(ground.recorded("r-1").is_empty());
     drop(agent);
 }
+
+#[tokio::test]
+async fn the_next_write_names_the_container_so_that_a_stale_del_is_known_without_the_notes() {
+    let ground = Ground::prepare().await;
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-1");
+    let ahead = taken(&ground, "r-1").await;
+    assert_eq!(bare(&ground.add_pod("r-1", "first").await), ahead);
+    let outcome = ground.add_pod("r-1", "second").await;
+    assert_eq!(bare(&outcome), ahead);
+    ground.runs("r-1", &outcome);
+    let named =
+        || ground.entries().into_iter().filter_map(|(_, a)| a.secondary("kube-ipam.container").map(str::to_owned));
+    assert_eq!(named().count(), 0, "an answer out of memory writes nothing");
+    ground.random("r-2");
+    taken(&ground, "r-2").await;
+    assert_eq!(named().collect::<Vec<_>>(), ["second"]);
+    agent.kill().await;
+    std::fs::remove_dir_all(ground.path("state")).unwrap();
+    std::fs::create_dir(ground.path("state")).unwrap();
+    let agent = Agent::start(&ground, true).await;
+    assert_ok(&ground.del_pod("r-1", "first").await);
+    assert_eq!(ground.recorded("r-1"), ahead);
+    ground.assert_sound("a stale DEL").await;
+    assert_ok(&ground.del_pod("r-1", "second").await);
+    assert!(ground.recorded("r-1").is_empty());
+    drop(agent);
+}
