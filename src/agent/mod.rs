@@ -43,8 +43,8 @@ use self::watches::Seen;
 use self::witness::Witness;
 use crate::driver::{Driver, DropLater};
 use crate::protocol::{SOCKET, STATUS_SOCKET};
-use crate::service::LazyLedger;
 use crate::service::state::State;
+use crate::store::LazyLedger;
 use crate::store::cached::{Cached, Shelves};
 use crate::store::kube::KubeStore;
 
@@ -127,6 +127,7 @@ impl Agent {
         let witness = Arc::new(Witness { node: node.clone(), metrics, events, troubles: Troubles::default() });
         let shelves = Arc::new(Shelves::new(&node));
         let (later, handles) = tokio::sync::mpsc::unbounded_channel();
+        let ledgers = Ledgers::new(store.clone());
         let driver = Driver::new(Cached::new(store, shelves.clone()), None, Timestamp::now)
             .gated(state.clone())
             .observed(witness.clone())
@@ -134,7 +135,7 @@ impl Agent {
         let agent = Arc::new(Self {
             options,
             driver,
-            ledgers: Ledgers::default(),
+            ledgers,
             state,
             ahead: Ahead::default(),
             client: watching.clone(),

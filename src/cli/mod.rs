@@ -8,6 +8,7 @@ mod check;
 mod claims;
 mod conflist;
 mod connect;
+mod ledger;
 mod output;
 mod release;
 mod show;
