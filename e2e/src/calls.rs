@@ -52,6 +52,13 @@ impl FromIterator<(String, String)> for Counts {
     }
 }
 
+/// Some of what was counted.
+impl<'a> FromIterator<(&'a str, &'a str, usize)> for Counts {
+    fn from_iter<I: IntoIterator<Item = (&'a str, &'a str, usize)>>(counts: I) -> Self {
+        Counts(counts.into_iter().map(|(verb, what, count)| ((verb.to_owned(), what.to_owned()), count)).collect())
+    }
+}
+
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts: Vec<String> = self.iter().map(|(verb, what, count)| format!("{count} {verb} {what}")).collect();

@@ -583,3 +583,15 @@ pub async fn a_workload_is_scaled(client: Client) -> Result<()> {
     ensure!(read.spec.and_then(|s| s.replicas) == Some(3), "the deployment");
     Ok(())
 }
+
+/// A kind that is not served is told from an object that is not there: the answer to it is no `Status`.
+pub async fn what_is_not_served_is_told_in_plain_text(client: Client) -> Result<()> {
+    Ground::prepare(&client).await?;
+    for path in [format!("/apis/{GROUP}/v1/others/a"), "/apis/none.example/v1/things/a".to_owned()] {
+        let request = http::Request::get(&path).body(Vec::new())?;
+        let status = refused(client.request_text(request).await)?;
+        ensure!(status.code == 404 && status.reason != "NotFound", "{path}: {status:?}");
+        ensure!(status.message.trim() == "404 page not found", "{path}: {status:?}");
+    }
+    Ok(())
+}

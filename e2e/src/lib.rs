@@ -12,3 +12,12 @@ pub mod run;
 pub mod scenarios;
 pub mod standin;
 pub mod tools;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+
+/// The kinds that kube-ipam works on: Calico's, and its own.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    let mut crds = calico::crds();
+    crds.push(kube_ipam::store::ipclaim::crd());
+    crds
+}

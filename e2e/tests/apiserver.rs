@@ -52,6 +52,7 @@ conform!(
     a_dry_run_stores_nothing,
     a_collection_is_deleted,
     a_workload_is_scaled,
+    what_is_not_served_is_told_in_plain_text,
 );
 
 fn maps(client: Client) -> Api<ConfigMap> {

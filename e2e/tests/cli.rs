@@ -85,7 +85,7 @@ impl Ground {
     async fn prepare() -> Self {
         let options = Options {
             nodes: vec!["n1".into(), "n2".into()],
-            crds: calico::crds(),
+            crds: e2e::crds(),
             etcd: true,
             without_controllers: true,
             ..Options::default()

@@ -1,15 +1,22 @@
 //! The stores' conformance suite against an API server and a real etcd.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::net::IpAddr;
+use std::time::Duration;
+
+use e2e::embedded::apiserver::{Fault, Match};
 use e2e::embedded::{Cluster, Options};
 use etcd_client::Permission;
+use kube::api::{Api, Patch, PatchParams};
 use kube_ipam::netconf::EtcdConfig;
 use kube_ipam::store::etcd::EtcdLedger;
+use kube_ipam::store::ipclaim::{IPClaim, IPClaimLedger, object_name};
 use kube_ipam::store::kube::KubeStore;
-use kube_ipam::store::{Failure, Ledger as _, conformance};
+use kube_ipam::store::{Failure, Ledger, Swap, conformance};
+use serde_json::json;
 
 async fn cluster(etcd: bool) -> Cluster {
-    let options = Options { crds: calico::crds(), etcd, without_controllers: true, ..Default::default() };
+    let options = Options { crds: e2e::crds(), etcd, without_controllers: true, ..Default::default() };
     Cluster::start(options).await.unwrap()
 }
 
@@ -40,6 +47,132 @@ async fn the_ledger_in_etcd_keeps_the_contract() {
     let ledger = EtcdLedger::open(&config, "conformance").await.unwrap();
     conformance::ledger(&ledger, "10.0.0.1".parse().unwrap()).await.unwrap();
     conformance::one_claimant_wins(&ledger, "10.0.0.2".parse().unwrap(), 8).await.unwrap();
+}
+
+async fn ledger_of_objects(cluster: &Cluster, network: &str) -> IPClaimLedger {
+    IPClaimLedger::new(KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap(), network)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_ledger_of_kubernetes_objects_keeps_the_contract() {
+    let cluster = cluster(false).await;
+    for network in ["conformance", "Not_a.label"] {
+        let ledger = ledger_of_objects(&cluster, network).await;
+        conformance::ledger(&ledger, ip("10.0.0.1")).await.unwrap();
+        conformance::ledger(&ledger, ip("fd00::1")).await.unwrap();
+        conformance::one_claimant_wins(&ledger, ip("10.0.0.2"), 8).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn two_networks_do_not_see_each_others_claims() {
+    let cluster = cluster(false).await;
+    let (one, two) = (ledger_of_objects(&cluster, "one").await, ledger_of_objects(&cluster, "two").await);
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    for ledger in [&one, &two] {
+        assert!(matches!(ledger.swap(claim.address, None, Some(&claim)).await.unwrap(), Swap::Done(_)));
+    }
+    let standing = one.read(claim.address).await.unwrap().unwrap();
+    assert!(matches!(one.swap(claim.address, Some(standing.revision), None).await.unwrap(), Swap::Done(0)));
+    assert_eq!((one.all().await.unwrap().len(), two.all().await.unwrap().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn what_others_put_on_an_ipclaim_outlives_our_writes() {
+    let cluster = cluster(false).await;
+    let ledger = ledger_of_objects(&cluster, "net").await;
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
+    let api: Api<IPClaim> = Api::all(cluster.client("test").unwrap());
+    let name = object_name("net", claim.address);
+    let more = json!({"metadata": {"labels": {"team": "db"}}, "spec": {"later": 1, "holder": {"mood": "fine"}}});
+    let stored = api.patch(&name, &PatchParams::default(), &Patch::Merge(more)).await.unwrap();
+    // Seen by another process than the one that writes next, and so not known to it.
+    let standing = ledger_of_objects(&cluster, "net").await.read(claim.address).await.unwrap().unwrap();
+    assert_eq!(stored.metadata.resource_version, Some(standing.revision.to_string()));
+    let renewed = ledger.swap(claim.address, Some(standing.revision), Some(&standing.value)).await.unwrap();
+    assert!(matches!(renewed, Swap::Done(_)));
+    let stored = api.get(&name).await.unwrap();
+    assert_eq!(stored.metadata.labels.unwrap()["team"], "db");
+    assert_eq!(stored.spec.claim.unknown["later"], 1);
+    assert_eq!(stored.spec.claim.holder.unwrap().unknown["mood"], "fine");
+}
+
+#[tokio::test]
+async fn an_ipclaim_that_says_another_address_than_its_name_is_named_and_not_believed() {
+    let cluster = cluster(false).await;
+    let ledger = ledger_of_objects(&cluster, "net").await;
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
+    let api: Api<IPClaim> = Api::all(cluster.client("test").unwrap());
+    let name = object_name("net", claim.address);
+    let other = json!({"spec": {"address": "10.0.0.9"}});
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(other)).await.unwrap();
+    for error in [ledger.read(claim.address).await.unwrap_err(), ledger.all().await.unwrap_err()] {
+        let said = error.to_string();
+        assert!(said.contains(&name) && said.contains("the claim on 10.0.0.9 in network \"net\""), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_without_the_kind_is_said_to_have_no_ledger() {
+    let options = Options { crds: calico::crds(), without_controllers: true, ..Default::default() };
+    let cluster = Cluster::start(options).await.unwrap();
+    let ledger = ledger_of_objects(&cluster, "net").await;
+    assert!(!ledger.is_served().await.unwrap());
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    let errors = [
+        ledger.read(claim.address).await.unwrap_err(),
+        ledger.all().await.unwrap_err(),
+        ledger.swap(claim.address, None, Some(&claim)).await.unwrap_err(),
+        ledger.swap(claim.address, Some(7), None).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.failure, Failure::NoLedger, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_is_lost_leaves_the_outcome_unknown_and_the_write_done() {
+    let cluster = cluster(false).await;
+    let ledger = ledger_of_objects(&cluster, "net").await;
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    let faults = cluster.server().faults();
+    faults.on(Match::on("create", "ipclaims.kube-ipam.io"), Fault::LoseReplyAfterCommit, 1);
+    let error = ledger.swap(claim.address, None, Some(&claim)).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Unknown(_)), "{error}");
+    let standing = ledger.read(claim.address).await.unwrap().unwrap();
+    assert_eq!(standing.value, claim);
+    faults.on(Match::on("delete", "ipclaims.kube-ipam.io"), Fault::LoseReplyAfterCommit, 1);
+    let error = ledger.swap(claim.address, Some(standing.revision), None).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Unknown(_)), "{error}");
+    assert_eq!(ledger.read(claim.address).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_change_neither_misses_it_nor_asks_without_pause_when_the_server_has_forgotten_much() {
+    let cluster = cluster(false).await;
+    let ledger = ledger_of_objects(&cluster, "net").await;
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    let Swap::Done(revision) = ledger.swap(claim.address, None, Some(&claim)).await.unwrap() else { panic!("lost") };
+    let other = conformance::sample(ip("10.0.0.2"), "b");
+    ledger.swap(other.address, None, Some(&other)).await.unwrap();
+    cluster.server().compact();
+    let waiting = tokio::spawn({
+        let ledger = ledger.clone();
+        async move { ledger.changed(claim.address, revision).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished(), "nothing has changed");
+    ledger.swap(claim.address, Some(revision), None).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(3), waiting).await.unwrap().unwrap().unwrap();
+    // What has changed before somebody begins to wait is heard of at once.
+    cluster.server().compact();
+    tokio::time::timeout(Duration::from_secs(3), ledger.changed(claim.address, revision)).await.unwrap().unwrap();
 }
 
 /// From here on nobody gets in without a password; `ipam` may do what it likes under our prefix only.

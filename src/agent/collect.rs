@@ -40,7 +40,7 @@ impl Agent {
     async fn collect_for(&self, net: &NetConf) {
         // Decisions about the whole cluster are made on live reads: this store remembers nothing.
         let store = self.driver.objects().inner().clone();
-        let driver = Driver::new(store, self.ledgers.of(net), Timestamp::now).observed(self.witness.clone());
+        let driver = Driver::new(store, Some(self.ledgers.of(net)), Timestamp::now).observed(self.witness.clone());
         let mut collector = Collector::new(driver, net, collector::Options::default());
         let election = Election { identity: self.options.node.clone(), ..Election::default() };
         let stop = async {

@@ -1,24 +1,29 @@
-//! The ledgers that configurations name, each opened once.
+//! The ledgers that configurations mean, each opened once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::netconf::NetConf;
-use crate::service::LazyLedger;
+use crate::store::LazyLedger;
+use crate::store::kube::KubeStore;
 
 /// Ledgers by how they are reached and by network.
-#[derive(Default)]
 pub(super) struct Ledgers {
+    /// For claims that are Kubernetes objects. What the agent has heard of the cluster is not asked: claims
+    /// are always read live.
+    store: KubeStore,
     open: Mutex<HashMap<String, Arc<LazyLedger>>>,
 }
 
 impl Ledgers {
-    /// The ledger of a configuration, if it has one.
-    pub(super) fn of(&self, net: &NetConf) -> Option<Arc<LazyLedger>> {
-        let etcd = net.ipam.etcd.as_ref()?;
-        let key = format!("{etcd:?} {}", net.ipam.network);
+    pub(super) fn new(store: KubeStore) -> Self {
+        Self { store, open: Mutex::default() }
+    }
+
+    /// The ledger of a configuration.
+    pub(super) fn of(&self, net: &NetConf) -> Arc<LazyLedger> {
+        let key = format!("{:?} {}", net.ipam.etcd, net.ipam.network);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let ledger = open.entry(key).or_insert_with(|| Arc::new(LazyLedger::new(etcd.clone(), &net.ipam.network)));
-        Some(ledger.clone())
+        open.entry(key).or_insert_with(|| Arc::new(LazyLedger::of(&net.ipam, &self.store))).clone()
     }
 }

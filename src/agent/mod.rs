@@ -45,8 +45,8 @@ use self::witness::Witness;
 use crate::driver::{Driver, DropLater};
 use crate::install::NodeFiles;
 use crate::protocol::{SOCKET, STATUS_SOCKET};
-use crate::service::LazyLedger;
 use crate::service::state::State;
+use crate::store::LazyLedger;
 use crate::store::cached::{Cached, Shelves};
 use crate::store::kube::KubeStore;
 
@@ -136,6 +136,7 @@ impl Agent {
         let witness = Arc::new(Witness { node: node.clone(), metrics, events, troubles: Troubles::default() });
         let shelves = Arc::new(Shelves::new(&node));
         let (later, handles) = tokio::sync::mpsc::unbounded_channel();
+        let ledgers = Ledgers::new(store.clone());
         let driver = Driver::new(Cached::new(store, shelves.clone()), None, Timestamp::now)
             .gated(state.clone())
             .observed(witness.clone())
@@ -143,7 +144,7 @@ impl Agent {
         let agent = Arc::new(Self {
             options,
             driver,
-            ledgers: Ledgers::default(),
+            ledgers,
             state,
             ahead: Ahead::default(),
             client: watching.clone(),

@@ -90,7 +90,7 @@ impl Agent {
     }
 
     pub(super) fn driver_for(&self, net: &NetConf) -> AgentDriver {
-        self.driver.on_ledger(self.ledgers.of(net))
+        self.driver.on_ledger(Some(self.ledgers.of(net)))
     }
 }
 

@@ -7,7 +7,7 @@ use futures::stream;
 
 use super::Snapshot;
 use crate::pod::Owner;
-use crate::store::{Failure, Ledger, Object, Objects, StoreError};
+use crate::store::{Failure, Ledger, Object, Objects, StoreError, if_any};
 
 /// How many owners are looked up side by side.
 const SIDE_BY_SIDE: usize = 8;
@@ -46,8 +46,8 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
     let complete = unread.is_empty();
     if let Some(ledger) = ledger {
         progress("claims");
-        match ledger.all().await {
-            Ok(claims) => snapshot.claims = Some(claims),
+        match if_any(ledger.all().await) {
+            Ok(claims) => snapshot.claims = claims,
             Err(error) => unread.push(error),
         }
         progress("owners of claims");

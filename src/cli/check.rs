@@ -10,7 +10,7 @@ use super::Outcome;
 use super::connect::{Connection, Site};
 use super::output::{self, Format, Progress};
 use crate::audit::{self, Reading, Snapshot, Violation};
-use crate::store::etcd::EtcdLedger;
+use crate::store::AnyLedger;
 use crate::store::kube::KubeStore;
 
 /// What is asked for.
@@ -45,7 +45,8 @@ struct Judged {
 impl Check {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
         let site = connection.site()?;
-        let (store, ledger) = (site.store().await?, site.ledger().await?);
+        let store = site.store().await?;
+        let ledger = site.ledger(&store).await?;
         let mut reading = read(&site, &store, ledger.as_ref()).await;
         let mut violations = reading.snapshot.as_ref().map(audit::audit).unwrap_or_default();
         if !violations.is_empty() {
@@ -72,7 +73,7 @@ impl Check {
     }
 }
 
-async fn read(site: &Site, store: &KubeStore, ledger: Option<&EtcdLedger>) -> Reading {
+async fn read(site: &Site, store: &KubeStore, ledger: Option<&AnyLedger>) -> Reading {
     let progress = Progress::new();
     let reading = audit::read(store, ledger, &|what| progress.reading(what)).await;
     let snapshot = reading.snapshot.map(|snapshot| Snapshot { net: site.net.clone(), ..snapshot });
@@ -109,7 +110,7 @@ impl Report {
             summary += &format!(", {}", count(self.notes.len(), "note"));
         }
         let missing: Vec<&str> = [
-            (self.judged.claims, "claims were not looked at: no --etcd-url or --conflist"),
+            (self.judged.claims, "claims were not looked at: no ledger is named"),
             (self.judged.ranges, "ranges were not judged: no --conflist"),
         ]
         .into_iter()

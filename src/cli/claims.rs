@@ -1,10 +1,10 @@
 //! `claims`, also `show --claims`: who owns which fixed address, and which pod has it.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 
 use super::Outcome;
-use super::connect::{Connection, LEDGER};
+use super::connect::Connection;
 use super::output::{self, Format, NONE};
 use crate::claim::Claim;
 use crate::store::Ledger as _;
@@ -19,7 +19,8 @@ pub(super) struct Claims {
 
 impl Claims {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
-        let ledger = connection.site()?.ledger().await?.context(LEDGER)?;
+        let site = connection.site()?;
+        let ledger = site.needed_ledger(&site.store().await?).await?;
         let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
         let wanted: Vec<Claim> = claims.filter(|claim| self.wants(claim)).collect();
         output::print(format, &wanted, || table(&wanted))

@@ -9,11 +9,11 @@ use clap::Args;
 use kube::config::KubeConfigOptions;
 use serde_json::{Map, Value};
 
+use super::ledger::{Choice, LedgerKind};
 use crate::cni::object::Object;
 use crate::cni::{CniError, code};
 use crate::conflist::plugin_conf;
 use crate::netconf::{EtcdConfig, NetConf};
-use crate::store::etcd::EtcdLedger;
 use crate::store::kube::KubeStore;
 use crate::store::{Failure, Objects as _, StoreError};
 
@@ -33,7 +33,10 @@ pub(super) struct Connection {
     /// The ledger's network: `ipam.name` of the CNI config; k8s-pod-network by default.
     #[arg(long, global = true, value_name = "NAME")]
     pub network: Option<String>,
-    /// etcd's client URLs, separated by commas. Without them claims are not looked at.
+    /// Where the claims are; by default in etcd if one is named, else IPClaims.
+    #[arg(long, global = true, value_enum, value_name = "KIND")]
+    pub ledger: Option<LedgerKind>,
+    /// etcd's client URLs, separated by commas.
     #[arg(long, global = true, value_delimiter = ',', value_name = "URL")]
     pub etcd_url: Vec<String>,
     /// File with the client certificate for etcd.
@@ -70,8 +73,10 @@ pub(super) struct Site {
     pub context: Option<String>,
     /// The ledger's network.
     pub network: String,
-    /// Where the ledger is, if there is one.
+    /// The etcd that is named, if one is.
     pub etcd: Option<EtcdConfig>,
+    /// Which ledger is meant.
+    pub choice: Choice,
 }
 
 /// Flags by the fields of `etcdConfig` whose place they take. Longer names go first, for the errors' sake.
@@ -103,6 +108,13 @@ impl Connection {
         let section = list.map(our_section).transpose()?;
         let net = section.as_ref().map(|conf| NetConf::parse(conf, "kube-ipam")).transpose()?;
         let etcd_section = section.as_ref().and_then(|conf| conf.pointer("/ipam/etcdConfig"));
+        let etcd = self.etcd(etcd_section)?;
+        let choice = match (self.ledger, &etcd, &net) {
+            (Some(kind), _, _) => Choice::Said(kind),
+            (None, Some(_), _) => Choice::Said(LedgerKind::Etcd),
+            (None, None, Some(_)) => Choice::Implied,
+            (None, None, None) => Choice::Unsaid,
+        };
         let listed = |of: fn(&NetConf) -> Option<PathBuf>| net.as_ref().and_then(of);
         Ok(Site {
             // With a context somebody's own kubeconfig is meant.
@@ -116,7 +128,8 @@ impl Connection {
                 (None, Some(net)) => net.ipam.network.clone(),
                 (None, None) => NETWORK.to_owned(),
             },
-            etcd: self.etcd(etcd_section)?,
+            etcd,
+            choice,
             net,
         })
     }
@@ -204,12 +217,6 @@ impl Site {
             }
         }
     }
-
-    /// The ledger, if one is named.
-    pub(super) async fn ledger(&self) -> Result<Option<EtcdLedger>> {
-        let Some(etcd) = &self.etcd else { return Ok(None) };
-        Ok(Some(EtcdLedger::open(etcd, &self.network).await?))
-    }
 }
 
 /// The blocks that hold an address: by its pool's block size, or, if there is none, by whatever size it has.
@@ -241,9 +248,6 @@ pub(super) fn optional<K>(listed: Result<Vec<K>, StoreError>) -> Result<Vec<K>, 
         other => other,
     }
 }
-
-/// The flags that name a ledger, for errors.
-pub(super) const LEDGER: &str = "claims are in etcd: give --etcd-url, or --conflist with an etcdConfig";
 
 #[cfg(test)]
 mod tests {
@@ -292,6 +296,22 @@ mod tests {
     fn without_anything_there_is_a_default_network_and_no_ledger() {
         let site = Connection::default().over(None).unwrap();
         assert_eq!(site, Site { network: NETWORK.to_owned(), ..Site::default() });
+    }
+
+    #[test]
+    fn the_ledger_is_the_one_that_is_named_nearest() {
+        let choice = |ledger, url: &[&str], list: Option<&Value>| {
+            let etcd_url = url.iter().map(|url| (*url).to_owned()).collect();
+            Connection { ledger, etcd_url, ..Connection::default() }.over(list).unwrap().choice
+        };
+        let mut without = guide();
+        without["plugins"][0]["ipam"].as_object_mut().unwrap().remove("etcdConfig");
+        assert_eq!(choice(None, &[], None), Choice::Unsaid);
+        assert_eq!(choice(None, &[], Some(&without)), Choice::Implied);
+        assert_eq!(choice(None, &[], Some(&guide())), Choice::Said(LedgerKind::Etcd));
+        assert_eq!(choice(None, &["http://h:1"], Some(&without)), Choice::Said(LedgerKind::Etcd));
+        let objects = Some(LedgerKind::Objects);
+        assert_eq!(choice(objects, &[], Some(&guide())), Choice::Said(LedgerKind::Objects));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod claims;
 mod conflist;
 mod connect;
 mod install;
+mod ledger;
 mod output;
 mod release;
 mod show;

@@ -32,7 +32,7 @@ pub mod code {
     pub const EXHAUSTED: u32 = 101;
     /// No Calico IP pool covers the subnet, or the pool is disabled.
     pub const NO_POOL: u32 = 102;
-    /// A fixed address was asked for, but no ledger of claims is configured.
+    /// A fixed address was asked for, but there is no ledger of claims.
     pub const NO_LEDGER: u32 = 103;
     /// The API server or etcd does not accept the credentials, or they are not enough.
     pub const FORBIDDEN: u32 = 104;

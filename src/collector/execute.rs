@@ -11,7 +11,7 @@ use super::decide::{Allocation, Finding, Needs, Task};
 use super::{Collector, Failed, Report};
 use crate::audit::Snapshot;
 use crate::driver::{ClaimFate, Error, NotWithdrawn};
-use crate::store::{Ledger, Object, Objects, StoreError};
+use crate::store::{Ledger, Object, Objects, StoreError, if_any};
 
 /// No repair lasts longer: a mandate is asked for at least this much. One that is cut off by it is left as a
 /// crash would leave it, which a later round finishes.
@@ -65,11 +65,16 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         }
         live.owners = owners;
         if let Some(ledger) = self.driver.ledger() {
-            let mut claims = Vec::new();
+            live.claims = Some(Vec::new());
             for address in &needs.claims {
-                claims.extend(ledger.read(*address).await?);
+                match if_any(ledger.read(*address).await)? {
+                    Some(claim) => live.claims.get_or_insert_default().extend(claim),
+                    None => {
+                        live.claims = None;
+                        break;
+                    }
+                }
             }
-            live.claims = Some(claims);
         }
         // Handles before blocks: an ADD writes them in this order.
         live.handles = self.each::<IPAMHandle>(&needs.handles).await?;

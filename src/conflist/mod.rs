@@ -34,7 +34,7 @@ pub struct ConflistArgs {
     pub ledger: Option<String>,
     /// `ipam.kubeConfig`
     pub kubeconfig: Option<String>,
-    /// `ipam.etcdConfig`; absent: no fixed addresses.
+    /// `ipam.etcdConfig`; absent: claims are IPClaims, on the API server.
     pub etcd: Option<EtcdArgs>,
     /// The subnets, at least one.
     pub subnets: Vec<SubnetArgs>,

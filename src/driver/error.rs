@@ -60,7 +60,7 @@ pub enum Error {
     /// Calico's pools do not allow the assignment.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// A fixed address is wanted, and there is no ledger.
+    /// A fixed address is wanted, and this driver has no ledger.
     #[error("pod asks for the fixed address {0}, but no ledger of claims is configured")]
     NoLedger(String),
     /// None of the wanted fixed addresses can be had.

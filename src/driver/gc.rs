@@ -17,7 +17,7 @@ use super::edit::Whose;
 use super::release::HeldBy;
 use super::{Attachment, Driver, Error, INTERFACE_KEY, Trace, handle, handle_of};
 use crate::netconf::Attachment as Valid;
-use crate::store::{Ledger, Objects};
+use crate::store::{Ledger, Objects, if_any};
 
 /// A container's leftovers that were released.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         blocks: &[IPAMBlock],
     ) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
-        for claim in ledger.all().await? {
+        for claim in if_any(ledger.all().await)?.unwrap_or_default() {
             let Some(holder) = claim.value.holder.as_ref().filter(|h| h.node == attachment.node) else { continue };
             let recorded = |b: &IPAMBlock| matches!(b.spec.entry(claim.value.address), Entry::Used { .. });
             let handle = handle_of(&attachment.net.network, &holder.container_id);

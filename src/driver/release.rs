@@ -12,7 +12,7 @@ use super::converge::{Backoff, Known, Step};
 use super::edit::{Edit, Outcome, Release, Whose};
 use super::{Attachment, Driver, Error, INTERFACE_KEY, Trace};
 use crate::claim::Claim;
-use crate::store::{Ledger, Objects, Swap, Versioned};
+use crate::store::{Ledger, Objects, Swap, Versioned, if_any};
 
 /// Time for the deletion of a handle that nobody waits for.
 const FINISH_TIME: Duration = Duration::from_secs(30);
@@ -144,14 +144,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// what a DEL leaves that got no further than the block; then the ledger itself is searched.
     async fn clear_claims(&self, freed: &[Freed], held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else {
-            for freed in freed.iter().filter(|f| f.fixed) {
-                tracing::warn!(address = %freed.address, "released, but its claim was not: no etcdConfig any more");
-            }
+            freed.iter().filter(|f| f.fixed).for_each(|f| no_claim(f.address));
             return Ok(());
         };
         let mut addresses: Vec<IpAddr> = freed.iter().filter(|f| f.fixed).map(|f| f.address).collect();
         if freed.is_empty() {
-            let all = ledger.all().await?;
+            let all = if_any(ledger.all().await)?.unwrap_or_default();
             addresses = all.into_iter().filter(|c| holds(&c.value, held)).map(|c| c.value.address).collect();
         }
         for address in addresses {
@@ -163,7 +161,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Gives back the claims of a container that no handle leads to: its ADD died before it made one.
     async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
-        for claim in ledger.all().await?.into_iter().filter(|c| holds(&c.value, held)) {
+        let all = if_any(ledger.all().await)?.unwrap_or_default();
+        for claim in all.into_iter().filter(|c| holds(&c.value, held)) {
             self.give_up_claim(&claim, held, deadline).await?;
         }
         Ok(())
@@ -224,7 +223,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         deadline: Instant,
     ) -> Result<(), Error> {
         let mut backoff = Backoff::new(deadline);
-        let mut standing = ledger.read(address).await?;
+        let Some(mut standing) = if_any(ledger.read(address).await)? else {
+            no_claim(address);
+            return Ok(());
+        };
         loop {
             let Some(found) = standing.filter(|c| holds(&c.value, held)) else { return Ok(()) };
             match ledger.swap(address, Some(found.revision), Some(&found.value.released())).await {
@@ -281,6 +283,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         .await
         .map(|settled| settled.value)
     }
+}
+
+/// The ledger in which the address was claimed is not named any more, or its kind was deleted.
+fn no_claim(address: IpAddr) {
+    tracing::warn!(%address, "a fixed address was released, but its claim was not: there is no ledger any more");
 }
 
 /// By the container, or by the pod as long as the claim names no container.

@@ -21,7 +21,7 @@ use crate::range::{self, Family, RangeSet};
 pub struct Ipam {
     /// `ipam.name`, by default the network's name: the ledger's network.
     pub network: String,
-    /// `ipam.etcdConfig`; none: no fixed addresses.
+    /// `ipam.etcdConfig`: where claims are; none: they are IPClaims, on the API server.
     pub etcd: Option<EtcdConfig>,
     /// The IPv4 subnets.
     pub v4: Option<RangeSet>,

@@ -12,7 +12,8 @@ use crate::cni::{CniError, Invocation, code};
 use crate::driver::Driver;
 use crate::netconf::NetConf;
 use crate::service::state::State;
-use crate::service::{Call, LazyLedger, Served, log_answer, node_name_for, unserved};
+use crate::service::{Call, Served, log_answer, node_name_for, unserved};
+use crate::store::LazyLedger;
 use crate::store::kube::KubeStore;
 
 /// Set by SIGTERM: the runtime has given up.
@@ -71,6 +72,6 @@ async fn driver(net: &NetConf) -> Result<Driver<KubeStore, LazyLedger>, CniError
         let remedy = "mend the file that kubeConfig (or kubernetes.kubeconfig) names, or name another";
         CniError::new(code, e.to_string(), remedy)
     })?;
-    let ledger = net.ipam.etcd.clone().map(|etcd| LazyLedger::new(etcd, &net.ipam.network));
+    let ledger = Some(LazyLedger::of(&net.ipam, &store));
     Ok(Driver::new(store, ledger, Timestamp::now))
 }

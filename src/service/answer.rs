@@ -81,10 +81,7 @@ pub fn error(error: &Error) -> CniError {
             "Set CALICO_IPV4POOL_CIDR (or the IPPool's cidr) and the config's subnet to the same value.".into(),
         ),
         Error::Pool(_) => (code::NO_POOL, "Change the pool, or the annotation or config that chose it.".into()),
-        Error::NoLedger(_) => (
-            code::NO_LEDGER,
-            "Fixed addresses need ipam.etcdConfig with etcdURL in the CNI config; claims are kept there.".into(),
-        ),
+        Error::NoLedger(_) => (code::NO_LEDGER, NEEDS_LEDGER.into()),
         Error::Taken { .. } => (
             code::ADDRESS_HELD,
             "kube-ipam did not give it to that user by a claim. Delete the pod that uses it, or free it with \
@@ -122,6 +119,7 @@ fn of_store(store: &StoreError) -> CniError {
         Failure::Unreadable(_) => (code::IO, "Make the file readable for the runtime's user, or name another."),
         Failure::Malformed(_) => (code::DECODE, "Put the right PEM file there, or name another."),
         Failure::NoKind => (code::NO_POOL, "Install Calico's CRDs first."),
+        Failure::NoLedger => (code::NO_LEDGER, NEEDS_LEDGER),
         Failure::Refused(_) | Failure::Corrupt(_) => (code::INTERNAL, "Run `kube-ipam check`."),
         Failure::Full(_) => {
             (code::TRY_AGAIN, "Compact and defragment etcd, or raise its quota, then `etcdctl alarm disarm`.")
@@ -137,6 +135,10 @@ fn of_store(store: &StoreError) -> CniError {
     };
     CniError::new(code, store.to_string(), remedy)
 }
+
+/// What to do where claims cannot be kept.
+const NEEDS_LEDGER: &str = "Fixed addresses need a ledger of claims: apply kube-ipam's yaml/ipclaims.yaml, or name etcd by \
+                            ipam.etcdConfig in the CNI config.";
 
 /// An error of STATUS: the same facts under the code that says "not now".
 pub fn unavailable(failure: &Error) -> CniError {

@@ -1,7 +1,6 @@
 //! One CNI call from parsed input to answer: the same for the plugin on its own and for the node's agent.
 
 pub mod answer;
-mod ledger;
 mod served;
 pub mod state;
 
@@ -11,7 +10,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use self::ledger::LazyLedger;
 pub use self::served::{Given, How, Served};
 use self::state::{Note, State};
 use crate::cni::{CniArgs, CniError, Invocation, Verb, code, version_answer};

@@ -158,7 +158,8 @@ fn failure<T>(result: Result<T, StoreError>) -> Option<Failure> {
     result.err().map(|e| e.failure)
 }
 
-fn sample(address: IpAddr, pod: &str) -> Claim {
+/// A claim of a bare pod of that name.
+pub fn sample(address: IpAddr, pod: &str) -> Claim {
     let owner = Owner {
         namespace: "default".into(),
         group: String::new(),

@@ -8,10 +8,14 @@ pub mod cached;
 pub mod conformance;
 pub mod etcd;
 pub mod faulty;
+pub mod ipclaim;
 pub mod kube;
+mod ledgers;
 pub mod memory;
 mod tls;
 mod transport;
+
+pub use self::ledgers::{AnyLedger, LazyLedger};
 
 use std::fmt;
 use std::future::Future;
@@ -170,6 +174,10 @@ pub enum Failure {
     /// The cluster does not serve the kind at all (its CRD is not installed).
     #[error("the API server does not know this kind; is Calico (its CRDs) installed?")]
     NoKind,
+    /// There is no ledger: the network names no etcd, and the cluster does not serve IPClaims. Then there is no
+    /// claim either, as far as this network is concerned.
+    #[error("the API server does not know the kind IPClaim (kube-ipam.io), and no etcdConfig is named")]
+    NoLedger,
     /// The server is overloaded and refused before doing anything; wait at least this long.
     #[error("the server asks to wait {0:?} (429 Too Many Requests)")]
     Busy(Duration),
@@ -207,6 +215,19 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing anything by hand.
     pub fn is_transient(&self) -> bool {
         matches!(self.failure, Failure::Conflict | Failure::Busy(_) | Failure::Unknown(_))
+    }
+
+    /// Whether it says that there is no ledger at all, see [`Failure::NoLedger`].
+    pub fn is_no_ledger(&self) -> bool {
+        self.failure == Failure::NoLedger
+    }
+}
+
+/// What a ledger gave; `None` where there is no ledger at all.
+pub(crate) fn if_any<T>(answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match answer {
+        Err(error) if error.is_no_ledger() => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Options {
 
 /// Measures all ways in every section. Progress goes to stderr.
 pub async fn run(tools: Tools, ways: &[Way], options: &Options) -> Result<Report> {
-    let crds = options.crds.clone().map_or_else(|| Crds::Definitions(calico::crds()), Crds::File);
+    let crds = options.crds.clone().map_or_else(|| Crds::Definitions(crate::crds()), Crds::File);
     eprintln!("starting etcd and the API server ...");
     let mut ground = Ground::start(tools, crds).await?;
     let mut sections = Vec::new();

@@ -7,9 +7,21 @@ use super::MainPlugin;
 /// `ipam.name` of every configuration here: the ledger's network.
 pub const LEDGER: &str = "kube-subnet";
 
+/// Where the claims are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ledger {
+    /// In etcd, by `etcdConfig`.
+    #[default]
+    Etcd,
+    /// IPClaims: no `etcdConfig`.
+    Objects,
+}
+
 /// What scenarios vary in the configuration.
 #[derive(Debug, Clone)]
 pub struct Network {
+    /// Where the claims are.
+    pub ledger: Ledger,
     /// First and last address for random pods.
     pub range: (String, String),
     /// Whether pods get an IPv6 address too.
@@ -33,7 +45,7 @@ pub struct Site {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { range: ("10.244.0.10".into(), "10.244.0.200".into()), dual_stack: false, wait: 20 }
+        Self { ledger: Ledger::Etcd, range: ("10.244.0.10".into(), "10.244.0.200".into()), dual_stack: false, wait: 20 }
     }
 }
 
@@ -44,13 +56,15 @@ impl Network {
             "name": LEDGER,
             "type": "kube-ipam",
             "kubeConfig": site.kubeconfig,
-            "etcdConfig": site.etcd,
             "gateway": "10.244.0.1",
             "routes": [{"dst": "0.0.0.0/0"}],
             "resolvConf": "/etc/resolv.conf",
             "waitSeconds": self.wait,
             "takeover": {"graceSeconds": 15},
         });
+        if self.ledger == Ledger::Etcd {
+            ipam["etcdConfig"] = site.etcd.clone();
+        }
         ipam["subnet"] = json!("10.244.0.0/16");
         ipam["rangeStart"] = json!(self.range.0);
         ipam["rangeEnd"] = json!(self.range.1);

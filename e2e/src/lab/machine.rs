@@ -48,8 +48,8 @@ pub struct Real {
 }
 
 impl Machine {
-    pub(super) async fn embedded(with_agents: bool) -> Result<(Self, Client)> {
-        let options = embedded::Options { crds: calico::crds(), etcd: true, ..Default::default() };
+    pub(super) async fn embedded(with_agents: bool, network: &Network) -> Result<(Self, Client)> {
+        let options = embedded::Options { crds: crate::crds(), etcd: true, ..Default::default() };
         let cluster = embedded::Cluster::start(options).await?;
         let client = cluster.client("lab")?;
         let bin = TempDir::with_prefix("kube-ipam-bin-")?;
@@ -57,7 +57,7 @@ impl Machine {
         let agents = with_agents.then(Agents::default);
         let embedded = Embedded { agents, nodes: Mutex::default(), cluster, bin };
         for name in NODES {
-            embedded.start_node(name, &Network::default()).await?;
+            embedded.start_node(name, network).await?;
         }
         Ok((Self::Embedded(Box::new(embedded)), client))
     }
@@ -72,7 +72,7 @@ impl Machine {
         let network = Network::default();
         let options = real::Options {
             nodes: NODES.map(str::to_owned).to_vec(),
-            crds: crds.map_or_else(|| Crds::Definitions(calico::crds()), Crds::File),
+            crds: crds.map_or_else(|| Crds::Definitions(crate::crds()), Crds::File),
             kube_ipam_bin: Some(tools::kube_ipam()?),
             calico_bin,
             conflist: Some(Box::new(move |facts| network.conflist(main, &facts.name, &real_site(facts)).to_string())),

@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::calls::Counts;
 
 pub use calicoctl::{Row, pool_rows};
-pub use conflist::{Network, Site};
+pub use conflist::{LEDGER, Ledger, Network, Site};
 pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
 pub use world::{Limits, address, node_of};
@@ -34,6 +34,7 @@ pub struct Lab {
     client: Client,
     main: MainPlugin,
     limits: Limits,
+    ledger: Ledger,
 }
 
 /// The plugin that runs kube-ipam on the nodes.
@@ -50,8 +51,14 @@ pub enum MainPlugin {
 impl Lab {
     /// The embedded tier: two stand-in nodes, with or without an agent on each.
     pub async fn embedded(agents: bool) -> Result<Self> {
-        let (machine, client) = Machine::embedded(agents).await?;
-        Self::prepare(machine, client, MainPlugin::StandIn).await
+        Self::embedded_on(agents, Ledger::default()).await
+    }
+
+    /// The same with the claims in a ledger of choice.
+    pub async fn embedded_on(agents: bool, ledger: Ledger) -> Result<Self> {
+        let network = Network { ledger, ..Network::default() };
+        let (machine, client) = Machine::embedded(agents, &network).await?;
+        Self::prepare(machine, client, MainPlugin::StandIn, ledger).await
     }
 
     /// The real tier, with two real nodes, with or without an agent on each; `None` if it cannot run here, which has been said on stderr.
@@ -61,12 +68,12 @@ impl Lab {
         let main = if calico_bin.is_some() { MainPlugin::Calico } else { MainPlugin::Ptp };
         let crds = std::env::var_os("CALICO_CRDS").map(PathBuf::from);
         let Some((machine, client)) = Machine::real(calico_bin, crds, main, agents).await? else { return Ok(None) };
-        Self::prepare(machine, client, main).await.map(Some)
+        Self::prepare(machine, client, main, Ledger::Etcd).await.map(Some)
     }
 
-    async fn prepare(machine: Machine, client: Client, main: MainPlugin) -> Result<Self> {
+    async fn prepare(machine: Machine, client: Client, main: MainPlugin, ledger: Ledger) -> Result<Self> {
         let limits = if matches!(machine, Machine::Embedded(_)) { Limits::QUICK } else { Limits::REAL };
-        let lab = Self { machine, client, main, limits };
+        let lab = Self { machine, client, main, limits, ledger };
         for (name, cidr, block_size) in
             [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)]
         {
@@ -113,6 +120,16 @@ impl Lab {
     /// What runs kube-ipam on the nodes.
     pub fn main_plugin(&self) -> MainPlugin {
         self.main
+    }
+
+    /// Where the claims are.
+    pub fn ledger(&self) -> Ledger {
+        self.ledger
+    }
+
+    /// The configuration that the nodes start with.
+    pub fn network(&self) -> Network {
+        Network { ledger: self.ledger, ..Network::default() }
     }
 
     /// How long things may take here.
@@ -188,12 +205,17 @@ impl Lab {
 
     /// Runs the kube-ipam command line on this cluster; what it printed, and whether it ended well.
     pub fn kube_ipam(&self, arguments: &[&str]) -> Result<(bool, String)> {
+        let ledger = match self.ledger {
+            Ledger::Etcd => ["--etcd-url".to_owned(), self.machine.etcd_url()?],
+            Ledger::Objects => ["--ledger".to_owned(), "objects".to_owned()],
+        };
         let output = std::process::Command::new(crate::tools::kube_ipam()?)
             .args(arguments)
             .env_remove("CNI_COMMAND")
             .arg("--kubeconfig")
             .arg(self.machine.kubeconfig())
-            .args(["--etcd-url", &self.machine.etcd_url()?, "--network", conflist::LEDGER])
+            .args(ledger)
+            .args(["--network", conflist::LEDGER])
             .output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         Ok((output.status.success(), text))

@@ -20,7 +20,7 @@ pub enum Crds {
     /// No definitions.
     #[default]
     None,
-    /// A file of YAML documents, such as Calico's own.
+    /// A file of YAML documents, such as Calico's own; kube-ipam's own are added.
     File(PathBuf),
     /// Definitions made by code.
     Definitions(Vec<CustomResourceDefinition>),
@@ -35,7 +35,8 @@ pub async fn apply(client: &kube::Client, crds: &Crds) -> Result<()> {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             let documents = serde_yaml_ng::Deserializer::from_str(&text).map(Value::deserialize);
             let documents = documents.collect::<Result<Vec<_>, _>>().with_context(|| path.display().to_string())?;
-            documents.into_iter().filter(|document| document["kind"] == "CustomResourceDefinition").collect()
+            let definitions = documents.into_iter().filter(|document| document["kind"] == "CustomResourceDefinition");
+            definitions.chain([serde_json::to_value(kube_ipam::store::ipclaim::crd())?]).collect()
         }
         Crds::Definitions(definitions) => {
             definitions.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?

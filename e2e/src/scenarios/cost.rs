@@ -1,5 +1,5 @@
-//! What one call of the plugin costs, counted from outside: by the API server's log and by an etcd of its own,
-//! which counts the transactions. The calls are made as a runtime makes them, on a node that has a block already.
+//! What one call of the plugin costs, counted from outside: by the API server's log and, where claims are in etcd,
+//! by one of its own, which counts the transactions. The calls are made as a runtime makes them, on a node that has a block already.
 
 use std::net::IpAddr;
 
@@ -14,16 +14,20 @@ use tempfile::TempDir;
 
 use crate::calls::Counts;
 use crate::embedded::etcd::Etcd;
-use crate::lab::{Lab, MainPlugin, Network, Site};
+use crate::lab::{LEDGER, Lab, Ledger, MainPlugin, Network, Site};
 use crate::standin::{self, Attachment};
 
 /// A node without kubelet: nobody but this scenario calls the plugin for it.
 const NODE: &str = "call-costs";
 const BLOCK: &str = "10.244.9.0/26";
 const FIXED: &str = "10.244.9.61";
+const CLAIMS: &str = "ipclaims";
 
 const MOST_READS_OF_ADD: usize = 8;
 const MOST_READS_OF_DEL: usize = 4;
+/// An IPClaim is read before it is taken, and again before the answer.
+const MORE_READS_OF_ADD: usize = 2;
+const MORE_READS_OF_DEL: usize = 1;
 
 /// The node's plugin: its binary and what it reads on stdin.
 struct Caller {
@@ -32,11 +36,16 @@ struct Caller {
 }
 
 /// A warm node's ADD costs at most eight reads, two writes and, for a fixed address only, one transaction;
-/// its DEL at most four reads, two writes and one transaction. Neither ever lists blocks.
+/// its DEL at most four reads, two writes and one transaction. Neither ever lists blocks. Where claims are
+/// IPClaims, one update stands for the transaction, and for a fixed address there are two more reads in an ADD and
+/// one in a DEL; for a random one the API server hears nothing of claims.
 pub async fn of_a_warm_node(lab: &Lab, namespace: &str) -> Result<()> {
-    let etcd = tokio::task::spawn_blocking(|| Etcd::start(None)).await??;
+    let etcd = match lab.ledger() {
+        Ledger::Etcd => Some(tokio::task::spawn_blocking(|| Etcd::start(None)).await??),
+        Ledger::Objects => None,
+    };
     let directory = TempDir::with_prefix("call-costs-")?;
-    let caller = Caller::new(lab, directory.path(), &etcd)?;
+    let caller = Caller::new(lab, directory.path(), etcd.as_ref())?;
     let node = json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}, "spec": {"unschedulable": true},
     });
@@ -49,21 +58,36 @@ pub async fn of_a_warm_node(lab: &Lab, namespace: &str) -> Result<()> {
         caller.call("ADD", &attachment).await?;
         caller.call("DEL", &attachment).await?;
     }
-    for (pod, transactions) in [(&random, 0), (&fixed, 1)] {
+    for (pod, claims) in [(&random, 0), (&fixed, 1)] {
         let attachment = attachment(pod);
-        for (verb, most_reads, writes) in [
-            ("ADD", MOST_READS_OF_ADD, [("create", "ipamhandles"), ("update", "ipamblocks")]),
-            ("DEL", MOST_READS_OF_DEL, [("update", "ipamblocks"), ("delete", "ipamhandles")]),
+        for (verb, most_reads, more, writes) in [
+            ("ADD", MOST_READS_OF_ADD, MORE_READS_OF_ADD, [("create", "ipamhandles"), ("update", "ipamblocks")]),
+            ("DEL", MOST_READS_OF_DEL, MORE_READS_OF_DEL, [("update", "ipamblocks"), ("delete", "ipamhandles")]),
         ] {
             let what = format!("{verb} of pod {}", pod.name_any());
-            let before = etcd.transactions()?;
-            let ((), counts) = lab.counted(caller.call(verb, &attachment)).await?;
+            let transactions = || etcd.as_ref().map_or(Ok(0), Etcd::transactions);
+            let before = transactions()?;
+            let ((), mut counts) = lab.counted(caller.call(verb, &attachment)).await?;
+            if etcd.is_none() {
+                of_claims(&counts, claims, more).with_context(|| what.clone())?;
+                counts = counts.iter().filter(|(_, resource, _)| *resource != CLAIMS).collect();
+            }
             within(&counts, most_reads, &writes).with_context(|| what.clone())?;
-            let made = etcd.transactions()? - before;
-            ensure!(made == transactions, "{what} made {made} transactions instead of {transactions}");
+            let made = transactions()? - before;
+            let expected = if etcd.is_some() { claims } else { 0 };
+            ensure!(made == expected, "{what} made {made} transactions instead of {expected}");
         }
     }
     clear(lab, namespace, &node).await
+}
+
+/// So many updates of IPClaims, and so many reads for each.
+fn of_claims(counts: &Counts, updates: u64, reads: usize) -> Result<()> {
+    let of_claims: Counts = counts.iter().filter(|(_, resource, _)| *resource == CLAIMS).collect();
+    let (updates, reads) = (updates as usize, updates as usize * reads);
+    let right = of_claims.of("update", CLAIMS) == updates && of_claims.writes() == updates;
+    ensure!(right && of_claims.of("get", CLAIMS) == reads && of_claims.reads() == reads, "of claims: {counts}");
+    Ok(())
 }
 
 fn within(counts: &Counts, most_reads: usize, writes: &[(&str, &str)]) -> Result<()> {
@@ -81,16 +105,16 @@ fn within(counts: &Counts, most_reads: usize, writes: &[(&str, &str)]) -> Result
 
 impl Caller {
     /// The guide's configuration, with a range that lies in one block and an etcd that nobody else uses.
-    fn new(lab: &Lab, directory: &std::path::Path, etcd: &Etcd) -> Result<Self> {
+    fn new(lab: &Lab, directory: &std::path::Path, etcd: Option<&Etcd>) -> Result<Self> {
         let kubeconfig = directory.join("kubeconfig");
         lab.write_counted_kubeconfig(&kubeconfig)?;
         let site = Site {
             kubeconfig: kubeconfig.display().to_string(),
-            etcd: json!({"etcdURL": etcd.url()}),
+            etcd: etcd.map_or(Value::Null, |etcd| json!({"etcdURL": etcd.url()})),
             log_file: Some(directory.join("cni.log").display().to_string()),
             state_dir: Some(directory.join("state").display().to_string()),
         };
-        let network = Network { range: ("10.244.9.10".into(), "10.244.9.60".into()), ..Network::default() };
+        let network = Network { range: ("10.244.9.10".into(), "10.244.9.60".into()), ..lab.network() };
         let conflist = network.conflist(MainPlugin::Calico, NODE, &site);
         let stdin = standin::Network::of(&conflist, NODE)?.stdin(&Value::Null);
         Ok(Self { binary: crate::tools::kube_ipam()?, stdin })
@@ -136,6 +160,11 @@ async fn clear(lab: &Lab, namespace: &str, node: &Value) -> Result<()> {
         ("BlockAffinity", affinity_name(NODE, &block)),
     ] {
         lab.delete(&json!({"apiVersion": "crd.projectcalico.org/v1", "kind": kind, "metadata": {"name": name}}))
+            .await?;
+    }
+    if lab.ledger() == Ledger::Objects {
+        let name = kube_ipam::store::ipclaim::object_name(LEDGER, fixed);
+        lab.delete(&json!({"apiVersion": "kube-ipam.io/v1alpha1", "kind": "IPClaim", "metadata": {"name": name}}))
             .await?;
     }
     Ok(())

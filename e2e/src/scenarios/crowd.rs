@@ -16,7 +16,7 @@ const RANDOM: usize = 200;
 const FIXED: std::ops::Range<u8> = 10..20;
 
 pub(super) async fn at_once(lab: &Lab, namespace: &str) -> Result<()> {
-    let network = Network { range: ("10.244.8.1".into(), "10.244.11.254".into()), ..Network::default() };
+    let network = Network { range: ("10.244.8.1".into(), "10.244.11.254".into()), ..lab.network() };
     let crowd = lab.crowd(NODES, &network).await?;
     let there = |mut workload: Value| {
         workload["spec"]["template"]["spec"]["nodeSelector"] = json!({CROWD: "true"});

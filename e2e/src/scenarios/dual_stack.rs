@@ -10,9 +10,9 @@ use super::{deployment, only};
 use crate::lab::{Lab, Network};
 
 pub(super) async fn both_families(lab: &Lab, namespace: &str) -> Result<()> {
-    lab.configure(&Network { dual_stack: true, ..Network::default() }).await?;
+    lab.configure(&Network { dual_stack: true, ..lab.network() }).await?;
     let outcome = attempt(lab, namespace).await;
-    lab.configure(&Network::default()).await?;
+    lab.configure(&lab.network()).await?;
     outcome
 }
 

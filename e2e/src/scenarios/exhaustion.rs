@@ -7,7 +7,7 @@ use super::{assert_has, deployment, fixed, only};
 use crate::lab::{Lab, Network, node_of};
 
 pub(super) async fn range(lab: &Lab, namespace: &str) -> Result<()> {
-    let small = Network { range: ("10.244.0.100".into(), "10.244.0.101".into()), ..Network::default() };
+    let small = Network { range: ("10.244.0.100".into(), "10.244.0.101".into()), ..lab.network() };
     lab.configure(&small).await?;
     let tried = async {
         lab.create(deployment(namespace, "two", 2, json!({}))).await?;
@@ -18,7 +18,7 @@ pub(super) async fn range(lab: &Lab, namespace: &str) -> Result<()> {
         only(lab.running(namespace, "third", 1).await?).map(drop)
     };
     let outcome = tried.await;
-    lab.configure(&Network::default()).await?;
+    lab.configure(&lab.network()).await?;
     outcome
 }
 

@@ -15,13 +15,12 @@ use tokio::time::Instant;
 
 use self::plan::{Plan, Refusal, Step};
 use super::Outcome;
-use super::connect::{Connection, LEDGER, blocks_around, optional};
+use super::connect::{Connection, blocks_around, optional};
 use super::output::{self, Format, Progress};
 use crate::audit::Snapshot;
 use crate::driver::{ClaimFate, Driver};
-use crate::store::etcd::EtcdLedger;
 use crate::store::kube::KubeStore;
-use crate::store::{Ledger as _, Objects as _};
+use crate::store::{AnyLedger, Ledger as _, Objects as _};
 
 /// Time for the writes.
 const WORK_TIME: Duration = Duration::from_secs(9);
@@ -61,10 +60,11 @@ struct Report<'a> {
 impl Release {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
         let site = connection.site()?;
-        let (store, ledger) = (site.store().await?, site.ledger().await?);
-        if self.claim && ledger.is_none() {
-            bail!("release --claim: {LEDGER}");
-        }
+        let store = site.store().await?;
+        let ledger = match self.claim {
+            true => Some(site.needed_ledger(&store).await.context("release --claim")?),
+            false => site.ledger(&store).await?,
+        };
         let snapshot = self.read(&store, ledger.as_ref()).await.context("could not be read, so nothing was done")?;
         let plan = match Plan::of(&snapshot, self.address, self.fate()) {
             Ok(plan) => plan,
@@ -96,7 +96,7 @@ impl Release {
     }
 
     /// Everything that bears on one address.
-    async fn read(&self, store: &KubeStore, ledger: Option<&EtcdLedger>) -> Result<Snapshot> {
+    async fn read(&self, store: &KubeStore, ledger: Option<&AnyLedger>) -> Result<Snapshot> {
         let progress = Progress::new();
         progress.reading("pools and blocks");
         let pools: Vec<IPPool> = store.list("").await?;

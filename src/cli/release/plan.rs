@@ -56,7 +56,7 @@ pub(super) enum Refusal {
     #[error("{address} is allocated under handle {handle}, for no pod and no node; whoever made it must release it")]
     Strange { address: IpAddr, handle: String },
     /// A fixed address, and no ledger.
-    #[error("{address} is a fixed address, whose claim must be cleared with it; {}", crate::cli::connect::LEDGER)]
+    #[error("{address} is a fixed address, whose claim must be cleared with it; {}", crate::cli::ledger::LEDGER)]
     NoLedger { address: IpAddr },
     /// The block does not say who has it.
     #[error("{address} lies in block {block}, which is malformed; see kube-ipam check")]

@@ -138,7 +138,7 @@ impl Shown {
 
     fn claim_fields(&self) -> Vec<(&'static str, String)> {
         match &self.claim {
-            None => vec![("Owner", "not looked at: no --etcd-url or --conflist".to_owned())],
+            None => vec![("Owner", "not looked at: no ledger is named".to_owned())],
             Some(None) => vec![("Owner", "none: not a fixed address".to_owned())],
             Some(Some(claim)) => {
                 let owned = format!("{} since {}", claim.owner, output::time(claim.created));

@@ -77,7 +77,8 @@ impl Show {
 
 async fn addresses(addresses: &[IpAddr], connection: &Connection, format: Format) -> Result<Outcome> {
     let site = connection.site()?;
-    let (store, ledger) = (site.store().await?, site.ledger().await?);
+    let store = site.store().await?;
+    let ledger = site.ledger(&store).await?;
     let pools: Vec<IPPool> = store.list("").await?;
     let reservations = Reservations::new(&optional(store.list::<IPReservation>("").await)?);
     let blocks = blocks_around(&store, &pools, addresses).await?;

@@ -158,7 +158,7 @@ fn object(code: u16, body: &Value, dropped: &[String]) -> Response<Body> {
 }
 
 fn refusal(error: &ApiError) -> Response<Body> {
-    let mut response = object(error.code, &error.status(), &[]);
+    let mut response = object(error.code, &error.body(), &[]);
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }

@@ -104,10 +104,17 @@ impl ApiError {
         Self::new(400, "BadRequest", message)
     }
 
+    /// What is not served at all. The real server says so in plain text, and by that a client tells a kind that is
+    /// not there from an object that is not.
     pub fn no_such_path() -> Self {
         let mut error = Self::new(404, "NotFound", "the server could not find the requested resource");
         error.details = Some(json!({}));
         error
+    }
+
+    /// What is sent.
+    pub fn body(&self) -> Value {
+        if *self == Self::no_such_path() { "404 page not found\n".into() } else { self.status() }
     }
 
     pub fn method_not_allowed() -> Self {
