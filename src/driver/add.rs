@@ -22,7 +22,7 @@ use super::snapshot::{Snapshot, check_coverage, host};
 use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace, UnmetPool};
 use crate::claim::{Asker, Holder};
 use crate::cni::{CniError, code};
-use crate::pod::{FixedRequest, Owner, PoolAnnotations};
+use crate::pod::{FixedRequest, Owner, PoolAnnotations, check_namespace};
 use crate::store::{Failure, Ledger, Objects, StoreError};
 
 /// How often another block is looked for after one filled up under our hands.
@@ -102,6 +102,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             Some(pod) => FixedRequest::parse(pod.annotations(), &attachment.net.ipam)?,
             None => None,
         };
+        if let (Some(request), Some(pod)) = (&request, attachment.pod) {
+            let namespace = snapshot.namespace.as_ref().map(|namespace| namespace.annotations());
+            check_namespace(request, pod.namespace, namespace, attachment.net.ipam.fixed)?;
+        }
         let owner = snapshot.pod.as_ref().filter(|_| request.is_some()).map(Owner::of).transpose()?;
         let wants = wants(attachment, &snapshot, request.as_ref(), owner.as_ref())?;
         for (family, _) in &wants {

@@ -166,7 +166,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let evidence = examined.as_ref().map(|e| &e.evidence);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, self.now());
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                let exists = self.objects.owner_exists(&claim.owner).await?;
+                // Nothing tells whether a name that an annotation gives is still in use.
+                let exists = claim.owner.is_named() || self.objects.owner_exists(&claim.owner).await?;
                 decision = take_over(claim, asker, exists, self.now());
             }
             let (claim, contested) = match decision {
@@ -415,6 +416,11 @@ impl Blocked {
 
     fn remedy(&self) -> String {
         match (self.obstacle, self.same_template) {
+            (Obstacle::OtherOwner, _) if self.claim.owner.is_named() => format!(
+                "Choose another address. {} is a name given by kube-ipam.owner, so nobody can tell whether it is still \
+                 wanted: if it is not, `kube-ipam release {} --claim` frees it.",
+                self.claim.owner, self.claim.address
+            ),
             (Obstacle::OtherOwner, _) => format!(
                 "Choose another address, or delete {}; `kube-ipam release` frees a claim that is not wanted any more.",
                 self.claim.owner
