@@ -76,7 +76,7 @@ impl Lab {
         self.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
         // Pods need it; a real controller manager makes it.
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(self.client(), name);
-        if self.main != super::MainPlugin::StandIn {
+        if self.machine.is_real() {
             self.until("the default service account", || async { Ok(accounts.get_opt("default").await?.map(drop)) })
                 .await?;
         }
