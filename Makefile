@@ -28,7 +28,7 @@ deep: build
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
-	$(CARGO) test -p e2e --test real --test real_agents
+	$(CARGO) test -p e2e --test manifests --test rules --test real --test real_agents
 
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
