@@ -28,7 +28,12 @@ pub struct StandIns {
 }
 
 impl StandIns {
-    pub(super) async fn start<const N: usize>(ground: Ground, with_agents: bool, names: [&str; N], network: &Network) -> Result<Self> {
+    pub(super) async fn start<const N: usize>(
+        ground: Ground,
+        with_agents: bool,
+        names: [&str; N],
+        network: &Network,
+    ) -> Result<Self> {
         let bin = TempDir::with_prefix("kube-ipam-bin-")?;
         std::os::unix::fs::symlink(tools::kube_ipam()?, bin.path().join("kube-ipam"))?;
         let nodes = Self { agents: with_agents.then(Agents::default), nodes: Mutex::default(), ground, bin };

@@ -122,7 +122,7 @@ fn every_file_that_a_container_uses_is_where_it_can_be_used() {
                 assert_eq!(under("/etc/cni/net.d").1, keeps_conflist, "{}", container.describe());
                 assert!(!under("/etc/kubernetes/ssl/kubernetes.pem").1, "certificates are only read");
             }
-            "uninstall" => assert!(under("/etc/cni/net.d").1 && under("/opt/cni/bin").1),
+            "uninstall" => assert!(under("/etc/cni/net.d").1 && !under(kube_ipam::netconf::STATE_DIR).1),
             other => panic!("{other}"),
         }
         if let Some(file) = container.flag("ipam") {

@@ -52,6 +52,15 @@ fn the_definitions_of_ipam_are_those_of_the_crate() {
     assert!(wrong.is_empty(), "{wrong:?} in yaml/calico.yaml are not as the crate has them: {}", file.display());
 }
 
+/// One file is enough for `kubectl apply -f`, and for a cluster without the DaemonSet the other one.
+#[test]
+fn the_definition_of_claims_is_the_types_wherever_it_is_written() {
+    let expected = serde_json::to_value(kube_ipam::store::ipclaim::crd()).unwrap();
+    for file in ["kube-ipam.yaml", "ipclaims.yaml"] {
+        assert_eq!(crate::object(file, "CustomResourceDefinition", "ipclaims.kube-ipam.io"), expected, "{file}");
+    }
+}
+
 #[test]
 fn every_other_kind_of_calico_is_defined_and_keeps_all_its_fields() {
     let written = definitions();

@@ -19,7 +19,7 @@ use kube_ipam::collector::{Always, Collector, Options};
 use kube_ipam::driver::Driver;
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::Ledger as _;
-use kube_ipam::store::etcd::EtcdLedger;
+use kube_ipam::store::ipclaim::IPClaimLedger;
 use kube_ipam::store::kube::KubeStore;
 use serde_json::json;
 
@@ -56,7 +56,7 @@ pub async fn status_and_gc(lab: &Lab) -> Result<()> {
 /// The collector finishes what was planted, with the rights of a node.
 pub async fn leftovers(lab: &Lab) -> Result<()> {
     let outpost = Outpost::new(lab, 1).await?;
-    let ledger = ledger(&outpost).await?;
+    let ledger = ledger(lab).await?;
     for (n, (group, kind)) in (100..).zip(OWNERS) {
         ownerless(&ledger, &outpost.address(n), group, kind).await?;
     }
@@ -76,7 +76,7 @@ pub async fn leftovers(lab: &Lab) -> Result<()> {
 /// `show`, `claims`, `check` and `release` work for whoever has the role for people.
 pub async fn people(lab: &Lab) -> Result<()> {
     let outpost = Outpost::new(lab, 2).await?;
-    let ledger = ledger(&outpost).await?;
+    let ledger = ledger(lab).await?;
     for (n, (group, kind)) in (100..).zip(OWNERS) {
         ownerless(&ledger, &outpost.address(n), group, kind).await?;
     }
@@ -124,17 +124,17 @@ pub async fn people(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn configuration(outpost: &Outpost<'_>) -> Result<NetConf> {
-    NetConf::parse(outpost.stdin(), "kube-ipam").map_err(|error| anyhow::anyhow!("{error}"))
+/// The claims, with the rights of a node.
+async fn ledger(lab: &Lab) -> Result<IPClaimLedger> {
+    Ok(IPClaimLedger::new(store(lab).await?, LEDGER))
 }
 
-async fn ledger(outpost: &Outpost<'_>) -> Result<EtcdLedger> {
-    let net = configuration(outpost)?;
-    Ok(EtcdLedger::open(net.ipam.etcd.as_ref().context("etcdConfig")?, LEDGER).await?)
+async fn store(lab: &Lab) -> Result<KubeStore> {
+    Ok(KubeStore::from_kubeconfig(&lab.rights()?.kubeconfig(User::Node), None).await?)
 }
 
 /// A claim that nobody holds, of an owner that does not exist.
-async fn ownerless(ledger: &EtcdLedger, address: &str, group: &str, kind: &str) -> Result<()> {
+async fn ownerless(ledger: &IPClaimLedger, address: &str, group: &str, kind: &str) -> Result<()> {
     let claim: Claim = serde_json::from_value(json!({
         "address": address, "created": "2026-01-01T00:00:00Z", "generation": 1,
         "owner": {"namespace": NAMESPACE, "group": group, "kind": kind, "name": "gone"},
@@ -144,12 +144,12 @@ async fn ownerless(ledger: &EtcdLedger, address: &str, group: &str, kind: &str) 
 }
 
 /// A collector without patience, with the rights of a node.
-async fn collector(lab: &Lab, outpost: &Outpost<'_>) -> Result<Collector<KubeStore, EtcdLedger>> {
-    let store = KubeStore::from_kubeconfig(&lab.rights()?.kubeconfig(User::Node), None).await?;
-    let driver = Driver::new(store, Some(ledger(outpost).await?), Timestamp::now);
+async fn collector(lab: &Lab, outpost: &Outpost<'_>) -> Result<Collector<KubeStore, IPClaimLedger>> {
+    let driver = Driver::new(store(lab).await?, Some(ledger(lab).await?), Timestamp::now);
     let zero = Duration::ZERO;
     let options = Options { owner_grace: zero, allocation_grace: zero, half_done_grace: zero, settle: zero };
-    Ok(Collector::new(driver, &configuration(outpost)?, options))
+    let net = NetConf::parse(outpost.stdin(), "kube-ipam").map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(Collector::new(driver, &net, options))
 }
 
 /// Things as crashes leave them, on a node that is gone and on one that is there.

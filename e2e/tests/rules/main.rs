@@ -1,8 +1,8 @@
 //! The rights of `yaml/kube-ipam.yaml`: everything works with them, none of them is left unused, and what is taken
 //! away is missed.
 //!
-//! Two labs one after the other, without and with agents, on the real API server with stand-in nodes. What nodes
-//! and people asked for is read from its audit log.
+//! Two labs one after the other, without and with agents, on the real API server with stand-in nodes, their claims
+//! Kubernetes objects. What nodes and people asked for is read from the audit log.
 
 mod errands;
 mod missed;
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
-use e2e::lab::{Lab, User};
+use e2e::lab::{Lab, Ledger, User};
 use e2e::manifests::{self, ADMIN_ROLE, NODE_ROLE, Right};
 use e2e::real::audit::Call;
 use e2e::run::{Errand, Tier};
@@ -21,14 +21,14 @@ use e2e::run::{Errand, Tier};
 static CALLS: Mutex<Vec<Call>> = Mutex::new(Vec::new());
 
 fn main() -> std::process::ExitCode {
-    let direct = Tier::new("rules", || Lab::restricted(false)).then(&[
+    let direct = Tier::new("rules", || Lab::restricted(false, Ledger::Objects)).then(&[
         Errand { name: "status_and_gc_work", run: |lab| Box::pin(errands::status_and_gc(lab)) },
         Errand { name: "what_crashes_leave_is_finished", run: |lab| Box::pin(errands::leftovers(lab)) },
         Errand { name: "people_see_check_and_release", run: |lab| Box::pin(errands::people(lab)) },
         Errand { name: "nobody_was_forbidden_anything", run: |lab| Box::pin(nobody_was_forbidden(lab)) },
         Errand { name: "what_is_taken_away_is_missed", run: |lab| Box::pin(missed::each_in_turn(lab)) },
     ]);
-    let agents = Tier::new("rules_agents", || Lab::restricted(true)).then(&[
+    let agents = Tier::new("rules_agents", || Lab::restricted(true, Ledger::Objects)).then(&[
         Errand { name: "nobody_was_forbidden_anything", run: |lab| Box::pin(nobody_was_forbidden(lab)) },
         Errand { name: "no_right_was_left_unused", run: |_| Box::pin(async { none_is_unused() }) },
     ]);
