@@ -28,11 +28,16 @@ deep: build
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
-	$(CARGO) test -p e2e --test real --test real_agents
+	$(CARGO) test -p e2e --test manifests --test addon --test rules --test real --test real_agents
 
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
 	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real --test real_agents
+
+# yaml/calico.yaml on a kind cluster with Calico's own images: docker, kind, kubectl, jq.
+.PHONY: e2e-kind
+e2e-kind:
+	e2e/kind/run.sh
 
 # Not a test: make bench [CALICO_BIN=<dir> CALICO_CRDS=<file>] [ARGS="--blocks 10,10000 -o json"]
 .PHONY: bench
@@ -43,7 +48,7 @@ bench:
 lint: deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh; \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh e2e/kind/run.sh; \
 	else echo 'LINT SKIPPED: shellcheck is not installed' >&2; fi
 
 # Licences, banned crates and sources of all dependencies.
