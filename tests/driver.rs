@@ -144,9 +144,7 @@ async fn another_owner_is_refused_by_name_until_the_first_is_gone() {
 #[tokio::test]
 async fn a_namespace_has_only_the_addresses_that_it_is_allowed() {
     let mut world = World::new();
-    let namespace = |annotations: serde_json::Value| {
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "annotations": annotations}})
-    };
+    let namespace = |annotations: serde_json::Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "annotations": annotations}});
     world.put::<Namespace>(namespace(json!({"kube-ipam.allowed": "10.244.0.192/27"})));
     world.fixed("f-1", "app", "10.244.0.216");
     assert_eq!(world.address("n1", "f-1", "c1").await, ip("10.244.0.216"));
