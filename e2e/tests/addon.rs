@@ -5,57 +5,18 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::real::image::Image;
 use e2e::real::node::paths;
-use e2e::real::{Cluster, Crds, Options, succeed};
-use e2e::tools::{self, Tools};
+use e2e::real::{Cluster, Crds, succeed};
+use e2e::site;
+use e2e::tools::Tools;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const IMAGE: &str = concat!("kube-ipam:", env!("CARGO_PKG_VERSION"));
 const ACCOUNT: &str = "system:serviceaccount:kube-system:kube-ipam";
 const FIXED: &str = "10.244.0.216";
-
-/// A list as calico-node's installer writes it, but for the main plugin, of which only the reference one is here.
-fn conflist(node: &str) -> Value {
-    json!({"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [
-        {
-            "type": "ptp", "nodename": node, "datastore_type": "kubernetes", "ipam": {"type": "calico-ipam"},
-            "kubernetes": {"kubeconfig": paths::CALICO_KUBECONFIG},
-        },
-        {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
-    ]})
-}
-
-/// A cluster in which Calico's objects are, and nobody gives addresses yet.
-async fn cluster(tools: Tools) -> Cluster {
-    let image = Image { tags: vec![IMAGE.into()], binary: tools::kube_ipam().unwrap(), arguments: Vec::new() };
-    let options = Options {
-        nodes: vec!["node1".into(), "node2".into()],
-        crds: Crds::Definitions(calico::crds()),
-        conflist: Some(Box::new(|facts| conflist(&facts.name).to_string())),
-        images: vec![image],
-        audit: true,
-        ..Options::default()
-    };
-    let cluster = Cluster::start(tools, options).await.unwrap();
-    for object in [
-        json!({
-            "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"},
-            "spec": {"cidr": "10.244.0.0/16", "blockSize": 26, "nodeSelector": "all()"},
-        }),
-        json!({
-            "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"},
-            "spec": {"datastoreReady": true},
-        }),
-    ] {
-        e2e::manifests::apply(&cluster.client(), &object).await.unwrap();
-    }
-    cluster
-}
 
 fn kubectl(cluster: &Cluster, arguments: &[&str]) -> String {
     let mut command = cluster.kubectl();
@@ -123,7 +84,7 @@ fn node(pod: &Pod) -> String {
 async fn the_add_on_takes_real_nodes_over_serves_the_guides_pods_and_gives_the_nodes_back() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let Some(tools) = Tools::or_skip().unwrap() else { return };
-    let cluster = cluster(tools).await;
+    let cluster = site::start(tools, None, Crds::Definitions(calico::crds())).await.unwrap();
     let _routes = cluster.keep_routes();
 
     kubectl(&cluster, &["apply", "-k", "."]);
@@ -182,7 +143,7 @@ async fn guides_pods(cluster: &Cluster) {
 
 /// As when calico-node starts anew on the node.
 async fn written_anew(cluster: &Cluster, ours: &Value) {
-    cluster.node("node1").unwrap().write_conflist(&conflist("node1").to_string()).unwrap();
+    cluster.node("node1").unwrap().write_conflist(&site::conflist("ptp", "node1").to_string()).unwrap();
     let started = Instant::now();
     while section(cluster, "node1") != *ours {
         assert!(started.elapsed() < LIMIT, "the list of node1 stays as it was written: {}", section(cluster, "node1"));
