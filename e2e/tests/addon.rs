@@ -169,6 +169,10 @@ async fn guides_pods(cluster: &Cluster) {
     let claim = claims.get("kube-subnet.10-244-0-216").await.unwrap();
     assert_eq!(claim.data["spec"]["holder"]["pod"], first.name_any());
 
+    // It was the agents that gave them.
+    let given: u64 = ["node1", "node2"].iter().map(|name| adds(cluster, name)).sum();
+    assert!(given >= 3, "the agents have answered {given} ADDs");
+
     kubectl(cluster, &["cordon", &node(&first)]);
     kubectl(cluster, &["delete", "pod", &first.name_any()]);
     let second = running(cluster, "fixed-ip-test", 1).await.remove(0);
@@ -178,6 +182,13 @@ async fn guides_pods(cluster: &Cluster) {
     for pod in &random {
         cluster.sandbox(pod).unwrap().reaches(FIXED.parse().unwrap(), LIMIT).await.unwrap();
     }
+}
+
+/// How many ADDs the agent of a node has answered, asked as a person there would.
+fn adds(cluster: &Cluster, node: &str) -> u64 {
+    let mut command = cluster.node(node).unwrap().command(&format!("{}/kube-ipam", paths::CNI_BIN)).unwrap();
+    let status: Value = serde_json::from_str(&succeed(command.args(["status", "-o", "json"])).unwrap()).unwrap();
+    status["adds"].as_object().unwrap().values().filter_map(Value::as_u64).sum()
 }
 
 /// As when calico-node starts anew on the node.
