@@ -20,6 +20,7 @@ fast: build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
+	$(CARGO) test -p e2e --test manifests -- --skip server::
 	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test agent --test embedded --test embedded_objects
 
 # Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents.

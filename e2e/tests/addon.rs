@@ -97,6 +97,7 @@ async fn the_add_on_takes_real_nodes_over_serves_the_guides_pods_and_gives_the_n
     }
     guides_pods(&cluster).await;
     written_anew(&cluster, &ours).await;
+    with_etcd(&cluster, ours).await;
 
     kubectl(&cluster, &["apply", "-f", "uninstall.yaml"]);
     rolled_out(&cluster);
@@ -130,6 +131,10 @@ async fn guides_pods(cluster: &Cluster) {
     let claim = claims.get("kube-subnet.10-244-0-216").await.unwrap();
     assert_eq!(claim.data["spec"]["holder"]["pod"], first.name_any());
 
+    // It was the agents that gave them.
+    let given: u64 = ["node1", "node2"].iter().map(|name| adds(cluster, name)).sum();
+    assert!(given >= 3, "the agents have answered {given} ADDs");
+
     kubectl(cluster, &["cordon", &node(&first)]);
     kubectl(cluster, &["delete", "pod", &first.name_any()]);
     let second = running(cluster, "fixed-ip-test", 1).await.remove(0);
@@ -139,6 +144,36 @@ async fn guides_pods(cluster: &Cluster) {
     for pod in &random {
         cluster.sandbox(pod).unwrap().reaches(FIXED.parse().unwrap(), LIMIT).await.unwrap();
     }
+}
+
+/// Other claims: in etcd, by the certificates that lie on the nodes.
+async fn with_etcd(cluster: &Cluster, mut ipam: Value) {
+    kubectl(cluster, &["delete", "--timeout=90s", "-f", "fixed-ip-test.yaml", "-f", "random-ip-test.yaml"]);
+    running(cluster, "fixed-ip-test", 0).await;
+    ipam["etcdConfig"] = json!({
+        "etcdURL": cluster.node("node1").unwrap().facts().etcd_tls_url, "etcdCertFile": paths::ETCD_CERTIFICATE,
+        "etcdKeyFile": paths::ETCD_KEY, "etcdTrustedCAFileFile": paths::ETCD_AUTHORITY,
+    });
+    let patch = json!({"data": {"ipam.json": ipam.to_string()}}).to_string();
+    kubectl(cluster, &["-n", "kube-system", "patch", "configmap", "kube-ipam", "--type=merge", "-p", &patch]);
+    kubectl(cluster, &["-n", "kube-system", "rollout", "restart", "daemonset/kube-ipam"]);
+    rolled_out(cluster);
+    assert_eq!(section(cluster, "node1"), ipam);
+    kubectl(cluster, &["apply", "-f", "fixed-ip-test.yaml"]);
+    let pod = running(cluster, "fixed-ip-test", 1).await.remove(0);
+    assert_eq!(address(&pod), FIXED);
+    let mut command = cluster.node(&node(&pod)).unwrap().command(&format!("{}/kube-ipam", paths::CNI_BIN)).unwrap();
+    let said = succeed(command.args(["claims", "-o", "json", "--conflist", paths::CONFLIST])).unwrap();
+    let claims: Value = serde_json::from_str(&said).unwrap();
+    let claim = claims.as_array().unwrap().iter().find(|claim| claim["address"] == FIXED).unwrap();
+    assert_eq!(claim["holder"]["pod"], pod.name_any());
+}
+
+/// How many ADDs the agent of a node has answered, asked as a person there would.
+fn adds(cluster: &Cluster, node: &str) -> u64 {
+    let mut command = cluster.node(node).unwrap().command(&format!("{}/kube-ipam", paths::CNI_BIN)).unwrap();
+    let status: Value = serde_json::from_str(&succeed(command.args(["status", "-o", "json"])).unwrap()).unwrap();
+    status["adds"].as_object().unwrap().values().filter_map(Value::as_u64).sum()
 }
 
 /// As when calico-node starts anew on the node.
