@@ -340,7 +340,7 @@ fn longest_wait(
 ) -> Option<Duration> {
     let budget = attachment.net.ipam.wait;
     let worth = |b: &Blocked| match b.obstacle {
-        Obstacle::OtherOwner | Obstacle::OtherInterface => Duration::ZERO,
+        Obstacle::OtherOwner | Obstacle::OtherInterface | Obstacle::Moved => Duration::ZERO,
         Obstacle::InUse => budget.min(SETTLE).saturating_sub(waited),
         Obstacle::Leaving(..) | Obstacle::NotFenced(_) => budget.saturating_sub(waited),
         Obstacle::Grace(end) => {
@@ -407,6 +407,10 @@ impl Blocked {
                 until.strftime("%H:%M:%SZ")
             ),
             Obstacle::InUse => format!("fixed address {address} is held by {holder}, which is running"),
+            Obstacle::Moved => {
+                let ledger = self.claim.moved.as_deref().unwrap_or("another ledger");
+                format!("the claim on fixed address {address} was carried to {ledger}, which this node does not use")
+            }
             Obstacle::NotFenced(node) => {
                 format!("fixed address {address} is still held by {holder}, and its node ({}) is not fenced", node)
             }
@@ -420,6 +424,11 @@ impl Blocked {
                 self.claim.owner
             ),
             (Obstacle::OtherInterface, _) => ONE_ATTACHMENT.into(),
+            (Obstacle::Moved, _) => {
+                "Change ipam.etcdConfig in this node's CNI config as `kube-ipam claims move` says; then this is tried \
+                 again by itself."
+                    .into()
+            }
             (Obstacle::InUse, Some(false)) => {
                 "This is a rolling update that waits for itself: the new pod needs the address of \
                  the old one, which is kept until the new one is ready. Set the Deployment's strategy to Recreate, or \

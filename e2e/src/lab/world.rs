@@ -62,7 +62,7 @@ impl Lab {
             (object["apiVersion"].as_str().context("apiVersion")?, object["kind"].as_str().context("kind")?);
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        let cluster_wide = group.ends_with("projectcalico.org") || matches!(kind, "Namespace" | "Node");
+        let cluster_wide = group.ends_with("projectcalico.org") || matches!(kind, "Namespace" | "Node" | "IPClaim");
         Ok(if cluster_wide {
             Api::all_with(self.client(), &resource)
         } else {

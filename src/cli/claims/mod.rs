@@ -1,8 +1,12 @@
 //! `claims`, also `show --claims`: who owns which fixed address, and which pod has it.
 
-use anyhow::Result;
-use clap::Args;
+mod moving;
+mod transfer;
 
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use self::moving::Move;
 use super::Outcome;
 use super::connect::Connection;
 use super::output::{self, Format, NONE};
@@ -15,10 +19,22 @@ pub(super) struct Claims {
     /// Only claims of owners in this namespace.
     #[arg(short, long)]
     pub namespace: Option<String>,
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+/// What is done with the claims, if not listing them.
+#[derive(Subcommand, Debug, Clone)]
+pub(super) enum Action {
+    /// Carries all claims of the network from etcd to IPClaims, or back.
+    Move(Move),
 }
 
 impl Claims {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
+        if let Some(Action::Move(wanted)) = &self.action {
+            return wanted.run(connection, format).await;
+        }
         let site = connection.site()?;
         let ledger = site.needed_ledger(&site.store().await?).await?;
         let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
@@ -74,7 +90,7 @@ ADDRESS        OWNER                    HOLDER   NODE   SINCE
 
     #[test]
     fn only_the_namespace_that_is_asked_for_is_listed() {
-        let only = Claims { namespace: Some("prod".into()) };
+        let only = Claims { namespace: Some("prod".into()), ..Claims::default() };
         assert!(only.wants(&claim("prod", false)) && !only.wants(&claim("default", false)));
         assert!(Claims::default().wants(&claim("default", false)));
     }
