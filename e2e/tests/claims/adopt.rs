@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{address, claims, deployment, fixed, next, only, run, workload};
+use super::{address, claims, deployment, fixed, next, only, records, run, workload};
 
 /// Runs the printed command's patch.
 async fn apply(lab: &Lab, template: &Value) {
@@ -24,12 +24,12 @@ async fn an_adopted_address_is_the_next_pods_with_an_agent_and_without() {
         lab.create(deployment("web", json!({}))).await.unwrap();
         let pod = only(&lab, "web").await;
         let (had, name) = (address(&pod), pod.name_any());
-        let before = lab.embedded_server().unwrap().revision();
+        let before = records(&lab);
         let said = run(&lab, true, &["adopt", &name, "--dry-run"]);
         assert!(said.contains(&had) && said.contains("becomes fixed") && said.contains("maxSurge"), "{said}");
         let said = run(&lab, false, &["adopt", &name]);
         assert!(said.contains("stdin is no terminal"), "{said}");
-        assert_eq!(lab.embedded_server().unwrap().revision(), before, "nothing was written");
+        assert_eq!(records(&lab), before, "nothing was written");
 
         let report = lab.kube_ipam_json(&["adopt", &name, "--yes"]).unwrap();
         assert_eq!(report["done"], true);
@@ -41,9 +41,9 @@ async fn an_adopted_address_is_the_next_pods_with_an_agent_and_without() {
         let shown = lab.kube_ipam_json(&["show", "--ip", &had]).unwrap();
         assert_eq!(shown[0]["pod"]["name"], json!(name));
         // Asked again there is nothing to do.
-        let revision = lab.embedded_server().unwrap().revision();
+        let revision = records(&lab);
         assert!(run(&lab, true, &["adopt", &name, "--yes"]).contains("is claimed already"));
-        assert_eq!(lab.embedded_server().unwrap().revision(), revision);
+        assert_eq!(records(&lab), revision);
 
         // Without the annotation the next pod has another address, and this one is kept from everybody.
         lab.scale("Deployment", "default", "web", 0).await.unwrap();
@@ -111,10 +111,10 @@ async fn with_one_problem_nothing_is_adopted() {
     assert!(said.contains(&format!("kube-ipam adopt -n default {}", shop.name_any())), "{said}");
     // Somebody else's claim.
     lab.create(claim(&address(&shop), "x")).await.unwrap();
-    let before = lab.embedded_server().unwrap().revision();
+    let before = records(&lab);
     let said = run(&lab, false, &["adopt", &web.name_any(), &shop.name_any(), "--yes"]);
     assert!(said.contains("which Deployment default/x has claimed") && said.contains("nothing was adopted"), "{said}");
-    assert_eq!(lab.embedded_server().unwrap().revision(), before);
+    assert_eq!(records(&lab), before);
     let said = run(&lab, false, &["adopt", "nobody", "--yes"]);
     assert!(said.contains("pod default/nobody does not exist"), "{said}");
     let said = run(&lab, false, &["adopt", "-l", "app=none", "--yes"]);

@@ -5,7 +5,7 @@ use std::process::Command;
 use e2e::lab::{Lab, Ledger};
 use serde_json::{Value, json};
 
-use super::{address, claims, deployment, fixed, only, run};
+use super::{address, claims, deployment, fixed, only, records, run};
 
 struct List(tempfile::TempDir);
 
@@ -26,12 +26,12 @@ async fn a_list_is_claimed_reserved_and_had_by_the_pods_that_ask() {
     let csv = "address,namespace,kind,name,ordinal\n10.244.0.216,default,Deployment,web,\n\
                10.244.0.20,default,Owner,licence,\nfd00:10:244::30,default,StatefulSet,db,0\n";
     let file = list.write("list.csv", csv);
-    let before = lab.embedded_server().unwrap().revision();
+    let before = records(&lab);
     let said = run(&lab, true, &["import", &file, "--dry-run"]);
     assert!(said.contains("10.244.0.216") && said.contains("the owner does not exist yet"), "{said}");
     let said = run(&lab, false, &["import", &file]);
     assert!(said.contains("stdin is no terminal"), "{said}");
-    assert_eq!(lab.embedded_server().unwrap().revision(), before, "nothing was written");
+    assert_eq!(records(&lab), before, "nothing was written");
     let report = lab.kube_ipam_json(&["import", &file, "--yes"]).unwrap();
     assert_eq!((&report["done"], report["addresses"].as_array().unwrap().len()), (&json!(true), 3));
     let found = claims(&lab, "objects");
@@ -45,11 +45,11 @@ async fn a_list_is_claimed_reserved_and_had_by_the_pods_that_ask() {
 
     // Again, and by YAML: nothing to do.
     let yaml = "- {address: 10.244.0.216, namespace: default, kind: Deployment, name: web}\n";
-    let revision = lab.embedded_server().unwrap().revision();
+    let revision = records(&lab);
     for file in [&file, &list.write("list.yaml", yaml)] {
         assert!(run(&lab, true, &["import", file, "--yes"]).contains("is claimed already"));
     }
-    assert_eq!(lab.embedded_server().unwrap().revision(), revision);
+    assert_eq!(records(&lab), revision);
 
     let asks = json!({"spec": {"template": {"metadata": {"annotations": fixed("10.244.0.216")}}}});
     lab.merge(&deployment("web", json!({})), asks).await.unwrap();
@@ -78,7 +78,7 @@ async fn every_conflict_of_a_list_is_named_and_nothing_is_claimed() {
         address(&web)
     );
     let file = list.write("list.csv", &csv);
-    let before = (lab.embedded_server().unwrap().revision(), claims(&lab, "objects").len());
+    let before = records(&lab);
     // The gateway can only be known by the network's configuration.
     let conflist = list.write("10-calico.conflist", &conflist().to_string());
     let (well, text) = lab.kube_ipam(&["import", &file, "--yes", "-o", "json", "--conflist", &conflist]).unwrap();
@@ -99,7 +99,7 @@ async fn every_conflict_of_a_list_is_named_and_nothing_is_claimed() {
     for ((place, why), (line, part)) in said.iter().zip(expected) {
         assert!(*place == line && why.contains(part), "{place}: {why}");
     }
-    assert_eq!((lab.embedded_server().unwrap().revision(), claims(&lab, "objects").len()), before);
+    assert_eq!(records(&lab), before);
 }
 
 fn conflist() -> Value {

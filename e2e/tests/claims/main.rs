@@ -7,6 +7,8 @@ mod adopt;
 mod import;
 mod moving;
 
+use std::collections::BTreeMap;
+
 use e2e::lab::Lab;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -22,6 +24,15 @@ fn run(lab: &Lab, well: bool, arguments: &[&str]) -> String {
 fn claims(lab: &Lab, ledger: &str) -> Vec<Value> {
     let listed = lab.kube_ipam_json(&["claims", "--ledger", ledger]).unwrap();
     listed.as_array().unwrap().clone()
+}
+
+/// Everything that kube-ipam writes, as it stands.
+fn records(lab: &Lab) -> BTreeMap<String, Value> {
+    let mut all = lab.embedded_server().unwrap().snapshot();
+    let ours = ["ipclaims", "ipamblocks", "ipamhandles", "ipreservations", "blockaffinities"];
+    all.retain(|key, _| ours.iter().any(|kind| key.contains(kind)));
+    assert!(!all.is_empty());
+    all
 }
 
 fn workload(kind: &str, name: &str, replicas: usize, annotations: Value) -> Value {
