@@ -22,7 +22,15 @@ pub(super) struct Line {
     #[serde(default)]
     name: String,
     #[serde(default)]
-    ordinal: Option<u32>,
+    ordinal: Option<Ordinal>,
+}
+
+/// A number, or what was written in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum Ordinal {
+    Number(u32),
+    Text(String),
 }
 
 /// A line that makes sense.
@@ -72,10 +80,17 @@ pub(super) fn lines(text: &str, is_yaml: bool) -> Result<Vec<(usize, Line)>> {
     let mut lines = Vec::new();
     for record in reader.records() {
         let record = record?;
-        let place = record.position().map_or(0, |position| usize::try_from(position.line()).unwrap_or_default());
-        lines.push((place, record.deserialize(Some(&header))?));
+        let start = record.position().map_or(0, |position| usize::try_from(position.byte()).unwrap_or_default());
+        lines.push((line_at(text, start), record.deserialize(Some(&header))?));
     }
     Ok(lines)
+}
+
+/// The number of the line that a record which was read from `start` on stands in: after what is left out.
+fn line_at(text: &str, start: usize) -> usize {
+    let (before, rest) = text.split_at_checked(start).unwrap_or((text, ""));
+    let left_out = rest.lines().take_while(|line| line.trim().is_empty() || line.starts_with('#')).count();
+    before.matches('\n').count() + left_out + 1
 }
 
 /// The wishes, and every line that is none.
@@ -112,6 +127,12 @@ fn wish(place: usize, line: &Line) -> Result<Wish, String> {
         return Err(format!("name {name:?} is no name of an object"));
     }
     let (kind, group) = kind_and_group(kind)?;
+    let ordinal = match ordinal {
+        None => None,
+        Some(Ordinal::Number(number)) => Some(*number),
+        Some(Ordinal::Text(text)) if text.is_empty() => None,
+        Some(Ordinal::Text(text)) => return Err(format!("ordinal {text:?} is no number; the first pod's is 0")),
+    };
     match (kind.as_str(), ordinal) {
         ("StatefulSet", None) => {
             return Err("a StatefulSet's address is that of one of its pods; give the pod's number as ordinal".into());
@@ -120,7 +141,7 @@ fn wish(place: usize, line: &Line) -> Result<Wish, String> {
         (kind, Some(_)) => return Err(format!("a {kind} has no ordinals; leave it empty")),
     }
     let (namespace, name) = (namespace.clone(), name.clone());
-    Ok(Wish { place, address, owner: Owner { namespace, group, version: None, kind, name, ordinal: *ordinal } })
+    Ok(Wish { place, address, owner: Owner { namespace, group, version: None, kind, name, ordinal } })
 }
 
 /// `Deployment`, or with its group `CloneSet.apps.kruise.io`.
@@ -176,7 +197,7 @@ mod tests {
         let text = format!(
             "{HEADER}10.0.0.300,default,Deployment,web,\n10.0.0.8,Default,Deployment,web,\n10.0.0.8,default,Deploy,web,\n\
              10.0.0.8,default,Deployment,we b,\n10.0.0.8,default,StatefulSet,db,\n10.0.0.8,default,Deployment,web,1\n\
-             10.0.0.8,default,Deployment,web,\n10.0.0.8,default,Deployment,shop,\n"
+             10.0.0.8,default,Deployment,web,\n10.0.0.8,default,Deployment,shop,\n10.0.0.9,default,StatefulSet,db,first\n"
         );
         let (wishes, problems) = read(&text, false);
         assert_eq!(wishes.len(), 1);
@@ -189,6 +210,7 @@ mod tests {
             (6, "give the pod's number as ordinal"),
             (7, "a Deployment has no ordinals"),
             (9, "asked for already, at 8"),
+            (10, "ordinal \"first\" is no number"),
         ];
         assert_eq!(said.len(), expected.len(), "{said:?}");
         for ((place, why), (at, part)) in said.iter().zip(expected) {
@@ -202,6 +224,5 @@ mod tests {
         assert!(refused("ip,namespace,kind,name\n", false).contains("no column \"address\""));
         assert!(refused(&format!("{HEADER}10.0.0.8,default\n"), false).contains("line: 2"));
         assert!(refused("- {address: 10.0.0.8, host: x}\n", true).contains("unknown field `host`"));
-        assert!(refused(&format!("{HEADER}10.0.0.8,default,StatefulSet,db,first\n"), false).contains("ordinal"));
     }
 }
