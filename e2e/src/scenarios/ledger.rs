@@ -38,8 +38,7 @@ pub(super) async fn without_etcd(lab: &Lab, namespace: &str) -> Result<()> {
 
 async fn kept(lab: &Lab, namespace: &str) -> Result<()> {
     let expected: IpAddr = FIXED.parse()?;
-    let web = deployment(namespace, "objects", 1, fixed(FIXED));
-    lab.create(web.clone()).await?;
+    lab.create(deployment(namespace, "objects", 1, fixed(FIXED))).await?;
     let first = only(lab.running(namespace, "objects", 1).await?)?;
     assert_has(lab, &first, expected).await?;
     if lab.main_plugin() != MainPlugin::StandIn {
@@ -53,7 +52,7 @@ async fn kept(lab: &Lab, namespace: &str) -> Result<()> {
     let claims: Vec<Value> = serde_json::from_str(&text).with_context(|| text.clone())?;
     let claim = claims.iter().find(|claim| claim["address"] == FIXED).context("no claim on it")?;
     ensure!(claim["owner"]["name"] == "objects" && claim["generation"] == 2, "{claim}");
-    lab.delete(&web).await?;
+    lab.scale("Deployment", namespace, "objects", 0).await?;
     lab.none_left(namespace, "objects").await?;
     // The lab's own ledger may be another one, in which nothing accounts for the reservation.
     let (well, text) = lab.kube_ipam(&["release", "--claim", FIXED, "--yes", "--ledger", "objects"])?;

@@ -1,11 +1,17 @@
 //! `adopt`: a random address becomes a fixed one while its pod runs, and is the next pod's.
 
+use std::sync::Arc;
+
+use e2e::embedded::apiserver::{Fault, Gate, Match};
 use e2e::lab::{Lab, Ledger};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::{address, claims, deployment, fixed, next, only, records, run, workload};
+
+const RESERVATIONS: &str = "ipreservations.crd.projectcalico.org";
+const BLOCKS: &str = "ipamblocks.crd.projectcalico.org";
 
 /// Runs the printed command's patch.
 async fn apply(lab: &Lab, template: &Value) {
@@ -141,4 +147,45 @@ fn lab_file(name: &str, text: &str) -> String {
     let path = std::env::temp_dir().join(format!("kube-ipam-{}-{name}", std::process::id()));
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
+}
+
+#[tokio::test]
+async fn an_adoption_that_breaks_off_is_completed() {
+    let lab = Lab::embedded_on(false, Ledger::Objects).await.unwrap();
+    lab.create(deployment("web", json!({}))).await.unwrap();
+    let pod = only(&lab, "web").await;
+    let refusal = Fault::Status { code: 403, retry_after: None };
+    let faults = lab.embedded_server().unwrap().faults();
+    for (verb, kind) in [("create", "ipclaims.kube-ipam.io"), ("create", RESERVATIONS), ("update", BLOCKS)] {
+        faults.on(Match::on(verb, kind), refusal.clone(), 1);
+        let said = run(&lab, false, &["adopt", &pod.name_any(), "--yes"]);
+        assert!(said.contains("repeat it to complete it") && said.contains("forbidden"), "{kind}: {said}");
+    }
+    run(&lab, false, &["check", "--settle", "0"]);
+    run(&lab, true, &["adopt", &pod.name_any(), "--yes"]);
+    run(&lab, true, &["check"]);
+    assert_eq!(claims(&lab, "objects")[0]["generation"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_goes_while_its_address_is_adopted_leaves_it_to_its_owner() {
+    let lab = Arc::new(Lab::embedded_on(false, Ledger::Objects).await.unwrap());
+    lab.create(deployment("web", json!({}))).await.unwrap();
+    let pod = only(&lab, "web").await;
+    let (name, had, gate) = (pod.name_any(), address(&pod), Gate::new());
+    let faults = lab.embedded_server().unwrap().faults();
+    faults.on(Match::on("create", RESERVATIONS), Fault::Hold(gate.clone()), 1);
+    let adopting = tokio::task::spawn_blocking({
+        let lab = lab.clone();
+        move || lab.kube_ipam(&["adopt", &name, "--yes"]).unwrap()
+    });
+    gate.arrival().await;
+    lab.scale("Deployment", "default", "web", 0).await.unwrap();
+    lab.none_left("default", "web").await.unwrap();
+    gate.open();
+    let (well, said) = adopting.await.unwrap();
+    assert!(!well && said.contains("has given") && said.contains("held by nobody"), "{said}");
+    let claim = claims(&lab, "objects").remove(0);
+    assert_eq!((&claim["address"], claim.get("holder")), (&json!(had), None));
+    run(&lab, true, &["check"]);
 }

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use e2e::embedded::apiserver::{Fault, Match};
 use e2e::lab::{Lab, Ledger};
 use serde_json::{Value, json};
 
@@ -100,6 +101,29 @@ async fn every_conflict_of_a_list_is_named_and_nothing_is_claimed() {
         assert!(*place == line && why.contains(part), "{place}: {why}");
     }
     assert_eq!(records(&lab), before);
+}
+
+#[tokio::test]
+async fn an_import_that_breaks_off_is_completed() {
+    let lab = Lab::embedded_on(false, Ledger::Objects).await.unwrap();
+    let list = List(tempfile::tempdir().unwrap());
+    lab.create(deployment("web", json!({}))).await.unwrap();
+    only(&lab, "web").await;
+    let lines: String = (20..24).map(|last| format!("10.244.1.{last},default,Deployment,web\n")).collect();
+    let file = list.write("list.csv", &format!("address,namespace,kind,name\n{lines}"));
+    let faults = lab.embedded_server().unwrap().faults();
+    faults.on(
+        Match::on("update", "ipreservations.crd.projectcalico.org"),
+        Fault::Status { code: 403, retry_after: None },
+        1,
+    );
+    let said = run(&lab, false, &["import", &file, "--yes"]);
+    assert!(said.contains("10.244.1.21: repeat it to complete it"), "{said}");
+    assert_eq!(claims(&lab, "objects").len(), 2);
+    let said = run(&lab, true, &["import", &file, "--yes"]);
+    assert_eq!(said.matches("is claimed already").count(), 1, "{said}");
+    assert_eq!(claims(&lab, "objects").len(), 4);
+    run(&lab, true, &["check"]);
 }
 
 fn conflist() -> Value {

@@ -39,6 +39,11 @@ impl Claims {
         let ledger = site.needed_ledger(&site.store().await?).await?;
         let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
         let wanted: Vec<Claim> = claims.filter(|claim| self.wants(claim)).collect();
+        if let Some(ledger) = wanted.iter().find_map(|claim| claim.moved.as_ref()) {
+            eprintln!(
+                "kube-ipam: claims here were carried to {ledger}, and what stands there decides; name it by --ledger"
+            );
+        }
         output::print(format, &wanted, || table(&wanted))
     }
 
