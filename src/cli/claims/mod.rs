@@ -39,17 +39,20 @@ impl Claims {
         let ledger = site.needed_ledger(&site.store().await?).await?;
         let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
         let wanted: Vec<Claim> = claims.filter(|claim| self.wants(claim)).collect();
-        if let Some(ledger) = wanted.iter().find_map(|claim| claim.moved.as_ref()) {
-            eprintln!(
-                "kube-ipam: claims here were carried to {ledger}, and what stands there decides; name it by --ledger"
-            );
-        }
-        output::print(format, &wanted, || table(&wanted))
+        output::print(format, &wanted, || table(&wanted) + &carried(&wanted))
     }
 
     fn wants(&self, claim: &Claim) -> bool {
         self.namespace.as_ref().is_none_or(|namespace| *namespace == claim.owner.namespace)
     }
+}
+
+/// Said where claims are shown that decide nothing any more.
+fn carried(claims: &[Claim]) -> String {
+    let ledger = claims.iter().find_map(|claim| claim.moved.as_ref());
+    ledger.map_or_else(String::new, |ledger| {
+        format!("\n\nClaims here were carried to {ledger}, and what stands there decides; name it by --ledger.")
+    })
 }
 
 fn table(claims: &[Claim]) -> String {
