@@ -21,11 +21,11 @@ fast: build
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
 	$(CARGO) test -p e2e --test manifests -- --skip server::
-	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test agent --test embedded --test embedded_objects
+	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test claims --test agent --test embedded --test embedded_objects
 
 # Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents.
 deep: build
-	$(CARGO) test -p e2e --test faults --test collector --test agent_status --test embedded_agents
+	$(CARGO) test -p e2e --test faults --test collector --test agent_status --test embedded_agents --test embedded_objects_agents
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build

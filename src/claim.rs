@@ -31,6 +31,10 @@ pub struct Claim {
     /// Ready: the start of the grace in which that node may still release it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contested: Option<Timestamp>,
+    /// The ledger that the claim was carried to. From then on nobody takes the address by this record: what stands
+    /// there decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<String>,
     /// Fields of newer versions, kept on every rewrite.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -171,6 +175,8 @@ pub enum Obstacle {
     Grace(Timestamp),
     /// The holder runs and nobody is ending it.
     InUse,
+    /// Its claim was carried to another ledger, which this node does not use yet.
+    Moved,
     /// The holder's node must be fenced first (policy [`Fencing::NodeFenced`]).
     NotFenced(NodeState),
 }
@@ -187,6 +193,7 @@ impl Claim {
             created: now,
             generation: 1,
             contested: None,
+            moved: None,
             unknown: Map::new(),
         }
     }
@@ -256,6 +263,9 @@ pub fn decide(
     let Some(claim) = claim else {
         return Decision::Take(Box::new(Claim::new(address, asker, now)));
     };
+    if claim.moved.is_some() {
+        return Decision::Refuse(Obstacle::Moved);
+    }
     let Some(holder) = &claim.holder else {
         return if claim.owner == *asker.owner {
             Decision::Take(Box::new(claim.held_by(asker)))

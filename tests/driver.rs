@@ -8,8 +8,10 @@ use std::time::Duration;
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPReservation};
 use common::{World, attachment, ip};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube_ipam::claim::Claim;
 use kube_ipam::driver::Error;
-use kube_ipam::store::faulty::Faults;
+use kube_ipam::store::faulty::{Call, Fault, Faults};
+use kube_ipam::store::{Failure, Ledger as _};
 use serde_json::json;
 
 #[tokio::test]
@@ -738,4 +740,70 @@ async fn of_two_racing_owners_exactly_one_gets_the_address() {
         assert_eq!(usize::from(a.is_ok()) + usize::from(b.is_ok()), 1);
         world.assert_sound().await;
     }
+}
+
+/// Like a network without etcdConfig on a cluster that does not serve IPClaims.
+#[tokio::test]
+async fn where_there_is_no_ledger_only_fixed_addresses_are_refused() {
+    let world = World::new();
+    world.random("a");
+    world.fixed("f", "app", "10.244.0.216");
+    let no_ledger = |call: &Call| matches!(call.verb, "range" | "txn").then_some(Fault::Fail(Failure::NoLedger));
+    let faults = Faults::new(no_ledger);
+    let (driver, net) = (world.faulty(&faults), world.net());
+    let claims = || faults.calls().iter().filter(|call| call.object.starts_with("claim")).count();
+    common::add(&driver, &net, "n1", "a", "c1").await.unwrap();
+    assert_eq!(claims(), 0, "a random address needs no ledger");
+    let error = kube_ipam::cni::CniError::from(common::add(&driver, &net, "n1", "f", "c2").await.unwrap_err());
+    assert_eq!(error.code, 103, "{error}");
+    assert!(error.msg.contains("IPClaim") && error.details.contains("yaml/ipclaims.yaml"), "{error}");
+    driver.status(&net).await.unwrap();
+    // A DEL that finds a handle with nothing in its blocks searches the ledger; here there is none to search.
+    let handle = calico::IPAMHandleSpec {
+        block: [("10.244.0.0/26".to_owned(), 1)].into(),
+        ..calico::IPAMHandleSpec::new("k8s-pod-network.c3")
+    };
+    world.objects.put(&handle.object());
+    common::del(&driver, &net, "n1", "a", "c3").await.unwrap();
+    driver.gc(&attachment(&net, "n1", "", ""), &[]).await.unwrap();
+    common::del(&driver, &net, "n1", "a", "c1").await.unwrap();
+    assert!(world.allocated().await.is_empty() && world.list::<IPAMHandle>().await.is_empty());
+    world.assert_sound().await;
+}
+
+/// The nodes have been told of another ledger since.
+#[tokio::test]
+async fn nobody_takes_an_address_by_a_claim_that_was_carried_elsewhere() {
+    let world = World::new();
+    world.fixed("f-1", "app", "10.244.0.216");
+    world.add("n1", "f-1", "c1").await.unwrap();
+    let standing = world.claim("10.244.0.216").await.unwrap();
+    let closed = Claim { moved: Some("IPClaims".into()), ..standing.value };
+    world.ledger.swap(closed.address, Some(standing.revision), Some(&closed)).await.unwrap();
+    // A new sandbox of the holder itself, and then another pod of the owner.
+    let refused = |error: Error| {
+        let error = kube_ipam::cni::CniError::from(error);
+        assert_eq!(error.code, 11, "{error}");
+        assert!(error.msg.contains("was carried to IPClaims"), "{error}");
+    };
+    refused(world.add("n1", "f-1", "c2").await.unwrap_err());
+    world.del("n1", "f-1", "c1").await.unwrap();
+    let left = world.claim("10.244.0.216").await.unwrap().value;
+    assert_eq!((left.holder, left.moved.as_deref()), (None, Some("IPClaims")));
+    world.fixed("f-2", "app", "10.244.0.216");
+    refused(world.add("n2", "f-2", "c3").await.unwrap_err());
+    assert!(world.allocated().await.is_empty());
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn the_claim_of_a_name_is_taken_over_by_nobody() {
+    let world = World::new();
+    let pod = world.pod("f-1", "app", "h1", json!({"kube-ipam.ip": "10.244.0.216", "kube-ipam.owner": "licence"}));
+    assert!(pod.metadata.uid.is_some());
+    world.add("n1", "f-1", "c1").await.unwrap();
+    world.del("n1", "f-1", "c1").await.unwrap();
+    world.fixed("g-1", "other", "10.244.0.216");
+    let error = world.add("n1", "g-1", "c2").await.unwrap_err();
+    assert!(error.to_string().contains("belongs to Owner default/licence"), "{error}");
 }

@@ -17,6 +17,7 @@ use crate::names;
 use crate::net;
 use crate::wire::{Unknown, null_as_default};
 
+mod amend;
 mod assign;
 mod release;
 mod vacate;

@@ -3,11 +3,14 @@
 //! Arguments in, a table or JSON out. What a command says of what was read is a function over values; reading
 //! and writing is done by [`crate::audit`], [`crate::driver`] and [`crate::store`].
 
+mod adopt;
 mod agent;
 mod check;
 mod claims;
+mod confirm;
 mod conflist;
 mod connect;
+mod import;
 mod install;
 mod ledger;
 mod output;
@@ -54,10 +57,14 @@ enum Command {
     Show(show::Show),
     /// Holds everything that is recorded against the invariants: a line for each violation.
     Check(check::Check),
-    /// Lists the claims: who owns which fixed address, and which pod has it.
+    /// Lists the claims: who owns which fixed address, and which pod has it; moves them to another ledger.
     Claims(claims::Claims),
     /// Takes an address back that no live pod uses.
     Release(release::Release),
+    /// Makes the addresses that running pods have fixed ones, without a restart.
+    Adopt(adopt::Adopt),
+    /// Claims addresses for workloads by a list, before their pods ask for them.
+    Import(import::Import),
     /// Prints a 10-calico.conflist. --kubeconfig, --network and --etcd-* say what goes into its ipam section.
     Conflist(Box<conflist::Conflist>),
     /// Serves this node's pods: the sidecar.
@@ -138,6 +145,8 @@ impl Arguments {
             Command::Check(check) => check.run(&connection, output).await,
             Command::Claims(claims) => claims.run(&connection, output).await,
             Command::Release(release) => release.run(&connection, output).await,
+            Command::Adopt(adopt) => adopt.run(&connection, output).await,
+            Command::Import(import) => import.run(&connection, output).await,
             Command::Conflist(conflist) => conflist.run(&connection, output),
             Command::Completion { shell } => {
                 let mut script = Vec::new();

@@ -166,7 +166,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let evidence = examined.as_ref().map(|e| &e.evidence);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, self.now());
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                // Nothing tells whether a name that an annotation gives is still in use.
+                // A name has no object that could be gone: only `release` ends its claim.
                 let exists = claim.owner.is_named() || self.objects.owner_exists(&claim.owner).await?;
                 decision = take_over(claim, asker, exists, self.now());
             }
@@ -341,7 +341,7 @@ fn longest_wait(
 ) -> Option<Duration> {
     let budget = attachment.net.ipam.wait;
     let worth = |b: &Blocked| match b.obstacle {
-        Obstacle::OtherOwner | Obstacle::OtherInterface => Duration::ZERO,
+        Obstacle::OtherOwner | Obstacle::OtherInterface | Obstacle::Moved => Duration::ZERO,
         Obstacle::InUse => budget.min(SETTLE).saturating_sub(waited),
         Obstacle::Leaving(..) | Obstacle::NotFenced(_) => budget.saturating_sub(waited),
         Obstacle::Grace(end) => {
@@ -408,6 +408,10 @@ impl Blocked {
                 until.strftime("%H:%M:%SZ")
             ),
             Obstacle::InUse => format!("fixed address {address} is held by {holder}, which is running"),
+            Obstacle::Moved => {
+                let ledger = self.claim.moved.as_deref().unwrap_or("another ledger");
+                format!("the claim on fixed address {address} was carried to {ledger}, which this node does not use")
+            }
             Obstacle::NotFenced(node) => {
                 format!("fixed address {address} is still held by {holder}, and its node ({}) is not fenced", node)
             }
@@ -426,6 +430,11 @@ impl Blocked {
                 self.claim.owner
             ),
             (Obstacle::OtherInterface, _) => ONE_ATTACHMENT.into(),
+            (Obstacle::Moved, _) => {
+                "Change ipam.etcdConfig in this node's CNI config as `kube-ipam claims move` says; then this is tried \
+                 again by itself."
+                    .into()
+            }
             (Obstacle::InUse, Some(false)) => {
                 "This is a rolling update that waits for itself: the new pod needs the address of \
                  the old one, which is kept until the new one is ready. Set the Deployment's strategy to Recreate, or \

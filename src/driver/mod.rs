@@ -6,6 +6,7 @@
 //! All writes pass through [`converge`], the one retry loop.
 
 mod add;
+mod adopt;
 mod block;
 mod check;
 mod claims;
@@ -34,6 +35,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use self::add::Assigned;
+pub use self::adopt::{BY_HAND, NotClaimed, Wanted};
 pub use self::check::Unrecorded;
 pub(crate) use self::claims::ONE_ATTACHMENT;
 pub(crate) use self::claims::is_holders;

@@ -23,6 +23,9 @@ use crate::netconf::EtcdConfig;
 /// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Pause after a watch that the server ended.
+const AFTER_A_CUT: Duration = Duration::from_millis(500);
+
 /// Claims of one network in etcd.
 #[derive(Clone)]
 pub struct EtcdLedger {
@@ -129,8 +132,13 @@ impl Ledger for EtcdLedger {
             self.client.watch_client().watch(self.key(address), Some(options)).await.map_err(|e| fail(&e))?;
         loop {
             match stream.message().await.map_err(|e| fail(&e))? {
-                Some(message) if message.events().is_empty() && !message.canceled() => {}
-                // An event; or a watch that was cancelled or cut, after which only a read can tell.
+                Some(message) if message.canceled() => {
+                    // Compacted, as a rule. Only a read can tell, and whoever waits is not to read without pause.
+                    tokio::time::sleep(AFTER_A_CUT).await;
+                    return Ok(());
+                }
+                Some(message) if message.events().is_empty() => {}
+                // An event; or a watch that was cut, after which only a read can tell.
                 _ => return Ok(()),
             }
         }

@@ -190,7 +190,7 @@ impl IPAMBlockSpec {
         freed
     }
 
-    fn drop_unused_attributes(&mut self) -> bool {
+    pub(super) fn drop_unused_attributes(&mut self) -> bool {
         let mut used = vec![false; self.attributes.len()];
         for &index in self.allocations.iter().flatten() {
             if let Some(used) = used.get_mut(index) {

@@ -224,8 +224,9 @@ impl Lab {
     /// Runs the kube-ipam command line on this cluster; what it printed, and whether it ended well.
     pub fn kube_ipam(&self, arguments: &[&str]) -> Result<(bool, String)> {
         let ledger = match self.ledger {
-            Ledger::Etcd => ["--etcd-url".to_owned(), self.machine.etcd_url()?],
-            Ledger::Objects => ["--ledger".to_owned(), "objects".to_owned()],
+            Ledger::Etcd => vec!["--etcd-url".to_owned(), self.machine.etcd_url()?],
+            Ledger::Objects if arguments.contains(&"--ledger") => Vec::new(),
+            Ledger::Objects => vec!["--ledger".to_owned(), "objects".to_owned()],
         };
         let output = std::process::Command::new(crate::tools::kube_ipam()?)
             .args(arguments)

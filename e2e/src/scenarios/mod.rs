@@ -7,6 +7,7 @@ mod crowd;
 mod dual_stack;
 mod exhaustion;
 mod guide;
+mod ledger;
 mod node_failure;
 mod owners;
 mod stateful;
@@ -53,6 +54,8 @@ scenarios! {
     "a_job_has_its_address_until_its_pod_has_finished" => owners::jobs,
     "two_deployments_that_name_one_owner_pass_its_address_on" => owners::named,
     "after_a_forced_deletion_on_a_living_node_the_address_moves_once" => owners::forced,
+    "claims_as_kubernetes_objects_keep_the_contract" => ledger::of_objects,
+    "without_etcd_a_fixed_address_is_kept_by_a_kubernetes_object" => ledger::without_etcd,
     "two_hundred_pods_at_once_on_twenty_nodes_share_no_address_and_give_all_back" => crowd::at_once,
     "the_address_of_a_killed_node_moves_once_and_the_node_comes_back_clean" => node_failure::killed_and_back,
 }

@@ -2,11 +2,10 @@
 
 mod plan;
 
-use std::io::{IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use calico::IPPool;
 use clap::Args;
 use jiff::Timestamp;
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 
 use self::plan::{Plan, Refusal, Step};
 use super::Outcome;
+use super::confirm::confirm;
 use super::connect::{Connection, blocks_around, optional};
 use super::output::{self, Format, Progress};
 use crate::audit::Snapshot;
@@ -78,7 +78,8 @@ impl Release {
         }
         let mut said = String::new();
         if !self.yes {
-            if !self.confirm(&plan)? {
+            let (what, ask) = (format!("release {}", self.address), format!("Release {}?", self.address));
+            if !confirm(&what, &plan.table(), &ask)? {
                 eprintln!("kube-ipam: {} is left as it is", self.address);
                 return Ok(Outcome::NotWell);
             }
@@ -112,21 +113,6 @@ impl Release {
         Ok(Snapshot { pools, blocks, reservations, claims, nodes, pods, ..Snapshot::default() })
     }
 
-    fn confirm(&self, plan: &Plan) -> Result<bool> {
-        if !std::io::stdin().is_terminal() {
-            bail!(
-                "release {}: stdin is no terminal to ask on; add --yes to do it, or --dry-run to see what it would do",
-                self.address
-            );
-        }
-        let mut err = std::io::stderr().lock();
-        write!(err, "{}\n\nRelease {}? [y/N] ", plan.table(), self.address)?;
-        err.flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
-        Ok(is_yes(&answer))
-    }
-
     fn report(&self, plan: &Plan, done: bool, format: Format, text: String) -> Result<Outcome> {
         let report = Report { address: self.address, claim_dropped: self.claim && done, steps: &plan.steps, done };
         output::print(format, &report, || text)
@@ -136,19 +122,4 @@ impl Release {
 fn refused(refusal: &Refusal) -> Outcome {
     eprintln!("kube-ipam: refused: {refusal}");
     Outcome::NotWell
-}
-
-fn is_yes(answer: &str) -> bool {
-    matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_yes_is_one() {
-        assert!(["y\n", "Yes\n", " y "].into_iter().all(is_yes));
-        assert!(["", "\n", "n\n", "yo\n"].into_iter().all(|answer| !is_yes(answer)));
-    }
 }

@@ -47,7 +47,7 @@ struct What {
 impl Show {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
         if self.what.claims {
-            return Claims { namespace: self.namespace.clone() }.run(connection, format).await;
+            return Claims { namespace: self.namespace.clone(), action: None }.run(connection, format).await;
         }
         if !self.what.ip.is_empty() {
             return addresses(&self.what.ip, connection, format).await;

@@ -1,8 +1,12 @@
 //! `claims`, also `show --claims`: who owns which fixed address, and which pod has it.
 
-use anyhow::Result;
-use clap::Args;
+mod moving;
+mod transfer;
 
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use self::moving::Move;
 use super::Outcome;
 use super::connect::Connection;
 use super::output::{self, Format, NONE};
@@ -15,20 +19,40 @@ pub(super) struct Claims {
     /// Only claims of owners in this namespace.
     #[arg(short, long)]
     pub namespace: Option<String>,
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+/// What is done with the claims, if not listing them.
+#[derive(Subcommand, Debug, Clone)]
+pub(super) enum Action {
+    /// Carries all claims of the network from etcd to IPClaims, or back.
+    Move(Move),
 }
 
 impl Claims {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
+        if let Some(Action::Move(wanted)) = &self.action {
+            return wanted.run(connection, format).await;
+        }
         let site = connection.site()?;
         let ledger = site.needed_ledger(&site.store().await?).await?;
         let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
         let wanted: Vec<Claim> = claims.filter(|claim| self.wants(claim)).collect();
-        output::print(format, &wanted, || table(&wanted))
+        output::print(format, &wanted, || table(&wanted) + &carried(&wanted))
     }
 
     fn wants(&self, claim: &Claim) -> bool {
         self.namespace.as_ref().is_none_or(|namespace| *namespace == claim.owner.namespace)
     }
+}
+
+/// Said where claims are shown that decide nothing any more.
+fn carried(claims: &[Claim]) -> String {
+    let ledger = claims.iter().find_map(|claim| claim.moved.as_ref());
+    ledger.map_or_else(String::new, |ledger| {
+        format!("\n\nClaims here were carried to {ledger}, and what stands there decides; name it by --ledger.")
+    })
 }
 
 fn table(claims: &[Claim]) -> String {
@@ -74,7 +98,7 @@ ADDRESS        OWNER                    HOLDER   NODE   SINCE
 
     #[test]
     fn only_the_namespace_that_is_asked_for_is_listed() {
-        let only = Claims { namespace: Some("prod".into()) };
+        let only = Claims { namespace: Some("prod".into()), ..Claims::default() };
         assert!(only.wants(&claim("prod", false)) && !only.wants(&claim("default", false)));
         assert!(Claims::default().wants(&claim("default", false)));
     }

@@ -1,0 +1,418 @@
+//! Which claims an adoption makes, or why it must not. Pure.
+
+use std::net::IpAddr;
+
+use calico::{AllowedUse, Entry, Expect, Family, covering};
+use ipnetwork::IpNetwork;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use serde::Serialize;
+use serde_json::Map;
+
+use super::template::Template;
+use crate::audit::Snapshot;
+use crate::audit::view::{PodView, Use, View};
+use crate::claim::{Claim, Holder, PodState};
+use crate::driver::{
+    BY_HAND, CLAIM_KEY, INTERFACE_KEY, POD_UID_KEY, Wanted, host_cidr, is_holders, is_own_reservation,
+};
+use crate::pod::{OWNER, Owner};
+use crate::store::Versioned;
+
+/// The interface of a pod whose allocation does not name it.
+const INTERFACE: &str = "eth0";
+
+/// What an adoption comes to.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub items: Vec<Item>,
+    pub problems: Vec<Problem>,
+    pub templates: Vec<Template>,
+}
+
+/// One address of one pod.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Item {
+    pub address: IpAddr,
+    pub namespace: String,
+    pub pod: String,
+    pub node: String,
+    pub owner: String,
+    /// Whether there is nothing to do.
+    pub claimed_already: bool,
+    #[serde(skip)]
+    pub wanted: Wanted,
+    #[serde(skip)]
+    controller: Owner,
+}
+
+/// What keeps a pod's address from being adopted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Problem {
+    pub pod: String,
+    pub why: String,
+}
+
+impl Plan {
+    /// For all pods of the snapshot, which has every claim of the network.
+    pub(super) fn of(snapshot: &Snapshot, now: Timestamp) -> Self {
+        let (view, mut plan) = (View::of(snapshot), Self::default());
+        for pod in &snapshot.pods {
+            match items(&view, pod, now) {
+                Ok(items) => plan.items.extend(items),
+                Err(why) => plan.problems.push(Problem { pod: name(pod), why }),
+            }
+        }
+        plan.templates = templates(snapshot, &plan.items);
+        plan
+    }
+
+    /// Those that something is written for.
+    pub(super) fn due(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(|item| !item.claimed_already)
+    }
+}
+
+fn name(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
+fn items(view: &View<'_>, pod: &Pod, now: Timestamp) -> Result<Vec<Item>, String> {
+    let meta = &pod.metadata;
+    let key = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let Some(seen) = view.pods.get(&key) else {
+        return Err("runs in its node's network: it has no address of its own".into());
+    };
+    if seen.state != PodState::Alive {
+        return Err("is at its end: it gives its address back".into());
+    }
+    if seen.addresses.is_empty() {
+        return Err("has no address yet".into());
+    }
+    let owner = Owner::of(pod).map_err(|error| error.to_string())?;
+    let controller = controller(pod).unwrap_or_else(|| owner.clone());
+    seen.addresses.iter().map(|address| item(view, seen, *address, &owner, &controller, now)).collect()
+}
+
+/// Who makes the pods, whoever owns their addresses by annotation.
+fn controller(pod: &Pod) -> Option<Owner> {
+    let mut bare = pod.clone();
+    bare.metadata.annotations.as_mut()?.remove(OWNER)?;
+    Owner::of(&bare).ok()
+}
+
+fn item(
+    view: &View<'_>,
+    pod: &PodView<'_>,
+    address: IpAddr,
+    owner: &Owner,
+    controller: &Owner,
+    now: Timestamp,
+) -> Result<Item, String> {
+    let cidr = permitted_block(view.snapshot, address)?;
+    let used = view.used.get(&address).filter(|used| used.pod() == Some((pod.namespace, pod.name)));
+    let used = used.ok_or_else(|| match view.used.get(&address) {
+        Some(other) => format!("has {address}, which block {} records for {}", other.block.spec.cidr, other.user()),
+        None => format!("has {address}, which no block records"),
+    })?;
+    let standing = view.snapshot.claims.iter().flatten().find(|claim| claim.value.address == address);
+    let claim = claim(view, pod, used, owner, standing.map(|claim| &claim.value), now)?;
+    let marked = used.attribute.secondary(CLAIM_KEY) == Some(claim.generation.to_string().as_str());
+    let claimed_already =
+        marked && standing.map(|claim| &claim.value) == Some(&claim) && is_reserved(view.snapshot, address);
+    Ok(Item {
+        address,
+        namespace: pod.namespace.to_owned(),
+        pod: pod.name.to_owned(),
+        node: pod.node().unwrap_or_default().to_owned(),
+        owner: owner.to_string(),
+        claimed_already,
+        wanted: wanted(claim, standing, cidr, used),
+        controller: controller.clone(),
+    })
+}
+
+fn wanted(claim: Claim, standing: Option<&Versioned<Claim>>, cidr: IpNetwork, used: &Use<'_>) -> Wanted {
+    let sequence = match used.block.spec.entry(used.address) {
+        Entry::Used { sequence, .. } => sequence,
+        _ => None,
+    };
+    let expect = Expect { handle: used.attribute.handle().map(str::to_owned), sequence };
+    Wanted { claim, standing: standing.cloned(), cidr, entry: Some((used.block.spec.cidr, expect)) }
+}
+
+/// The claim as it is to be: the standing one, if it says the same.
+fn claim(
+    view: &View<'_>,
+    pod: &PodView<'_>,
+    used: &Use<'_>,
+    owner: &Owner,
+    standing: Option<&Claim>,
+    now: Timestamp,
+) -> Result<Claim, String> {
+    let address = used.address;
+    let holder = holder(view, pod, used, now)?;
+    let Some(standing) = standing else {
+        return Ok(Claim {
+            address,
+            owner: owner.clone(),
+            holder: Some(holder),
+            created: now,
+            generation: BY_HAND,
+            contested: None,
+            moved: None,
+            unknown: Map::new(),
+        });
+    };
+    if standing.moved.is_some() {
+        return Err(format!("has {address}, whose claim was carried to another ledger; name that one by --ledger"));
+    }
+    if standing.owner != *owner {
+        return Err(format!("has {address}, which {} has claimed", standing.owner));
+    }
+    match &standing.holder {
+        Some(held) if held.pod_uid == holder.pod_uid => Ok(standing.clone()),
+        Some(held) => Err(format!("has {address}, which is held by {held} of the same owner")),
+        None => {
+            Ok(Claim { holder: Some(holder), generation: standing.generation + 1, contested: None, ..standing.clone() })
+        }
+    }
+}
+
+/// The pod as the records name it. An allocation that was made ahead of a container is the pod's, whichever of its
+/// containers has it.
+fn holder(view: &View<'_>, pod: &PodView<'_>, used: &Use<'_>, now: Timestamp) -> Result<Holder, String> {
+    let handle = used.attribute.handle().unwrap_or_default();
+    let container = match (used.attribute.secondary(POD_UID_KEY), &view.snapshot.net) {
+        (Some(_), _) => Some(""),
+        (None, Some(net)) => handle.strip_prefix(&net.network).and_then(|rest| rest.strip_prefix('.')),
+        (None, None) => handle.rsplit_once('.').map(|(_, container)| container),
+    };
+    let why = || format!("has {} under handle {handle}, which is none of this network", used.address);
+    let container = container.ok_or_else(why)?;
+    let node = pod.node().unwrap_or_default();
+    let holder = Holder {
+        pod_uid: pod.pod.uid().unwrap_or_default(),
+        pod: pod.name.to_owned(),
+        container_id: container.to_owned(),
+        interface: match container.is_empty() {
+            true => String::new(),
+            false => used.attribute.secondary(INTERFACE_KEY).unwrap_or(INTERFACE).to_owned(),
+        },
+        node: node.to_owned(),
+        node_uid: view.node(node).and_then(|node| node.uid()),
+        since: now,
+        unknown: Map::new(),
+    };
+    match &view.snapshot.net {
+        Some(net) if !is_holders(used.attribute, &net.network, &holder) => Err(why()),
+        _ => Ok(holder),
+    }
+}
+
+/// The block that a fixed address lies in, if it may be one.
+pub(in crate::cli) fn permitted_block(snapshot: &Snapshot, address: IpAddr) -> Result<IpNetwork, String> {
+    if let Some(ipam) = snapshot.net.as_ref().map(|net| &net.ipam) {
+        match ipam.ranges(Family::of(address)) {
+            Some(ranges) => ranges.permits_fixed(address).map_err(|why| format!("{address} {why}"))?,
+            None if ipam.assigns(Family::of(address)) => {}
+            None => return Err(format!("{address} is {}, which the network does not assign", Family::of(address))),
+        }
+    }
+    let pool = covering(&snapshot.pools, address).ok_or_else(|| format!("{address} lies in no IPPool"))?;
+    pool.spec.check_explicit(&pool.name_any(), AllowedUse::Workload).map_err(|error| format!("{address}: {error}"))?;
+    Ok(pool.spec.block_of(address))
+}
+
+/// Whether one of our reservations lists the address.
+pub(in crate::cli) fn is_reserved(snapshot: &Snapshot, address: IpAddr) -> bool {
+    let entry = host_cidr(address).to_string();
+    snapshot.reservations.iter().any(|r| is_own_reservation(&r.name_any()) && r.spec.reserved_cidrs.contains(&entry))
+}
+
+/// One for each controller whose pods are adopted, with what its other pods have claimed.
+fn templates(snapshot: &Snapshot, items: &[Item]) -> Vec<Template> {
+    let mut controllers: Vec<(Owner, Owner)> = items
+        .iter()
+        .map(|item| {
+            let whole = |owner: &Owner| Owner { ordinal: None, ..owner.clone() };
+            (whole(&item.controller), whole(&item.wanted.claim.owner))
+        })
+        .collect();
+    controllers.sort();
+    controllers.dedup();
+    let standing = snapshot.claims.iter().flatten().map(|claim| &claim.value);
+    let known = |address: &IpAddr| items.iter().any(|item| item.address == *address);
+    let all: Vec<&Claim> =
+        standing.filter(|claim| !known(&claim.address)).chain(items.iter().map(|item| &item.wanted.claim)).collect();
+    let of = |(controller, owner): (Owner, Owner)| {
+        let theirs: Vec<&Claim> =
+            all.iter().filter(|claim| Owner { ordinal: None, ..claim.owner.clone() } == owner).copied().collect();
+        Template::of(&controller, &theirs)
+    };
+    controllers.into_iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use calico::{Affinity, IPAMBlockSpec, IPPool, IPReservation, IPReservationSpec};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::driver::CONTAINER_KEY;
+
+    const HAS: &str = "10.244.0.20";
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn pod(change: impl FnOnce(&mut Value)) -> Pod {
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": "default", "name": "web-h1-1", "uid": "u", "annotations": {},
+                "labels": {"pod-template-hash": "h1"},
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-h1", "uid": "rs", "controller": true,
+                }],
+            },
+            "spec": {"nodeName": "n1", "containers": []},
+            "status": {"phase": "Running", "podIP": HAS, "podIPs": [{"ip": HAS}]},
+        });
+        change(&mut pod);
+        object(pod)
+    }
+
+    /// The pod's address on record for it, as an ADD leaves it.
+    fn snapshot(pod: Pod, change: impl FnOnce(&mut calico::Holder)) -> Snapshot {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut block = IPAMBlockSpec::new("10.244.0.0/26".parse().unwrap(), &Affinity::host("n1"), now);
+        let mut holder = calico::Holder::pod("k8s-pod-network.c1", "default", "web-h1-1", "n1", now);
+        holder.secondary.insert(INTERFACE_KEY.into(), "eth1".into());
+        change(&mut holder);
+        block.assign(ip(HAS), &holder, None).unwrap();
+        let pool = json!({
+            "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "p"},
+            "spec": {"cidr": "10.244.0.0/16"},
+        });
+        Snapshot {
+            pods: vec![pod],
+            blocks: vec![block.object()],
+            pools: vec![object::<IPPool>(pool)],
+            claims: Some(Vec::new()),
+            ..Snapshot::default()
+        }
+    }
+
+    fn plan(snapshot: &Snapshot) -> Plan {
+        Plan::of(snapshot, Timestamp::UNIX_EPOCH)
+    }
+
+    fn problem(snapshot: &Snapshot) -> String {
+        let plan = plan(snapshot);
+        assert_eq!((plan.items.len(), plan.problems.len()), (0, 1), "{plan:?}");
+        assert_eq!(plan.problems[0].pod, "default/web-h1-1");
+        plan.problems[0].why.clone()
+    }
+
+    #[test]
+    fn the_claim_names_the_controller_the_pod_and_its_container() {
+        let plan = plan(&snapshot(pod(|_| {}), |_| {}));
+        let Wanted { claim, standing, cidr, entry } = &plan.items[0].wanted;
+        assert_eq!((claim.owner.to_string().as_str(), claim.generation), ("Deployment default/web", BY_HAND));
+        let holder = claim.holder.as_ref().unwrap();
+        assert_eq!((holder.pod_uid.as_str(), holder.container_id.as_str()), ("u", "c1"));
+        assert_eq!((holder.interface.as_str(), holder.node.as_str()), ("eth1", "n1"));
+        assert_eq!((standing, cidr.to_string().as_str()), (&None, "10.244.0.0/26"));
+        assert_eq!(entry.as_ref().unwrap().1.handle.as_deref(), Some("k8s-pod-network.c1"));
+    }
+
+    #[test]
+    fn an_address_that_was_taken_ahead_is_the_pods_whichever_container_has_it() {
+        let ahead = snapshot(pod(|_| {}), |holder| {
+            holder.handle = "default.web-h1-1".into();
+            holder.secondary.insert(POD_UID_KEY.into(), "u".into());
+            holder.secondary.insert(CONTAINER_KEY.into(), "c1".into());
+        });
+        let holder = plan(&ahead).items[0].wanted.claim.holder.clone().unwrap();
+        assert_eq!((holder.pod_uid.as_str(), holder.container_id.as_str()), ("u", ""));
+    }
+
+    #[test]
+    fn what_keeps_an_address_from_being_adopted_is_said() {
+        let said = problem(&snapshot(pod(|pod| pod["spec"]["hostNetwork"] = json!(true)), |_| {}));
+        assert!(said.contains("its node's network"), "{said}");
+        let ending = pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-11-24T02:01:28Z"));
+        assert!(problem(&snapshot(ending, |_| {})).contains("at its end"));
+        let waiting = pod(|pod| pod["status"] = json!({"phase": "Pending"}));
+        assert!(problem(&snapshot(waiting, |_| {})).contains("has no address yet"));
+        let said =
+            problem(&snapshot(pod(|_| {}), |holder| drop(holder.secondary.insert("pod".into(), "other".into()))));
+        assert!(said.contains("records for pod default/other"), "{said}");
+        let mut unrecorded = snapshot(pod(|_| {}), |_| {});
+        unrecorded.blocks.clear();
+        assert!(problem(&unrecorded).contains("which no block records"));
+        let mut outside = snapshot(pod(|_| {}), |_| {});
+        outside.pools.clear();
+        assert!(problem(&outside).contains("lies in no IPPool"));
+    }
+
+    fn claimed(snapshot: &mut Snapshot, change: impl FnOnce(&mut Value)) {
+        let mut claim = json!({
+            "address": HAS, "created": "2026-11-24T02:01:28Z", "generation": 4,
+            "owner": {"namespace": "default", "group": "apps", "kind": "Deployment", "name": "web"},
+        });
+        change(&mut claim);
+        snapshot.claims = Some(vec![Versioned { value: object(claim), revision: 7 }]);
+    }
+
+    #[test]
+    fn the_owners_own_claim_is_used_and_anybody_elses_is_in_the_way() {
+        let mut imported = snapshot(pod(|_| {}), |_| {});
+        claimed(&mut imported, |_| {});
+        let found = plan(&imported);
+        assert_eq!(found.items[0].wanted.claim.generation, 5);
+        assert_eq!(found.items[0].wanted.standing.as_ref().map(|standing| standing.revision), Some(7));
+        claimed(&mut imported, |claim| claim["owner"]["name"] = json!("shop"));
+        assert!(problem(&imported).contains("which Deployment default/shop has claimed"));
+        claimed(&mut imported, |claim| claim["moved"] = json!("etcd"));
+        assert!(problem(&imported).contains("carried to another ledger"));
+        let held = json!({
+            "podUid": "v", "pod": "web-h1-2", "containerId": "c2", "interface": "eth0", "node": "n1",
+            "since": "2026-11-24T02:01:28Z",
+        });
+        claimed(&mut imported, |claim| claim["holder"] = held);
+        assert!(problem(&imported).contains("held by pod web-h1-2"));
+    }
+
+    #[test]
+    fn what_is_complete_is_left_alone_and_what_broke_off_is_completed() {
+        let fixed = |generation: &'static str| {
+            move |holder: &mut calico::Holder| drop(holder.secondary.insert(CLAIM_KEY.into(), generation.into()))
+        };
+        let held = |claim: &mut Value| {
+            claim["holder"] = json!({
+                "podUid": "u", "pod": "web-h1-1", "containerId": "c1", "interface": "eth1", "node": "n1",
+                "since": "2026-11-24T02:01:28Z",
+            });
+        };
+        let reserved = IPReservationSpec { reserved_cidrs: vec![format!("{HAS}/32")], ..Default::default() };
+        let mut complete = snapshot(pod(|_| {}), fixed("4"));
+        claimed(&mut complete, held);
+        complete.reservations = vec![IPReservation::new("kube-ipam-10-244-0-0-26", reserved.clone())];
+        assert_eq!(plan(&complete).due().count(), 0);
+        let unreserved = Snapshot { reservations: Vec::new(), ..complete };
+        assert_eq!(plan(&unreserved).due().count(), 1);
+        let mut unmarked = snapshot(pod(|_| {}), |_| {});
+        claimed(&mut unmarked, held);
+        unmarked.reservations = vec![IPReservation::new("kube-ipam-10-244-0-0-26", reserved)];
+        assert_eq!(plan(&unmarked).due().count(), 1);
+    }
+}
