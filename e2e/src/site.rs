@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::manifests;
 use crate::real::image::Image;
 use crate::real::node::paths;
-use crate::real::{Cluster, Crds, Options};
+use crate::real::{Cluster, Conflist, Crds, NodeFacts, Options};
 use crate::tools::{self, Tools};
 
 /// The image that the manifests name.
@@ -29,12 +29,18 @@ pub fn conflist(main: &str, node: &str) -> Value {
 /// Starts it with the nodes node1 and node2. With a directory of Calico's binaries, these are the main plugin and
 /// the IPAM plugin that the list names.
 pub async fn start(tools: Tools, calico_bin: Option<PathBuf>, crds: Crds) -> Result<Cluster> {
-    let image = Image { tags: vec![IMAGE.into()], binary: tools::kube_ipam()?, arguments: Vec::new() };
     let main = if calico_bin.is_some() { "calico" } else { "ptp" };
+    let conflist = move |facts: &NodeFacts| conflist(main, &facts.name).to_string();
+    start_with(tools, calico_bin, crds, Box::new(conflist)).await
+}
+
+/// The same with another list.
+pub async fn start_with(tools: Tools, calico_bin: Option<PathBuf>, crds: Crds, conflist: Conflist) -> Result<Cluster> {
+    let image = Image { tags: vec![IMAGE.into()], binary: tools::kube_ipam()?, arguments: Vec::new() };
     let options = Options {
         nodes: vec!["node1".into(), "node2".into()],
         crds,
-        conflist: Some(Box::new(move |facts| conflist(main, &facts.name).to_string())),
+        conflist: Some(conflist),
         images: vec![image],
         calico_bin,
         audit: true,

@@ -20,7 +20,7 @@ mod sandbox;
 mod site;
 mod slot;
 
-pub use cluster::{Cluster, Options, RouteKeeper};
+pub use cluster::{Cluster, Conflist, Options, RouteKeeper};
 pub use control_plane::{ControlPlane, ControlPlaneOptions, TOKEN_USERS};
 pub use crds::Crds;
 pub use network::API_SERVICE_ADDRESS;
