@@ -7,7 +7,7 @@ CARGO ?= cargo
 demo: build
 	$(CARGO) run --quiet -p e2e --bin demo
 
-.PHONY: test fast deep real lint deny deny-advisories e2e build
+.PHONY: test fast deep real lint deny deny-advisories e2e build static image
 
 # All tests: units, properties, faults, the embedded cluster, then the real one (which says so if it cannot run here).
 test: fast deep real
@@ -28,22 +28,43 @@ deep: build
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
-	$(CARGO) test -p e2e --test real --test real_agents
+	$(CARGO) test -p e2e --test manifests --test policy --test addon --test rules --test real --test real_agents
 
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
 	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) test -p e2e --test real --test real_agents
 
+# yaml/calico.yaml on a kind cluster with Calico's own images: docker, kind, kubectl, jq.
+.PHONY: e2e-kind
+e2e-kind:
+	e2e/kind/run.sh
+
+# One static binary: target/<target>/release/kube-ipam. For another architecture: make static ARCH=arm64 (needs
+# rustup target add aarch64-unknown-linux-gnu, and its C compiler and linker, such as Debian's gcc-aarch64-linux-gnu).
+ARCH ?= $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,amd64)
+TARGET = $(if $(filter arm64,$(ARCH)),aarch64-unknown-linux-gnu,x86_64-unknown-linux-gnu)
+STATIC = target/$(TARGET)/release/kube-ipam
+static:
+	RUSTFLAGS='$(RUSTFLAGS) -C target-feature=+crt-static' $(CARGO) build --release --target $(TARGET) -p kube-ipam --bin kube-ipam
+
+# The image kube-ipam:<version>, by whichever of these there is: make image [ENGINE=podman|buildah|docker] [IMAGE=name:tag]
+ENGINE ?= $(firstword $(foreach engine,podman buildah docker,$(if $(shell command -v $(engine)),$(engine))))
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+IMAGE ?= kube-ipam:$(VERSION)
+image: static
+	@test -n "$(ENGINE)" || { echo 'make image needs podman, buildah or docker' >&2; exit 2; }
+	$(ENGINE) build --platform linux/$(ARCH) --build-arg BINARY=$(STATIC) -t $(IMAGE) -f Containerfile .
+
 # Not a test: make bench [CALICO_BIN=<dir> CALICO_CRDS=<file>] [ARGS="--blocks 10,10000 -o json"]
 .PHONY: bench
-bench:
-	$(CARGO) build --release -p kube-ipam -p e2e --bin kube-ipam --bin bench
-	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) target/release/bench $(ARGS)
+bench: static
+	$(CARGO) build --profile tool -p e2e --bin bench
+	KUBE_IPAM_BIN=$(abspath $(STATIC)) CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) target/tool/bench $(ARGS)
 
 lint: deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh; \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh e2e/kind/run.sh; \
 	else echo 'LINT SKIPPED: shellcheck is not installed' >&2; fi
 
 # Licences, banned crates and sources of all dependencies.

@@ -7,6 +7,7 @@
 //! | [`plugin`] | the CNI executable: environment and stdin in, JSON out |
 //! | [`agent`] | the node's sidecar: answers the plugin from memory |
 //! | [`cli`] | the command line: arguments in, tables or JSON out |
+//! | [`install`] | the node's files: binary, conflist, kubeconfig |
 //! | [`service`] | one CNI call from parsed input to answer |
 //! | [`collector`] | looks after the whole cluster: finishes what crashes left, frees what nobody uses |
 //! | [`audit`] | judges the whole live state by the named invariants |
@@ -23,6 +24,7 @@ pub mod cni;
 pub mod collector;
 pub mod conflist;
 pub mod driver;
+pub mod install;
 pub mod netconf;
 pub mod plugin;
 pub mod pod;

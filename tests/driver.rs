@@ -144,6 +144,50 @@ async fn another_owner_is_refused_by_name_until_the_first_is_gone() {
 }
 
 #[tokio::test]
+async fn a_namespace_has_only_the_addresses_that_it_is_allowed() {
+    let mut world = World::new();
+    let namespace = |annotations: serde_json::Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "annotations": annotations}});
+    world.put::<Namespace>(namespace(json!({"kube-ipam.allowed": "10.244.0.192/27"})));
+    world.fixed("f-1", "app", "10.244.0.216");
+    assert_eq!(world.address("n1", "f-1", "c1").await, ip("10.244.0.216"));
+    world.fixed("g-1", "other", "10.244.0.217,10.244.0.230");
+    let before = world.objects.dump();
+    let error = world.add("n1", "g-1", "c2").await.unwrap_err().to_string();
+    assert!(error.contains("10.244.0.230 is not allowed in namespace default"), "{error}");
+    assert_eq!(world.objects.dump(), before);
+    // Random addresses are nobody's in particular.
+    world.random("r-1");
+    world.add("n1", "r-1", "c3").await.unwrap();
+    // Without an annotation it depends on the configuration.
+    world.put::<Namespace>(namespace(json!({})));
+    world.add("n1", "g-1", "c2").await.unwrap();
+    world.del("n1", "g-1", "c2").await.unwrap();
+    world.conf["ipam"]["fixedAddresses"] = "allowedNamespaces".into();
+    let error = world.add("n1", "g-1", "c2").await.unwrap_err().to_string();
+    assert!(error.contains("namespace default, which has no annotation kube-ipam.allowed"), "{error}");
+    // What runs is not taken away: DEL asks nobody.
+    world.del("n1", "f-1", "c1").await.unwrap();
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_owner_that_is_only_a_name_is_never_believed_gone() {
+    let world = World::new();
+    world.pod("m-1", "app", "h1", json!({"kube-ipam.ip": "10.244.0.216", "kube-ipam.owner": "mail"}));
+    world.add("n1", "m-1", "c1").await.unwrap();
+    world.del("n1", "m-1", "c1").await.unwrap();
+    world.remove_pod("m-1");
+    world.fixed("g-1", "other", "10.244.0.216");
+    let Err(Error::Impasse(impasse)) = world.add("n2", "g-1", "c2").await else { panic!("expected an impasse") };
+    let remedies = impasse.remedies();
+    assert!(remedies.contains("kube-ipam release 10.244.0.216 --claim"), "{remedies}");
+    assert_eq!(world.claim("10.244.0.216").await.unwrap().value.owner.name, "mail");
+    world.pod("m-2", "another", "h1", json!({"kube-ipam.ip": "10.244.0.216", "kube-ipam.owner": "mail"}));
+    assert_eq!(world.address("n2", "m-2", "c3").await, ip("10.244.0.216"));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
 async fn a_surge_pod_that_waits_for_the_pod_that_waits_for_it_is_told_the_remedy() {
     let world = World::new();
     world.fixed("f-1", "app", "10.244.0.216");

@@ -7,6 +7,7 @@ pub mod calls;
 pub mod conformance;
 pub mod embedded;
 pub mod lab;
+pub mod manifests;
 pub mod real;
 pub mod run;
 pub mod scenarios;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use calico::{Entry, IPAMBlock, cidr_name};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
@@ -35,10 +36,20 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 /// A pod that is to be put into another network than the node's first.
 const OTHER_NETWORK: &str = "v1.multus-cni.io/default-network";
 
+/// Pods whose addresses are put on record at the same time: enough to share block writes, and a bound on the memory
+/// that a hundred pods at once would take.
+const AT_ONCE: usize = 16;
+
 /// The pods of this node by UID.
-#[derive(Default)]
 pub(super) struct Ahead {
     pods: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Stage>>>>,
+    turns: Semaphore,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { pods: Mutex::default(), turns: Semaphore::new(AT_ONCE) }
+    }
 }
 
 /// How far a pod is.
@@ -154,6 +165,8 @@ impl Agent {
     async fn take(self: Arc<Self>, pod: Box<Pod>) {
         let (Some(uid), Some(net)) = (pod.uid(), default_network(&self.options.cni_conf_dir)) else { return };
         let stage = self.ahead.stage(&uid);
+        // Before the pod's lock: an ADD that comes meanwhile does not wait for its turn.
+        let Ok(_turn) = self.ahead.turns.acquire().await else { return };
         let mut stage = stage.lock().await;
         if !matches!(*stage, Stage::New) || self.state.note(&uid).is_some() {
             return;

@@ -1,6 +1,5 @@
 //! This agent's part in looking after the whole cluster: it takes part in the election, and works while it leads.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::network::default_network;
 use crate::collector::{self, Collector, Election, News};
 use crate::driver::Driver;
 use crate::netconf::NetConf;
+use crate::store::LazyLedger;
 
 /// How often is looked whether the node's network is another one.
 const LOOK: Duration = Duration::from_secs(10);
@@ -40,13 +40,14 @@ impl Agent {
     async fn collect_for(&self, net: &NetConf) {
         // Decisions about the whole cluster are made on live reads: this store remembers nothing.
         let store = self.driver.objects().inner().clone();
-        let driver = Driver::new(store, Some(self.ledgers.of(net)), Timestamp::now).observed(self.witness.clone());
+        let ledger = self.ledgers.of(net);
+        let driver = Driver::new(store, Some(ledger.clone()), Timestamp::now).observed(self.witness.clone());
         let mut collector = Collector::new(driver, net, collector::Options::default());
         let election = Election { identity: self.options.node.clone(), ..Election::default() };
         let stop = async {
             tokio::select! {
                 () = self.stopping.cancelled() => {}
-                () = changed(&self.options.cni_conf_dir, net) => {}
+                () = self.changed(net, &ledger) => {}
             }
         };
         let witness = self.witness.clone();
@@ -56,12 +57,14 @@ impl Agent {
             self.stopping.cancelled().await;
         }
     }
-}
 
-/// Returns once the directory says another network.
-async fn changed(directory: &Path, net: &NetConf) {
-    while default_network(directory).as_ref() == Some(net) {
-        sleep(LOOK).await;
+    /// Returns once the node has another network, or other credentials for its ledger.
+    async fn changed(&self, net: &NetConf, ledger: &Arc<LazyLedger>) {
+        while default_network(&self.options.cni_conf_dir).as_ref() == Some(net)
+            && Arc::ptr_eq(&self.ledgers.of(net), ledger)
+        {
+            sleep(LOOK).await;
+        }
+        tracing::info!("the node's network or its credentials have changed: the collector begins anew");
     }
-    tracing::info!("the node's network has changed: the collector begins anew");
 }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
-use crate::netconf::NetConf;
+use crate::netconf::{EtcdConfig, NetConf};
 use crate::store::LazyLedger;
 use crate::store::kube::KubeStore;
 
@@ -12,7 +13,13 @@ pub(super) struct Ledgers {
     /// For claims that are Kubernetes objects. What the agent has heard of the cluster is not asked: claims
     /// are always read live.
     store: KubeStore,
-    open: Mutex<HashMap<String, Arc<LazyLedger>>>,
+    open: Mutex<HashMap<String, Open>>,
+}
+
+/// A ledger, and how the files of its credentials were when it was opened.
+struct Open {
+    files: Vec<Option<SystemTime>>,
+    ledger: Arc<LazyLedger>,
 }
 
 impl Ledgers {
@@ -20,10 +27,60 @@ impl Ledgers {
         Self { store, open: Mutex::default() }
     }
 
-    /// The ledger of a configuration.
+    /// The ledger of a configuration; opened anew when a certificate or password was renewed.
     pub(super) fn of(&self, net: &NetConf) -> Arc<LazyLedger> {
         let key = format!("{:?} {}", net.ipam.etcd, net.ipam.network);
+        let files = net.ipam.etcd.as_ref().map(ages).unwrap_or_default();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.entry(key).or_insert_with(|| Arc::new(LazyLedger::of(&net.ipam, &self.store))).clone()
+        match open.get(&key).filter(|known| known.files == files) {
+            Some(known) => known.ledger.clone(),
+            None => {
+                let ledger = Arc::new(LazyLedger::of(&net.ipam, &self.store));
+                open.insert(key, Open { files, ledger: ledger.clone() });
+                ledger
+            }
+        }
+    }
+}
+
+/// When the files of the credentials were written; none for one that cannot be looked at.
+fn ages(etcd: &EtcdConfig) -> Vec<Option<SystemTime>> {
+    let files = [&etcd.cert_file, &etcd.key_file, &etcd.ca_file, &etcd.password_file];
+    files.into_iter().flatten().map(|file| std::fs::metadata(file).and_then(|found| found.modified()).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_renewed_certificate_opens_the_ledger_anew() {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let ledgers = Ledgers::new(KubeStore::from_config(config).unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name);
+        let write = |name: &str, age: u64| {
+            let opened = std::fs::File::create(file(name)).unwrap();
+            opened.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(age)).unwrap();
+        };
+        ["ca", "cert", "key"].into_iter().for_each(|name| write(name, 1));
+        let etcd = json!({
+            "etcdURL": "https://127.0.0.1:2379", "etcdTrustedCAFile": file("ca"), "etcdCertFile": file("cert"),
+            "etcdKeyFile": file("key"),
+        });
+        let ipam = json!({"type": "kube-ipam", "subnet": "10.244.0.0/16", "etcdConfig": etcd});
+        let conf = json!({"name": "n", "cniVersion": "0.3.1", "type": "calico", "ipam": ipam});
+        let net = NetConf::parse(&conf, "kube-ipam").unwrap();
+        let first = ledgers.of(&net);
+        assert!(Arc::ptr_eq(&first, &ledgers.of(&net)));
+        write("cert", 2);
+        let second = ledgers.of(&net);
+        assert!(!Arc::ptr_eq(&first, &second));
+        std::fs::remove_file(file("key")).unwrap();
+        assert!(!Arc::ptr_eq(&second, &ledgers.of(&net)));
     }
 }

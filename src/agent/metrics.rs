@@ -136,6 +136,7 @@ pub(super) struct Metrics {
     queued_events: Gauge,
     ahead_pods: Gauge,
     ahead_waiting: Gauge,
+    files: Counter,
     uptime: Gauge,
     resident: Gauge,
 }
@@ -173,6 +174,7 @@ impl Default for Metrics {
             queued_events: Gauge::default(),
             ahead_pods: Gauge::default(),
             ahead_waiting: Gauge::default(),
+            files: Counter::default(),
             uptime: Gauge::default(),
             resident: Gauge::default(),
         };
@@ -235,6 +237,7 @@ impl Metrics {
             "Pods whose addresses are on record and whose ADD has not come",
             self.ahead_waiting.clone(),
         );
+        r.register("kube_ipam_node_files_written", "Files of the node that were put right", self.files.clone());
         r.register_with_unit("kube_ipam_uptime", "Time since the start", Unit::Seconds, self.uptime.clone());
         r.register_with_unit("process_resident_memory", "Resident memory", Unit::Bytes, self.resident.clone());
     }
@@ -291,6 +294,11 @@ impl Metrics {
 
     pub(super) fn watch_restart(&self, kind: &str) {
         self.watch_restarts.get_or_create(&of_kind(kind)).inc();
+    }
+
+    /// A file of the node was not what it should be, and is now.
+    pub(super) fn file_written(&self) {
+        self.files.inc();
     }
 
     pub(super) fn early(&self, what: Early) {

@@ -7,6 +7,7 @@
 mod ahead;
 mod collect;
 mod events;
+mod files;
 mod health;
 mod http;
 mod ledgers;
@@ -22,7 +23,7 @@ mod witness;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use calico::IPAMHandle;
@@ -42,6 +43,7 @@ use self::trouble::Troubles;
 use self::watches::Seen;
 use self::witness::Witness;
 use crate::driver::{Driver, DropLater};
+use crate::install::NodeFiles;
 use crate::protocol::{SOCKET, STATUS_SOCKET};
 use crate::service::state::State;
 use crate::store::LazyLedger;
@@ -69,6 +71,8 @@ pub struct Options {
     pub events: Level,
     /// Whether this agent takes part in the election of a collector.
     pub collect: bool,
+    /// The node's files that it keeps as they should be.
+    pub files: Option<NodeFiles>,
 }
 
 /// Longest wait at the end for Events that are queued.
@@ -91,6 +95,8 @@ pub struct Agent {
     started: Instant,
     /// Where metrics are served over TCP.
     metrics_address: Option<SocketAddr>,
+    /// What is wrong with the node's files.
+    bad_files: Mutex<Vec<String>>,
     /// Ends when new work is refused.
     stopping: CancellationToken,
     /// What is under way and is to be finished before the process ends.
@@ -101,6 +107,9 @@ pub struct Agent {
 fn drop_later(state: Arc<State>, later: UnboundedSender<IPAMHandle>) -> Arc<DropLater> {
     Arc::new(move |handle| state.put_pending(handle) && later.send(handle.clone()).is_ok())
 }
+
+/// Time for what an earlier agent left.
+const CLEAN_UP_TIME: Duration = Duration::from_secs(30);
 
 impl Agent {
     /// Runs an agent until `stop` is cancelled; returns when everything it had begun is finished.
@@ -143,6 +152,7 @@ impl Agent {
             health: Arc::default(),
             started: Instant::now(),
             metrics_address: all.as_ref().and_then(|listener| listener.local_addr().ok()),
+            bad_files: Mutex::default(),
             stopping: stop.clone(),
             tasks: TaskTracker::new(),
         });
@@ -154,6 +164,9 @@ impl Agent {
         background.spawn(agent.clone().follow_pods(pods));
         background.spawn(agent.clone().drop_handles(handles));
         background.spawn(agent.clone().clean_up(listed));
+        if let Some(files) = agent.options.files.clone() {
+            background.spawn(agent.clone().keep_files(files));
+        }
         let own_path = own.path().to_owned();
         background.spawn(http::serve_own(agent.clone(), own));
         if let Some(all) = all {
@@ -204,6 +217,11 @@ impl Agent {
     /// Once, when the node's blocks are known.
     async fn clean_up(self: Arc<Self>, listed: Arc<Notify>) {
         listed.notified().await;
+        // What an agent that was killed had begun; an ADD that is under way beside us makes it again.
+        let deadline = tokio::time::Instant::now() + CLEAN_UP_TIME;
+        if let Err(error) = self.driver.settle_affinities(&self.options.node, deadline).await {
+            tracing::warn!(%error, "a block that was half claimed stays so until the next one is needed");
+        }
         if self.options.take_ahead {
             self.sweep().await;
         }
@@ -216,6 +234,7 @@ impl Agent {
         }
         let mut reasons: Vec<String> =
             self.shelves().unsynced().into_iter().map(|kind| format!("{kind} are not listed yet")).collect();
+        reasons.extend(self.bad_files.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         let socket = self.options.state_dir.join(SOCKET);
         if !std::fs::symlink_metadata(&socket).is_ok_and(|found| found.file_type().is_socket()) {
             reasons.push(format!("{} is not there", socket.display()));

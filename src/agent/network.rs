@@ -2,11 +2,12 @@
 //! runtime's directory, as the runtime chooses it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::conflist::plugin_conf;
+use crate::install::configurations;
 use crate::netconf::NetConf;
 
 /// The name that addresses are taken ahead under; a plugin of another name has rules of its own.
@@ -14,9 +15,7 @@ const PLUGIN: &str = "kube-ipam";
 
 /// The configuration that pods get by default; `None` if there is none, or if it is not kube-ipam's.
 pub(super) fn default_network(directory: &Path) -> Option<NetConf> {
-    let mut files: Vec<PathBuf> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
-    files.retain(|f| f.extension().and_then(|x| x.to_str()).is_some_and(|x| ["conflist", "conf", "json"].contains(&x)));
-    files.sort();
+    let files = configurations(directory).ok()?;
     let list: Value = serde_json::from_slice(&fs::read(files.first()?).ok()?).ok()?;
     NetConf::parse(&plugin_conf(&list, PLUGIN).ok()?, PLUGIN).ok()
 }

@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::Outcome;
 use super::connect::Connection;
+use super::install::FileArguments;
 use crate::agent::{Agent, Level, Options};
 use crate::netconf::STATE_DIR;
 use crate::store::kube::KubeStore;
@@ -23,9 +24,8 @@ pub(super) struct AgentArguments {
     /// Directory on tmpfs, private to this user, where the plugin finds the agent: `stateDir` of the conflist.
     #[arg(long, default_value = STATE_DIR)]
     state_dir: PathBuf,
-    /// Directory of the runtime's network configurations; the first one is what addresses are taken ahead by.
-    #[arg(long, default_value = "/etc/cni/net.d")]
-    cni_conf_dir: PathBuf,
+    #[command(flatten)]
+    files: FileArguments,
     /// Whether an address is put on record as soon as a pod is bound to the node.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     take_ahead: bool,
@@ -64,7 +64,8 @@ impl AgentArguments {
         let options = Options {
             node: self.node_name,
             state_dir: self.state_dir,
-            cni_conf_dir: self.cni_conf_dir,
+            cni_conf_dir: self.files.cni_conf_dir.clone(),
+            files: self.files.node_files(),
             take_ahead: self.take_ahead,
             metrics_address: self.metrics_address,
             events: self.events,

@@ -11,6 +11,7 @@ mod confirm;
 mod conflist;
 mod connect;
 mod import;
+mod install;
 mod ledger;
 mod output;
 mod release;
@@ -68,6 +69,10 @@ enum Command {
     Conflist(Box<conflist::Conflist>),
     /// Serves this node's pods: the sidecar.
     Agent(agent::AgentArguments),
+    /// Puts kube-ipam on this node: the plugin, its section of Calico's conflist, and its kubeconfig.
+    Install(install::Install),
+    /// Gives this node back to calico-ipam. Pods that run keep their addresses.
+    Uninstall(install::Uninstall),
     /// Asks this node's agent how it stands: what is under way, what it remembers, its last errors.
     Status(status::StatusArguments),
     /// Prints a completion script for a shell.
@@ -133,6 +138,8 @@ impl Arguments {
         let Self { connection, output, command } = self;
         match command {
             Command::Agent(arguments) => arguments.run(&connection).await,
+            Command::Install(install) => install.run(),
+            Command::Uninstall(uninstall) => uninstall.run().await,
             Command::Status(arguments) => arguments.run(&connection, output).await,
             Command::Show(show) => show.run(&connection, output).await,
             Command::Check(check) => check.run(&connection, output).await,

@@ -2,10 +2,14 @@
 //!
 //! What [`build`] returns parses: it went through [`NetConf::parse`] before.
 
+mod edit;
+
 use serde_json::{Map, Value, json};
 
 use crate::cni::{CniError, CniVersion, code};
 use crate::netconf::NetConf;
+
+pub use edit::{check_ours, ipam_section, is_calicos, with_calicos, with_ours};
 
 /// What goes into a configuration list. Texts are as in the file; an empty or absent one is left out of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

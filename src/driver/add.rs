@@ -22,7 +22,7 @@ use super::snapshot::{Snapshot, check_coverage, host};
 use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace, UnmetPool};
 use crate::claim::{Asker, Holder};
 use crate::cni::{CniError, code};
-use crate::pod::{FixedRequest, Owner, PoolAnnotations};
+use crate::pod::{FixedRequest, Owner, PoolAnnotations, check_namespace};
 use crate::store::{Failure, Ledger, Objects, StoreError};
 
 /// How often another block is looked for after one filled up under our hands.
@@ -102,6 +102,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             Some(pod) => FixedRequest::parse(pod.annotations(), &attachment.net.ipam)?,
             None => None,
         };
+        if let (Some(request), Some(pod)) = (&request, attachment.pod) {
+            let namespace = snapshot.namespace.as_ref().map(|namespace| namespace.annotations());
+            check_namespace(request, pod.namespace, namespace, attachment.net.ipam.fixed)?;
+        }
         let owner = snapshot.pod.as_ref().filter(|_| request.is_some()).map(Owner::of).transpose()?;
         let wants = wants(attachment, &snapshot, request.as_ref(), owner.as_ref())?;
         for (family, _) in &wants {
@@ -244,10 +248,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let handle = attachment.handle();
         let reservations = Reservations::new(&snapshot.reservations);
         let mut full: Vec<IpNetwork> = Vec::new();
-        let mut own = round.own.clone();
+        let mut later = None;
         for placing in 0..PLACINGS {
+            let own = later.as_ref().unwrap_or(&round.own);
             let placements =
-                self.placements(attachment, snapshot, round, wants, done, &reservations, &own, &full).await?;
+                self.placements(attachment, snapshot, round, wants, done, &reservations, own, &full).await?;
             let counts = counts(&placements);
             let deadline = self.late(attachment);
             if placing > 0 {
@@ -273,7 +278,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             full.extend(filled);
             let random: Vec<Family> =
                 wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
-            own = self.own_blocks(attachment, &self.affinities(attachment).await?, &random).await?;
+            later = Some(self.own_blocks(attachment, &self.affinities(attachment.node).await?, &random).await?);
         }
         Err(Error::Late("every block found had filled up before it could be written"))
     }
@@ -312,7 +317,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     let node = round.node.as_ref();
                     let search = Search { attachment, snapshot, node, family, requested, reservations };
                     let Room { block, own } = self.find_room(&search, own, full).await?;
-                    Placement { family, cidr: block.spec.cidr, block: Known::Present(block), which: Which::Any { own } }
+                    let cidr = block.spec.cidr;
+                    // A cache is asked again when it is written: a hundred ADDs need not each keep a block until then.
+                    let block = if self.objects.is_cache() { Known::Unread } else { Known::Present(block) };
+                    Placement { family, cidr, block, which: Which::Any { own } }
                 }
             });
         }

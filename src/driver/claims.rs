@@ -166,7 +166,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let evidence = examined.as_ref().map(|e| &e.evidence);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, self.now());
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                // A name has no object that could be gone: only `release` ends its claim.
+                // Nothing tells whether a name that an annotation gives is still in use.
                 let exists = claim.owner.is_named() || self.objects.owner_exists(&claim.owner).await?;
                 decision = take_over(claim, asker, exists, self.now());
             }
@@ -420,6 +420,11 @@ impl Blocked {
 
     fn remedy(&self) -> String {
         match (self.obstacle, self.same_template) {
+            (Obstacle::OtherOwner, _) if self.claim.owner.is_named() => format!(
+                "Choose another address. {} is a name given by kube-ipam.owner, so nobody can tell whether it is still \
+                 wanted: if it is not, `kube-ipam release {} --claim` frees it.",
+                self.claim.owner, self.claim.address
+            ),
             (Obstacle::OtherOwner, _) => format!(
                 "Choose another address, or delete {}; `kube-ipam release` frees a claim that is not wanted any more.",
                 self.claim.owner

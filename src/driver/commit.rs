@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::converge::{Known, Step};
 use super::edit::{Edit, Outcome};
-use super::{Driver, Error};
+use super::{CONTAINER_KEY, Driver, Error, POD_UID_KEY};
 use crate::store::{Ledger, Objects, StoreError};
 
 /// The blocks that somebody is about to write.
@@ -136,6 +136,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 }
                 block.spec.validate().map_err(Failed::Damaged)?;
                 block.spec.collect(cooldown, now);
+                self.name_containers(&mut block, &batch);
                 let made: Vec<_> = batch.iter_mut().map(|w| w.edit.apply(&mut block.spec, now)).collect();
                 let changed = made.iter().any(|(changed, _)| *changed);
                 outcomes = made.into_iter().map(|(_, outcome)| outcome).collect();
@@ -177,6 +178,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                         let _ = waiting.answer.send(Err(error.clone().into()));
                     }
                 }
+            }
+        }
+    }
+
+    /// Lets what is on record for pods name the containers that have it by now: with the next write, as none is made
+    /// for this. Who has lost the node's notes still knows then whose DEL is a stale one.
+    fn name_containers(&self, block: &mut IPAMBlock, batch: &[Waiting]) {
+        for attribute in &mut block.spec.attributes {
+            let Some(uid) = attribute.secondary(POD_UID_KEY) else { continue };
+            // What a later sandbox took on is only looked up where it matters.
+            if attribute.secondary(CONTAINER_KEY).is_some() && !batch.iter().any(|w| w.edit.releases_pod(uid)) {
+                continue;
+            }
+            if let (Some(container), Some(secondary)) = (self.gate.container_of(uid), &mut attribute.secondary) {
+                secondary.insert(CONTAINER_KEY.to_owned(), container);
             }
         }
     }

@@ -92,6 +92,11 @@ impl Edit {
         }
     }
 
+    /// Whether it gives back what is on record for the pod of this UID.
+    pub(super) fn releases_pod(&self, of: &str) -> bool {
+        matches!(self, Self::Release(Release { whose: Whose::Pod { uid, .. }, .. }) if uid.as_deref().is_none_or(|uid| uid == of))
+    }
+
     /// Makes the edit on a block that is valid and collected. Whether it changed anything, and what came of
     /// it; a refusal changes nothing.
     pub(super) fn apply(&mut self, block: &mut IPAMBlockSpec, now: Timestamp) -> (bool, Result<Outcome, Error>) {

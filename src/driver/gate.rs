@@ -29,6 +29,11 @@ pub trait Gate: Send + Sync {
     /// Everything that the notes were about is cleaned up.
     fn forget(&self, _handle: &str) {}
 
+    /// The container that was given what is on record for a pod, if that is known.
+    fn container_of(&self, _pod_uid: &str) -> Option<String> {
+        None
+    }
+
     /// Whether another call is at work on the container right now.
     fn is_busy(&self, _handle: &str) -> bool {
         false

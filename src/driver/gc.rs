@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use calico::{AffinityState, BlockAffinity, Entry, IPAMBlock, IPAMHandle};
+use tokio::time::Instant;
 
 use super::claims::in_flight;
 use super::edit::Whose;
@@ -50,7 +51,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut failed = None;
         for container_id in gone {
             let handle = handle_of(&attachment.net.network, &container_id);
-            let held = HeldBy { container_id: &container_id, interface: None, pod_uid: None };
+            let held = HeldBy { container_id: &container_id, interface: None, pod_uid: None, any_container: false };
             match self.release_handle(&handle, &Whose::anyones(), Some(&held), attachment.deadline).await {
                 Ok(freed) => {
                     self.gate.forget(&handle);
@@ -60,7 +61,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        for step in [self.collect_claims(attachment, valid, &blocks).await, self.settle_affinities(attachment).await] {
+        for step in [
+            self.collect_claims(attachment, valid, &blocks).await,
+            self.settle_affinities(attachment.node, attachment.deadline).await,
+        ] {
             failed = failed.or(step.err());
         }
         failed.map_or(Ok(collected), Err)
@@ -105,7 +109,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             {
                 continue;
             }
-            let held = HeldBy { container_id: &holder.container_id, interface: Some(&holder.interface), pod_uid: None };
+            let held = HeldBy {
+                container_id: &holder.container_id,
+                interface: Some(&holder.interface),
+                pod_uid: None,
+                any_container: false,
+            };
             self.give_up_claim(&claim, &held, attachment.deadline).await?;
             self.gate.forget(&handle);
         }
@@ -113,12 +122,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Completes this node's block claims that a killed ADD left half done, or takes them back.
-    pub(super) async fn settle_affinities(&self, attachment: &Attachment<'_>) -> Result<(), Error> {
+    pub async fn settle_affinities(&self, node: &str, deadline: Instant) -> Result<(), Error> {
         let half_done = |a: &BlockAffinity| {
-            !a.is_deleted() && a.spec.node == attachment.node && a.spec.state == AffinityState::Pending.as_str()
+            !a.is_deleted() && a.spec.node == node && a.spec.state == AffinityState::Pending.as_str()
         };
-        for affinity in self.affinities(attachment).await?.into_iter().filter(half_done) {
-            self.settle_affinity(affinity, attachment.deadline).await?;
+        for affinity in self.affinities(node).await?.into_iter().filter(half_done) {
+            self.settle_affinity(affinity, deadline).await?;
         }
         Ok(())
     }

@@ -192,10 +192,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     fn free(&self, search: &Search<'_>, block: &IPAMBlock) -> usize {
-        let mut spec = block.spec.clone();
-        if spec.validate().is_err() {
+        if block.spec.validate().is_err() {
             return 0;
         }
+        let free = block.spec.free(|a| search.permits(a));
+        if free > 0 {
+            return free;
+        }
+        // What has cooled down long enough.
+        let mut spec = block.spec.clone();
         spec.collect(search.snapshot.config.cooldown_seconds(), self.now());
         spec.free(|a| search.permits(a))
     }

@@ -27,12 +27,16 @@ pub struct Freed {
 }
 
 /// Whose claims a release clears.
+#[derive(Clone, Copy)]
 pub(super) struct HeldBy<'a> {
     pub container_id: &'a str,
     /// `None` releases whatever interface the claim names.
     pub interface: Option<&'a str>,
     /// A claim that was taken before a container was known is the pod's.
     pub pod_uid: Option<&'a str>,
+    /// Whether the pod's UID is enough: an address that was recorded for the pod, and was released with its last
+    /// sandbox, may still be claimed under an earlier one's name.
+    pub any_container: bool,
 }
 
 impl Attachment<'_> {
@@ -41,6 +45,7 @@ impl Attachment<'_> {
             container_id: self.container_id,
             interface: Some(self.interface),
             pod_uid: self.pod.and_then(|p| p.uid),
+            any_container: false,
         }
     }
 
@@ -68,7 +73,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 self.give_up_claims(&own, deadline).await?;
             }
             if self.gate.noted(&handle, Trace::Block) {
-                self.settle_affinities(attachment).await?;
+                self.settle_affinities(attachment.node, deadline).await?;
             }
             self.gate.forget(&handle);
             Ok(released.unwrap_or_default())
@@ -118,7 +123,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(Some(freed));
         }
         if let Some(held) = held {
-            self.clear_claims(&freed, held, deadline).await?;
+            let any_container = matches!(whose, Whose::Pod { .. }) && !freed.is_empty();
+            self.clear_claims(&freed, &HeldBy { any_container, ..*held }, deadline).await?;
         }
         match (&self.drop_later, whose) {
             _ if shared => {}
@@ -287,8 +293,9 @@ fn no_claim(address: IpAddr) {
 /// By the container, or by the pod as long as the claim names no container.
 fn holds(claim: &Claim, held: &HeldBy<'_>) -> bool {
     let Some(holder) = &claim.holder else { return false };
-    if holder.container_id.is_empty() {
-        return held.pod_uid.is_some_and(|uid| uid == holder.pod_uid);
+    let of_pod = held.pod_uid.is_some_and(|uid| uid == holder.pod_uid);
+    if holder.container_id.is_empty() || (held.any_container && of_pod) {
+        return of_pod;
     }
     holder.container_id == held.container_id && held.interface.is_none_or(|interface| interface == holder.interface)
 }

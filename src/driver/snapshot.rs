@@ -95,8 +95,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// This node's affinities, as they are now.
-    pub(super) async fn affinities(&self, attachment: &Attachment<'_>) -> Result<Vec<BlockAffinity>, StoreError> {
-        self.objects.list::<BlockAffinity>(&label_selector(&host(attachment.node))).await
+    pub(super) async fn affinities(&self, node: &str) -> Result<Vec<BlockAffinity>, StoreError> {
+        self.objects.list::<BlockAffinity>(&label_selector(&host(node))).await
     }
 
     /// A list of a kind that old versions of Calico do not have.

@@ -14,6 +14,7 @@ use crate::cni::names::{is_cni_name, is_dns_subdomain};
 use crate::cni::object::Object;
 use crate::cni::text::{self, Wrong};
 use crate::cni::{CniError, Route, code};
+use crate::pod::FixedAddresses;
 use crate::range::{self, Family, RangeSet};
 
 /// The `ipam` section of a network configuration.
@@ -35,6 +36,8 @@ pub struct Ipam {
     pub wait: Duration,
     /// `ipam.takeover`: when a held fixed address may pass to another pod of its owner without a DEL.
     pub takeover: Policy,
+    /// `ipam.fixedAddresses`: whether pods of a namespace that no annotation speaks of may ask for fixed addresses.
+    pub fixed: FixedAddresses,
     /// `ipam.stateDir`: where the calls of one node leave each other notes; on tmpfs, /run/kube-ipam by default.
     pub state_dir: PathBuf,
     /// `ipam.ipv4_pools`: pools to take IPv4 addresses from; empty: any that Calico's rules allow.
@@ -78,7 +81,7 @@ pub(crate) fn pool_ref(text: &str, family: Family) -> Result<PoolRef, Wrong> {
     Err(Wrong { wrong: "is neither a pool's name nor a CIDR".to_owned(), right })
 }
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 20] = [
     "name",
     "type",
     "kubeConfig",
@@ -92,6 +95,7 @@ const FIELDS: [&str; 19] = [
     "resolvConf",
     "waitSeconds",
     "takeover",
+    "fixedAddresses",
     "stateDir",
     "assign_ipv4",
     "assign_ipv6",
@@ -134,6 +138,7 @@ impl Ipam {
             resolv_conf: ipam.file("resolvConf")?,
             wait: Duration::from_secs(seconds(ipam, "waitSeconds", DEFAULT_WAIT, LONGEST_WAIT)?),
             takeover: takeover(ipam)?,
+            fixed: fixed_addresses(ipam)?,
             state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: pools(ipam, "ipv4_pools", Family::V4)?,
             v6_pools: pools(ipam, "ipv6_pools", Family::V6)?,
@@ -152,6 +157,7 @@ impl Ipam {
             resolv_conf: None,
             wait: Duration::from_secs(DEFAULT_WAIT),
             takeover: Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(DEFAULT_GRACE) },
+            fixed: FixedAddresses::AnyNamespace,
             state_dir: ipam.file("stateDir").ok().flatten().unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: Vec::new(),
             v6_pools: Vec::new(),
@@ -237,6 +243,17 @@ fn route(route: &Object<'_>) -> Result<Route, CniError> {
         return Ok(parsed);
     }
     Err(route.refuse("dst", &parsed.dst.to_string(), "has host bits", format!("write {network}")))
+}
+
+fn fixed_addresses(ipam: &Object<'_>) -> Result<FixedAddresses, CniError> {
+    match ipam.text("fixedAddresses")? {
+        None | Some("anyNamespace") => Ok(FixedAddresses::AnyNamespace),
+        Some("allowedNamespaces") => Ok(FixedAddresses::AllowedNamespaces),
+        Some(other) => {
+            let right = "write \"anyNamespace\", or \"allowedNamespaces\": then a namespace needs the annotation kube-ipam.allowed";
+            Err(ipam.refuse("fixedAddresses", other, "is not a rule", right))
+        }
+    }
 }
 
 /// `takeover`: `{"proof": "podDeleted" | "nodeFenced", "graceSeconds": 60}`.

@@ -1,9 +1,11 @@
 //! What a pod says about its addresses: annotations, and who owns it.
 
+mod allowed;
 mod fixed;
 mod owner;
 mod pools;
 
+pub use allowed::{FixedAddresses, check_namespace};
 pub use fixed::FixedRequest;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
@@ -16,6 +18,8 @@ pub const NETMASK: &str = "kube-ipam.netmask";
 pub const GATEWAY: &str = "kube-ipam.gateway";
 /// `kube-ipam.owner`: who owns the fixed addresses, instead of the pod's controller.
 pub const OWNER: &str = "kube-ipam.owner";
+/// `kube-ipam.allowed`, of a Namespace: the fixed addresses that its pods may ask for.
+pub const ALLOWED: &str = "kube-ipam.allowed";
 
 #[cfg(test)]
 mod tests;

@@ -75,9 +75,10 @@ impl Call<'_> {
         let Some(uid) = attachment.pod.and_then(|p| p.uid) else {
             return Ok(Given { how: How::Decision, addresses: driver.add(&attachment).await? });
         };
-        let _turn = match self.taken {
-            Some(_) => Some(self.state.pod(uid).turn().await),
-            None => None,
+        let pod = self.state.pod(uid);
+        let _turn = match self.taken.is_some() || self.state.note(uid).is_some() {
+            true => Some(pod.turn().await),
+            false => None,
         };
         let noted = self.state.note(uid);
         let may_have = noted.as_ref().is_none_or(|n| n.serves(&call.container_id, &call.ifname));
@@ -91,7 +92,12 @@ impl Call<'_> {
         };
         match taken {
             // Noted before the answer: from now on only this container's DEL gives it back.
-            Some((how, addresses)) if self.state.put_note(uid, &Note::of(call)) => Ok(Given { how, addresses }),
+            Some((how, addresses)) if self.state.put_note(uid, &Note::of(call)) => {
+                if how == How::Records {
+                    name_container(driver, call, uid, &addresses).await;
+                }
+                Ok(Given { how, addresses })
+            }
             _ => Ok(Given { how: How::Decision, addresses: driver.add(&attachment).await? }),
         }
     }
@@ -132,6 +138,20 @@ impl Call<'_> {
             deadline: Instant::now() + WORK_TIME,
             policy: self.net.ipam.takeover,
         })
+    }
+}
+
+/// Lets the claims name the container that has the addresses by now. Nothing depends on it: the note does.
+async fn name_container<O: Objects, L: Ledger>(
+    driver: &Driver<O, L>,
+    call: &Invocation,
+    uid: &str,
+    addresses: &[Assigned],
+) {
+    for fixed in addresses.iter().filter(|a| a.fixed) {
+        if let Err(error) = driver.name_container(fixed.address, uid, &call.container_id, &call.ifname).await {
+            tracing::info!(address = %fixed.address, %error, "the claim does not name its container yet");
+        }
     }
 }
 

@@ -225,6 +225,10 @@ impl Gate for State {
         }
     }
 
+    fn container_of(&self, pod_uid: &str) -> Option<String> {
+        State::note(self, pod_uid).map(|note| note.container_id)
+    }
+
     fn is_busy(&self, handle: &str) -> bool {
         let Some(path) = self.file(handle, "lock").filter(|path| is_there(path)) else { return false };
         open(&path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))

@@ -9,6 +9,7 @@
 mod agent;
 mod floor;
 mod ground;
+mod handoff;
 mod report;
 mod seat;
 mod section;

@@ -40,21 +40,9 @@ impl<'a> Seat<'a> {
         resident: usize,
         at_once: usize,
     ) -> Result<Seat<'a>> {
-        let node = format!("bench-{section}-{}", way.name);
-        ground.create_node(&node).await?;
-        let agent = ground.start_agent(way, &node).await?;
+        let mut seat = Seat::bare(ground, way, &format!("bench-{section}-{}", way.name)).await?;
+        let node = seat.node.clone();
         let first = ground.create_pod(&node, format!("{node}-first"), json!({})).await?;
-        let directory = way.binary.parent().context("a binary lies in a directory")?;
-        let path = [directory.to_path_buf()];
-        let mut seat = Seat {
-            way,
-            path,
-            stdin: ground.stdin(way, &node)?,
-            pods: Vec::new(),
-            fixed: None,
-            node: node.clone(),
-            agent,
-        };
         let address = seat.called("ADD", &attachment(&first)).await?;
         if way.fixed {
             let fixed = last_of_block(&address)?;
@@ -73,6 +61,27 @@ impl<'a> Seat<'a> {
         filled.try_collect::<Vec<_>>().await?;
         seat.pods = pods.collect();
         Ok(seat)
+    }
+
+    /// A node with nothing on it but the way's agent, if it has one.
+    pub(super) async fn bare(ground: &Ground, way: &'a Way, node: &str) -> Result<Seat<'a>> {
+        ground.create_node(node).await?;
+        let agent = ground.start_agent(way, node).await?;
+        let directory = way.binary.parent().context("a binary lies in a directory")?;
+        Ok(Seat {
+            way,
+            path: [directory.to_path_buf()],
+            stdin: ground.stdin(way, node)?,
+            pods: Vec::new(),
+            fixed: None,
+            node: node.to_owned(),
+            agent,
+        })
+    }
+
+    /// The node's name.
+    pub(super) fn node(&self) -> &str {
+        &self.node
     }
 
     /// A pod that was bound a moment ago, with its address on record already.

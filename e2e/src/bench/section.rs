@@ -9,6 +9,7 @@ use super::Options;
 use super::agent::Agent;
 use super::floor::Floor;
 use super::ground::Ground;
+use super::handoff;
 use super::report::{AgentRow, CallRow, Row, Section};
 use super::seat::{Seat, attachment};
 use super::spread::{Spread, milliseconds};
@@ -17,6 +18,9 @@ use crate::calls::Counts;
 
 /// Calls of each kind that are counted.
 const COUNTED: usize = 5;
+
+/// Most handoffs of an address: each takes longer than it shows.
+const HANDOFFS: usize = 30;
 
 /// Numbers of the pods that are bound for counted calls.
 const FIRST_COUNTED: usize = 1_000_000;
@@ -74,6 +78,11 @@ pub(super) async fn measure(
     let mut calls = Vec::new();
     for seat in &seats {
         calls.extend(count(ground, seat).await?);
+    }
+    for seat in seats.iter().filter(|seat| seat.way.agent != Some(When::Ahead)) {
+        for time in handoff::measure(ground, seat, options.operations.min(HANDOFFS)).await? {
+            sheet.note(seat.way.name, "handoff", time);
+        }
     }
     if options.at_once > 0 {
         for seat in &seats {

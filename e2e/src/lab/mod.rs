@@ -5,7 +5,10 @@ mod agents;
 mod calicoctl;
 mod conflist;
 mod crowd;
+mod ground;
 mod machine;
+mod restricted;
+mod standins;
 mod world;
 
 use std::net::IpAddr;
@@ -23,10 +26,8 @@ pub use calicoctl::{Row, pool_rows};
 pub use conflist::{LEDGER, Ledger, Network, Site};
 pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
+pub use restricted::{Restricted, User};
 pub use world::{Limits, address, node_of};
-
-/// A user whom no node and no controller uses.
-const COUNTED: &str = "counted";
 
 /// A cluster with kube-ipam.
 pub struct Lab {
@@ -71,8 +72,16 @@ impl Lab {
         Self::prepare(machine, client, main, Ledger::Etcd).await.map(Some)
     }
 
+    /// Stand-in nodes on the real control plane, where nodes and command line have the rights of
+    /// `yaml/kube-ipam.yaml` and no others; `None` if it cannot run here, which has been said on stderr.
+    pub async fn restricted(agents: bool, ledger: Ledger) -> Result<Option<Self>> {
+        let network = Network { ledger, ..Network::default() };
+        let Some((machine, client)) = Machine::restricted(agents, &network).await? else { return Ok(None) };
+        Self::prepare(machine, client, MainPlugin::StandIn, ledger).await.map(Some)
+    }
+
     async fn prepare(machine: Machine, client: Client, main: MainPlugin, ledger: Ledger) -> Result<Self> {
-        let limits = if matches!(machine, Machine::Embedded(_)) { Limits::QUICK } else { Limits::REAL };
+        let limits = if machine.is_real() { Limits::REAL } else { Limits::QUICK };
         let lab = Self { machine, client, main, limits, ledger };
         for (name, cidr, block_size) in
             [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)]
@@ -145,7 +154,7 @@ impl Lab {
     /// What the pod's own interface says, where it has one.
     pub fn interface(&self, pod: &Pod) -> Result<Option<Vec<IpAddr>>> {
         match &self.machine {
-            Machine::Embedded(_) => Ok(None),
+            Machine::StandIns(_) => Ok(None),
             Machine::Real(real) => {
                 Ok(Some(real.cluster.sandbox(pod)?.addresses()?.into_iter().map(|a| a.ip()).collect()))
             }
@@ -193,9 +202,18 @@ impl Lab {
     /// The API server of the embedded tier.
     pub fn embedded_server(&self) -> Option<&crate::embedded::apiserver::Server> {
         match &self.machine {
-            Machine::Embedded(embedded) => Some(embedded.cluster.server()),
+            Machine::StandIns(nodes) => nodes.ground.embedded_server(),
             Machine::Real(_) => None,
         }
+    }
+
+    /// The control plane of [`Lab::restricted`].
+    pub fn rights(&self) -> Result<&Restricted> {
+        match &self.machine {
+            Machine::StandIns(nodes) => nodes.ground.restricted(),
+            Machine::Real(_) => None,
+        }
+        .context("everybody has every right here")
     }
 
     /// A killed node comes back.
@@ -214,7 +232,7 @@ impl Lab {
             .args(arguments)
             .env_remove("CNI_COMMAND")
             .arg("--kubeconfig")
-            .arg(self.machine.kubeconfig())
+            .arg(self.machine.admin_kubeconfig())
             .args(ledger)
             .args(["--network", conflist::LEDGER])
             .output()?;
@@ -229,14 +247,14 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("kube-ipam {arguments:?}: {text}"))
     }
 
-    /// Writes a kubeconfig with every right for the user whom [`Lab::counted`] counts.
+    /// Writes a kubeconfig with at least a node's rights for the user whom [`Lab::counted`] counts.
     pub fn write_counted_kubeconfig(&self, path: &Path) -> Result<()> {
-        self.machine.write_kubeconfig(path, COUNTED)
+        self.machine.write_counted_kubeconfig(path)
     }
 
     /// Runs `work`, and counts what the user of [`Lab::write_counted_kubeconfig`] asked of the API server meanwhile.
     pub async fn counted<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, Counts)> {
-        self.machine.counted(COUNTED, work).await
+        self.machine.counted(work).await
     }
 
     /// `calicoctl` on this cluster, with CALICO_BIN; `None` without.

@@ -62,7 +62,8 @@ impl Lab {
             (object["apiVersion"].as_str().context("apiVersion")?, object["kind"].as_str().context("kind")?);
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-        let cluster_wide = group.ends_with("projectcalico.org") || matches!(kind, "Namespace" | "Node" | "IPClaim");
+        let of_all = ["crd.projectcalico.org", "kube-ipam.io"].contains(&group);
+        let cluster_wide = of_all || matches!(kind, "Namespace" | "Node");
         Ok(if cluster_wide {
             Api::all_with(self.client(), &resource)
         } else {
@@ -76,7 +77,7 @@ impl Lab {
         self.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
         // Pods need it; a real controller manager makes it.
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(self.client(), name);
-        if self.main != super::MainPlugin::StandIn {
+        if self.machine.is_real() {
             self.until("the default service account", || async { Ok(accounts.get_opt("default").await?.map(drop)) })
                 .await?;
         }

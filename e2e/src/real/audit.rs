@@ -32,12 +32,16 @@ pub struct Call {
     pub user: String,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, ...
     pub verb: String,
+    /// The API group; empty for the core group.
+    pub group: String,
     /// The plural, with the subresource after a slash: `ipamblocks`, `pods/status`. Empty for paths such as `/version`.
     pub resource: String,
     /// Namespace and name of the object, where there are any: `default/web-0`, `10-244-0-0-26`.
     pub object: String,
     /// HTTP status.
     pub code: u16,
+    /// Whether the user had no right to it. A 403 may have other reasons, such as a namespace that is going away.
+    pub forbidden: bool,
 }
 
 impl AuditLog {
@@ -54,6 +58,11 @@ impl AuditLog {
     /// The log's present end.
     pub fn mark(&self) -> Mark {
         Mark(std::fs::metadata(&self.path).map_or(0, |file| file.len()))
+    }
+
+    /// Every call that was ever answered.
+    pub fn all(&self) -> Result<Vec<Call>> {
+        self.since(Mark(0))
     }
 
     /// Every call answered since `mark`, in the order of the answers. The log is written before the answer is sent.
@@ -92,6 +101,8 @@ struct Event {
     object_ref: ObjectRef,
     #[serde(default)]
     response_status: Status,
+    #[serde(default)]
+    annotations: Annotations,
 }
 
 #[derive(Deserialize)]
@@ -102,10 +113,19 @@ struct User {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct ObjectRef {
+    #[serde(rename = "apiGroup")]
+    group: String,
     resource: String,
     subresource: String,
     namespace: String,
     name: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Annotations {
+    #[serde(rename = "authorization.k8s.io/decision")]
+    decision: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -124,9 +144,11 @@ impl From<Event> for Call {
         Call {
             user: event.user.username,
             verb: event.verb,
+            group: event.object_ref.group,
             resource: joined(event.object_ref.resource, event.object_ref.subresource),
             object: joined(event.object_ref.namespace, event.object_ref.name),
             code: event.response_status.code,
+            forbidden: event.annotations.decision == "forbid",
         }
     }
 }

@@ -96,6 +96,11 @@ impl ControlPlane {
         self.site.pki.write_token_kubeconfig(path, &self.site.api_server(), user)
     }
 
+    /// Writes a kubeconfig that logs in with any bearer token, such as a service account's.
+    pub fn write_token_kubeconfig(&self, path: &Path, token: &str) -> Result<()> {
+        self.site.pki.write_token_kubeconfig(path, &self.site.api_server(), token)
+    }
+
     /// What another etcd of this cluster needs to speak TLS like the first.
     pub fn etcd_tls(&self) -> Tls {
         let file = |name: &str| self.site.pki.path(name);

@@ -58,6 +58,10 @@ async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
         let recorded = taken(&ground, pod).await;
         let first = ground.add_pod(pod, &format!("one-{pod}")).await;
         assert_eq!(bare(&first), recorded);
+        if pod == "f-1" {
+            let named = async || holder(&ground).await.filter(|c| c.holder.as_ref().unwrap().container_id == "one-f-1");
+            until("the claim names the first sandbox", named).await;
+        }
         // The agent is killed and starts anew: what it must know is on tmpfs.
         agent.kill().await;
         agent = Agent::start(&ground, true).await;
@@ -67,6 +71,8 @@ async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
         assert_eq!(ground.recorded(pod), recorded, "{pod}: a stale DEL took the address");
         ground.runs(pod, &second);
     }
+    let named = async || holder(&ground).await.filter(|c| c.holder.as_ref().unwrap().container_id == "two-f-1");
+    until("the claim names the second sandbox", named).await;
     // The same in direct mode, after the agent is gone.
     agent.kill().await;
     for pod in ["r-1", "f-1"] {
@@ -197,6 +203,34 @@ async fn a_pod_keeps_the_address_it_says_it_has_even_if_the_notes_are_lost() {
     taken(&ground, "r-2").await;
     assert_eq!(ground.recorded("r-1"), ahead);
     assert_ok(&ground.del_pod("r-1", "c").await);
+    assert!(ground.recorded("r-1").is_empty());
+    drop(agent);
+}
+
+#[tokio::test]
+async fn the_next_write_names_the_container_so_that_a_stale_del_is_known_without_the_notes() {
+    let ground = Ground::prepare().await;
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-1");
+    let ahead = taken(&ground, "r-1").await;
+    assert_eq!(bare(&ground.add_pod("r-1", "first").await), ahead);
+    let outcome = ground.add_pod("r-1", "second").await;
+    assert_eq!(bare(&outcome), ahead);
+    ground.runs("r-1", &outcome);
+    let named =
+        || ground.entries().into_iter().filter_map(|(_, a)| a.secondary("kube-ipam.container").map(str::to_owned));
+    assert_eq!(named().count(), 0, "an answer out of memory writes nothing");
+    ground.random("r-2");
+    taken(&ground, "r-2").await;
+    assert_eq!(named().collect::<Vec<_>>(), ["second"]);
+    agent.kill().await;
+    std::fs::remove_dir_all(ground.path("state")).unwrap();
+    std::fs::create_dir(ground.path("state")).unwrap();
+    let agent = Agent::start(&ground, true).await;
+    assert_ok(&ground.del_pod("r-1", "first").await);
+    assert_eq!(ground.recorded("r-1"), ahead);
+    ground.assert_sound("a stale DEL").await;
+    assert_ok(&ground.del_pod("r-1", "second").await);
     assert!(ground.recorded("r-1").is_empty());
     drop(agent);
 }

@@ -66,6 +66,7 @@ async fn killed_under_load(take_ahead: bool) {
     let agent = Agent::start(&ground, take_ahead).await;
     until("no handle is left", async || ground.handle_ids().is_empty().then_some(())).await;
     assert!(ground.claims().await.iter().all(|c| c.holder.is_none()));
+    until("no block is half claimed", async || ground.half_claimed().is_empty().then_some(())).await;
     ground.assert_sound("many kills").await;
     drop(agent);
 }

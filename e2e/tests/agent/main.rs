@@ -5,6 +5,7 @@
 mod ahead;
 mod cost;
 mod fallback;
+mod files;
 #[allow(dead_code)]
 #[path = "../faults/ground.rs"]
 mod ground;

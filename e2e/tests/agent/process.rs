@@ -23,22 +23,27 @@ impl Agent {
     pub async fn start(ground: &Ground, take_ahead: bool) -> Self {
         let networks = ground.path("net.d");
         std::fs::create_dir_all(&networks).unwrap();
-        let list = serde_json::json!({
-            "name": ground.conf["name"], "cniVersion": ground.conf["cniVersion"], "plugins": [ground.conf],
-        });
-        std::fs::write(networks.join("10-calico.conflist"), list.to_string()).unwrap();
+        std::fs::write(networks.join("10-calico.conflist"), ground.conflist().to_string()).unwrap();
+        Self::start_with(ground, take_ahead, |_| ()).await
+    }
+
+    /// The same with the network configurations that are there already, and further flags.
+    pub async fn start_with(ground: &Ground, take_ahead: bool, further: impl FnOnce(&mut Command)) -> Self {
         let log = ground.path("agent.log");
         let seen = std::fs::read_to_string(&log).map_or(0, |text| text.len());
         let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(tools::kube_ipam().unwrap())
-            .args(["agent", "--node-name", "n1", "--log-level", "debug", "--collect", "false", "--take-ahead"])
+        let mut command = Command::new(tools::kube_ipam().unwrap());
+        command.args(["agent", "--node-name", "n1", "--log-level", "debug", "--collect", "false", "--take-ahead"]);
+        command
             .arg(take_ahead.to_string())
             .arg("--kubeconfig")
             .arg(ground.cluster.kubeconfig())
             .arg("--state-dir")
             .arg(ground.path("state"))
             .arg("--cni-conf-dir")
-            .arg(&networks)
+            .arg(ground.path("net.d"));
+        further(&mut command);
+        let child = command
             .env_remove("CNI_COMMAND")
             .stdout(output.try_clone().unwrap())
             .stderr(output)
@@ -91,6 +96,12 @@ pub async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
 }
 
 impl Ground {
+    /// The node's network configuration list.
+    pub fn conflist(&self) -> serde_json::Value {
+        let (name, version) = (&self.conf["name"], &self.conf["cniVersion"]);
+        serde_json::json!({"name": name, "cniVersion": version, "plugins": [self.conf]})
+    }
+
     /// A call with the pod's UID, as every runtime of today makes it.
     pub fn of_pod(&self, verb: &str, pod: &str, container: &str) -> Call {
         let call = self.call(verb, pod, container);
@@ -139,6 +150,13 @@ impl Ground {
         let client = self.server().client("test").unwrap();
         let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(client, "default");
         pods.delete(pod, &kube::api::DeleteParams::default().grace_period(0)).await.unwrap();
+    }
+
+    /// Affinities that are not confirmed.
+    pub fn half_claimed(&self) -> Vec<String> {
+        let snapshot = self.server().snapshot();
+        let affinities = snapshot.into_iter().filter(|(id, _)| id.starts_with("blockaffinities"));
+        affinities.filter(|(_, a)| a["spec"]["state"] != "confirmed").map(|(id, _)| id).collect()
     }
 
     /// Handles on record.

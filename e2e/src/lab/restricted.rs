@@ -1,0 +1,145 @@
+//! The real control plane with the rights of `yaml/kube-ipam.yaml`, and nothing besides: nodes log in as its
+//! service account, people as somebody whom its role for people is bound to.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use kube::api::PostParams;
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::manifests::{self, ADMIN_ROLE, NAMESPACE, NODE_ACCOUNT, NODE_ROLE};
+use crate::real::audit::{AuditLog, Call};
+use crate::real::{ControlPlane, ControlPlaneOptions, Crds};
+use crate::tools::Tools;
+
+/// No run of the tests lasts longer.
+const TOKEN_LIFE: i64 = 2 * 3600;
+
+/// Who logs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Plugin and agent of every node: the manifest's service account.
+    Node,
+    /// The rights of a node's plugin under another name, so that its requests can be counted.
+    Counted,
+    /// Somebody who uses the command line.
+    Admin,
+}
+
+/// The control plane and a kubeconfig for everybody.
+pub struct Restricted {
+    control_plane: ControlPlane,
+    directory: TempDir,
+}
+
+// === impl User ===
+
+impl User {
+    /// All of them.
+    pub const ALL: [User; 3] = [User::Node, User::Counted, User::Admin];
+
+    fn account(self) -> &'static str {
+        match self {
+            User::Node => NODE_ACCOUNT,
+            User::Counted => "counted",
+            User::Admin => "somebody",
+        }
+    }
+
+    /// The name that the API server knows it by.
+    pub fn name(self) -> String {
+        format!("system:serviceaccount:{NAMESPACE}:{}", self.account())
+    }
+
+    /// The role that is bound for this test only; the manifest binds the node's.
+    fn role(self) -> Option<&'static str> {
+        match self {
+            User::Node => None,
+            User::Counted => Some(NODE_ROLE),
+            User::Admin => Some(ADMIN_ROLE),
+        }
+    }
+}
+
+// === impl Restricted ===
+
+impl Restricted {
+    /// Starts etcd, API server and controllers, and applies what the manifest says of rights and kinds.
+    pub async fn start(tools: Tools) -> Result<Self> {
+        let crds = Crds::Definitions(calico::crds());
+        let options = ControlPlaneOptions { audit: true, controllers: true, restricted: false, crds };
+        let control_plane = ControlPlane::start(tools, options).await?;
+        let restricted = Self { control_plane, directory: TempDir::with_prefix("kube-ipam-rights-")? };
+        restricted.grant().await?;
+        Ok(restricted)
+    }
+
+    async fn grant(&self) -> Result<()> {
+        let client = self.control_plane.client();
+        let namespace =
+            await_condition(Api::<Namespace>::all(client.clone()), NAMESPACE, |n: Option<&Namespace>| n.is_some());
+        tokio::time::timeout(Duration::from_secs(30), namespace).await.context("there is no kube-system")??;
+        for document in manifests::rights()? {
+            manifests::apply(&client, &document).await?;
+        }
+        for user in User::ALL {
+            for document in user.role().into_iter().flat_map(|role| bound(user, role)) {
+                manifests::apply(&client, &document).await?;
+            }
+            let token = token(&client, user).await?;
+            self.control_plane.write_token_kubeconfig(&self.kubeconfig(user), &token)?;
+        }
+        Ok(())
+    }
+
+    /// A user's kubeconfig.
+    pub fn kubeconfig(&self, user: User) -> PathBuf {
+        self.directory.path().join(format!("{}.kubeconfig", user.account()))
+    }
+
+    /// etcd, API server and controllers.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// What was asked of the API server.
+    pub fn audit(&self) -> Result<&AuditLog> {
+        self.control_plane.audit().context("the control plane has no audit log")
+    }
+
+    /// Everything that these users have asked for until now.
+    pub fn calls(&self, users: &[User]) -> Result<Vec<Call>> {
+        let names: Vec<String> = users.iter().map(|user| user.name()).collect();
+        Ok(self.audit()?.all()?.into_iter().filter(|call| names.contains(&call.user)).collect())
+    }
+}
+
+/// A service account of this user, with a role.
+fn bound(user: User, role: &str) -> [Value; 2] {
+    let account = json!({"name": user.account(), "namespace": NAMESPACE});
+    let subject = json!({"kind": "ServiceAccount", "name": user.account(), "namespace": NAMESPACE});
+    [
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": format!("e2e-{}", user.account())},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [subject],
+        }),
+    ]
+}
+
+async fn token(client: &Client, user: User) -> Result<String> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let spec = TokenRequestSpec { expiration_seconds: Some(TOKEN_LIFE), ..Default::default() };
+    let request = TokenRequest { spec, ..Default::default() };
+    let answer = accounts.create_token_request(user.account(), &PostParams::default(), &request).await;
+    let status = answer.with_context(|| format!("a token of {}", user.account()))?.status;
+    Ok(status.context("a token request without an answer")?.token)
+}

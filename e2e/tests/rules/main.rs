@@ -1,0 +1,73 @@
+//! The rights of `yaml/kube-ipam.yaml`: everything works with them, none of them is left unused, and what is taken
+//! away is missed.
+//!
+//! Two labs one after the other, without and with agents, on the real API server with stand-in nodes, their claims
+//! Kubernetes objects. What nodes and people asked for is read from the audit log.
+
+mod errands;
+mod missed;
+mod outpost;
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Result, ensure};
+use e2e::lab::{Lab, Ledger, User};
+use e2e::manifests::{self, ADMIN_ROLE, NODE_ROLE, Right};
+use e2e::real::audit::Call;
+use e2e::run::{Errand, Tier};
+
+/// What was asked for on the labs so far, by users.
+static CALLS: Mutex<Vec<Call>> = Mutex::new(Vec::new());
+
+fn main() -> std::process::ExitCode {
+    let direct = Tier::new("rules", || Lab::restricted(false, Ledger::Objects)).then(&[
+        Errand { name: "status_and_gc_work", run: |lab| Box::pin(errands::status_and_gc(lab)) },
+        Errand { name: "what_crashes_leave_is_finished", run: |lab| Box::pin(errands::leftovers(lab)) },
+        Errand { name: "people_see_check_and_release", run: |lab| Box::pin(errands::people(lab)) },
+        Errand { name: "nobody_was_forbidden_anything", run: |lab| Box::pin(nobody_was_forbidden(lab)) },
+        Errand { name: "what_is_taken_away_is_missed", run: |lab| Box::pin(missed::each_in_turn(lab)) },
+    ]);
+    let agents = Tier::new("rules_agents", || Lab::restricted(true, Ledger::Objects)).then(&[
+        Errand { name: "nobody_was_forbidden_anything", run: |lab| Box::pin(nobody_was_forbidden(lab)) },
+        Errand { name: "no_right_was_left_unused", run: |_| Box::pin(async { none_is_unused() }) },
+    ]);
+    e2e::run::tiers(vec![direct, agents])
+}
+
+/// The rules allow everything that was asked for. Keeps what was asked for [`none_is_unused`].
+async fn nobody_was_forbidden(lab: &Lab) -> Result<()> {
+    let calls = lab.rights()?.calls(&User::ALL)?;
+    ensure!(!calls.is_empty(), "the audit log knows no calls of ours");
+    let forbidden: BTreeSet<String> = calls
+        .iter()
+        .filter(|call| call.forbidden)
+        .map(|call| format!("{} may not {} {}", call.user, right(call), call.object))
+        .collect();
+    ensure!(forbidden.is_empty(), "{forbidden:#?}");
+    CALLS.lock().unwrap_or_else(PoisonError::into_inner).extend(calls);
+    Ok(())
+}
+
+/// Both labs together have used every right that the manifest grants.
+fn none_is_unused() -> Result<()> {
+    let calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let used = |users: &[User]| -> BTreeSet<Right> {
+        let names: Vec<String> = users.iter().map(|user| user.name()).collect();
+        calls.iter().filter(|call| names.contains(&call.user) && !call.forbidden).map(right).collect()
+    };
+    let documents = manifests::documents("kube-ipam.yaml")?;
+    let mut granted = manifests::rights_of(&documents, "ClusterRole", NODE_ROLE)?;
+    granted.extend(manifests::rights_of(&documents, "Role", NODE_ROLE)?);
+    let unused: Vec<String> =
+        granted.difference(&used(&[User::Node, User::Counted])).map(|right| format!("nodes: {right}")).collect();
+    let granted = manifests::rights_of(&documents, "ClusterRole", ADMIN_ROLE)?;
+    let more = granted.difference(&used(&[User::Admin])).map(|right| format!("people: {right}")).collect::<Vec<_>>();
+    let unused = [unused, more].concat();
+    ensure!(unused.is_empty(), "granted, and used by no test here (run them all): {unused:#?}");
+    Ok(())
+}
+
+fn right(call: &Call) -> Right {
+    Right { group: call.group.clone(), resource: call.resource.clone(), verb: call.verb.clone() }
+}

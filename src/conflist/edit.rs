@@ -1,0 +1,154 @@
+//! Changing who does the IPAM of a network configuration list that somebody else wrote: one section is replaced, and
+//! everything else of it stays.
+
+use serde_json::{Value, json};
+
+use super::plugin_conf;
+use crate::cni::{CniError, code};
+use crate::netconf::NetConf;
+
+/// `ipam.type` of ours.
+const OURS: &str = "kube-ipam";
+/// `ipam.type` of Calico's.
+const CALICOS: &str = "calico-ipam";
+
+/// The `ipam` section of a list, whoever's of the two it is. `None`: it is no list of Calico's, or its addresses come
+/// from somewhere else.
+pub fn ipam_section(list: &Value) -> Option<&Value> {
+    sections(list).find_map(|plugin| plugin.get("ipam").filter(|ipam| is(ipam, OURS) || is(ipam, CALICOS)))
+}
+
+/// Whether a section is Calico's own.
+pub fn is_calicos(section: &Value) -> bool {
+    is(section, CALICOS)
+}
+
+/// The list with our section in the place of its own; `None` if nothing would change. Code 7 if there is no such
+/// section, or if what comes out is no configuration that kube-ipam understands.
+pub fn with_ours(list: &Value, section: &Value) -> Result<Option<Value>, CniError> {
+    let Some(edited) = replaced(list, section)? else { return Ok(None) };
+    NetConf::parse(&plugin_conf(&edited, OURS)?, OURS)?;
+    Ok(Some(edited))
+}
+
+/// The list with Calico's own section, `before` if that is known; `None` if it has Calico's.
+pub fn with_calicos(list: &Value, before: Option<&Value>) -> Result<Option<Value>, CniError> {
+    if ipam_section(list).is_some_and(is_calicos) {
+        return Ok(None);
+    }
+    let plain = json!({ "type": CALICOS });
+    replaced(list, before.filter(|section| is_calicos(section)).unwrap_or(&plain))
+}
+
+/// Whether a section alone is sound, before there is a list to put it in. Code 7 if not.
+pub fn check_ours(section: &Value) -> Result<(), CniError> {
+    if !is(section, OURS) {
+        let found = section.get("type").map_or("nothing".to_owned(), Value::to_string);
+        let wrong = format!("type: {found} is not kube-ipam's section");
+        return Err(CniError::new(code::INVALID_CONFIG, wrong, "write \"type\": \"kube-ipam\""));
+    }
+    let around = json!({ "cniVersion": "0.3.1", "name": "k8s-pod-network", "type": "calico", "ipam": section });
+    NetConf::parse(&around, OURS).map(drop)
+}
+
+fn replaced(list: &Value, section: &Value) -> Result<Option<Value>, CniError> {
+    match ipam_section(list) {
+        Some(found) if found == section => return Ok(None),
+        Some(_) => {}
+        None => {
+            let wrong = format!("plugins: none has ipam.type {CALICOS:?} or {OURS:?}");
+            return Err(CniError::new(code::INVALID_CONFIG, wrong, "name the list that calico-node's installer wrote"));
+        }
+    }
+    let mut edited = list.clone();
+    let sections: Vec<&mut Value> = match edited.get_mut("plugins").and_then(Value::as_array_mut) {
+        Some(plugins) => plugins.iter_mut().collect(),
+        None => Vec::new(),
+    };
+    let mut found = false;
+    for plugin in sections {
+        found |= put(plugin, section);
+    }
+    if !found {
+        put(&mut edited, section);
+    }
+    Ok(Some(edited))
+}
+
+/// Whether `plugin` had one of the two sections, which now is `section`.
+fn put(plugin: &mut Value, section: &Value) -> bool {
+    let Some(ipam) = plugin.get_mut("ipam").filter(|ipam| is(ipam, OURS) || is(ipam, CALICOS)) else { return false };
+    *ipam = section.clone();
+    true
+}
+
+/// The plugins of a list, or the one that a configuration of the old form is.
+fn sections(list: &Value) -> impl Iterator<Item = &Value> {
+    let plugins = list.get("plugins").and_then(Value::as_array);
+    plugins.into_iter().flatten().chain(plugins.is_none().then_some(list))
+}
+
+fn is(section: &Value, kind: &str) -> bool {
+    section.get("type").and_then(Value::as_str) == Some(kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calicos() -> Value {
+        json!({
+            "name": "k8s-pod-network", "cniVersion": "0.3.1",
+            "plugins": [
+                {"type": "calico", "mtu": 0, "ipam": {"type": "calico-ipam", "assign_ipv6": "true"},
+                 "container_settings": {"allow_ip_forwarding": false}, "of a later version": [1]},
+                {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
+            ],
+        })
+    }
+
+    fn ours() -> Value {
+        json!({"type": "kube-ipam", "name": "kube-subnet", "subnet": "10.244.0.0/16"})
+    }
+
+    #[test]
+    fn only_ipam_changes_and_comes_back_as_it_was() {
+        let before = calicos();
+        let edited = with_ours(&before, &ours()).unwrap().unwrap();
+        let mut expected = before.clone();
+        expected["plugins"][0]["ipam"] = ours();
+        assert_eq!(edited, expected);
+        assert_eq!(with_ours(&edited, &ours()).unwrap(), None);
+        let original = ipam_section(&before).unwrap();
+        assert_eq!(with_calicos(&edited, Some(original)).unwrap(), Some(before.clone()));
+        assert_eq!(with_calicos(&before, Some(original)).unwrap(), None);
+        let plain = with_calicos(&edited, None).unwrap().unwrap();
+        assert_eq!(plain["plugins"][0]["ipam"], json!({"type": "calico-ipam"}));
+        // What is kept of an earlier time is believed only if it is Calico's.
+        assert_eq!(with_calicos(&edited, Some(&ours())).unwrap().unwrap(), plain);
+    }
+
+    #[test]
+    fn a_single_plugin_without_a_list_is_edited_too() {
+        let single = json!({"name": "n", "cniVersion": "0.3.1", "type": "calico", "ipam": {"type": "calico-ipam"}});
+        let edited = with_ours(&single, &ours()).unwrap().unwrap();
+        assert_eq!((&edited["ipam"], &edited["type"]), (&ours(), &json!("calico")));
+    }
+
+    #[test]
+    fn other_lists_and_bad_sections_are_refused() {
+        let mut other = calicos();
+        other["plugins"][0]["ipam"]["type"] = "host-local".into();
+        assert_eq!(ipam_section(&other), None);
+        let said = with_ours(&other, &ours()).unwrap_err().to_string();
+        assert!(said.contains("calico-ipam") && said.contains("calico-node's installer"), "{said}");
+        let mut bad = ours();
+        bad["rangeStart"] = "10.9.0.1".into();
+        let said = with_ours(&calicos(), &bad).unwrap_err().to_string();
+        assert!(said.contains("rangeStart") && said.contains("10.9.0.1"), "{said}");
+        assert_eq!(check_ours(&bad).unwrap_err().to_string(), said);
+        let said = check_ours(&json!({"type": "calico-ipam"})).unwrap_err().to_string();
+        assert!(said.contains("type: \"calico-ipam\"") && said.contains("\"kube-ipam\""), "{said}");
+        check_ours(&ours()).unwrap();
+    }
+}

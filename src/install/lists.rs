@@ -1,0 +1,98 @@
+//! The runtime's network configurations: which of them are Calico's, and whose `ipam` section they have.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{InstallError, Written, read_json, replace};
+use crate::cni::CniError;
+use crate::conflist;
+
+/// Calico's own section of a list is kept beside it, under its name with this behind: a runtime does not read it.
+const BEFORE: &str = ".before-kube-ipam";
+
+/// Mode of a list that was not there before: Calico's installer writes the same.
+const MODE: u32 = 0o600;
+
+type Edits = Vec<Result<Vec<Written>, InstallError>>;
+
+/// Puts our section into each list of Calico's. Gives how many there are, too.
+pub(super) fn put_ours(directory: &Path, section: &Value) -> (usize, Edits) {
+    each(directory, |path, list| {
+        let Some(edited) = conflist::with_ours(list, section).map_err(invalid(path))? else { return Ok(Vec::new()) };
+        if let Some(calicos) = conflist::ipam_section(list).filter(|found| conflist::is_calicos(found)) {
+            replace(&before(path), &text(calicos), MODE)?;
+        }
+        write(path, list, &edited, "has kube-ipam's section now")
+    })
+}
+
+/// Puts Calico's own section back into each list that has ours, as it was before.
+pub fn restore_calico(directory: &Path) -> Vec<Result<Vec<Written>, InstallError>> {
+    let (_, edits) = each(directory, |path, list| {
+        let kept = before(path);
+        let section = read_json(&kept).ok();
+        let Some(edited) = conflist::with_calicos(list, section.as_ref()).map_err(invalid(path))? else {
+            return Ok(Vec::new());
+        };
+        let written = write(path, list, &edited, "has calico-ipam's section again")?;
+        match fs::remove_file(&kept) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(InstallError::Io { path: kept, error }),
+            _ => Ok(written),
+        }
+    });
+    edits
+}
+
+/// Applies `edit` to each configuration whose addresses come from Calico's IPAM or from ours.
+fn each(directory: &Path, edit: impl Fn(&Path, &Value) -> Result<Vec<Written>, InstallError>) -> (usize, Edits) {
+    let paths = match configurations(directory) {
+        Ok(paths) => paths,
+        Err(error) => return (0, vec![Err(InstallError::Io { path: directory.to_owned(), error })]),
+    };
+    // One that is no JSON, or not Calico's, is not ours to judge.
+    let lists = paths.into_iter().filter_map(|path| read_json(&path).ok().map(|list| (path, list)));
+    let edits: Edits = lists
+        .filter(|(_, list)| conflist::ipam_section(list).is_some())
+        .map(|(path, list)| edit(&path, &list))
+        .collect();
+    (edits.len(), edits)
+}
+
+/// The files that a runtime looks at, in its order.
+pub(crate) fn configurations(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_one = |path: &PathBuf| {
+        path.extension().and_then(|x| x.to_str()).is_some_and(|x| ["conflist", "conf", "json"].contains(&x))
+    };
+    let mut files: Vec<PathBuf> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).filter(is_one).collect();
+    files.sort();
+    Ok(files)
+}
+
+/// Unless somebody else has written the file meanwhile: whoever did is answered by the next look at it.
+fn write(path: &Path, seen: &Value, edited: &Value, what: &'static str) -> Result<Vec<Written>, InstallError> {
+    let io = |error| InstallError::Io { path: path.to_owned(), error };
+    let mode = fs::metadata(path).map_err(io)?.permissions().mode() & 0o777;
+    if read_json(path)? != *seen {
+        return Err(io(io::Error::other("it was changed by somebody else in between")));
+    }
+    Ok(if replace(path, &text(edited), mode)? { vec![Written { path: path.to_owned(), what }] } else { Vec::new() })
+}
+
+fn before(path: &Path) -> PathBuf {
+    let mut name = path.file_name().map(OsString::from).unwrap_or_default();
+    name.push(BEFORE);
+    path.with_file_name(name)
+}
+
+fn text(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+fn invalid(path: &Path) -> impl Fn(CniError) -> InstallError {
+    move |error| InstallError::Invalid { path: path.to_owned(), error }
+}
