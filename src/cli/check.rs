@@ -44,8 +44,7 @@ struct Judged {
 
 impl Check {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
-        let site = connection.site()?;
-        let store = site.store().await?;
+        let (site, store) = connection.open().await?;
         let ledger = site.ledger(&store).await?;
         let mut reading = read(&site, &store, ledger.as_ref()).await;
         let mut violations = reading.snapshot.as_ref().map(audit::audit).unwrap_or_default();

@@ -1,13 +1,14 @@
 //! Where the stores are: by flags, and for what no flag says by a network configuration list.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use calico::{IPAMBlock, IPPool, cidr_name};
 use clap::Args;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::config::KubeConfigOptions;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::ledger::{Choice, LedgerKind};
 use crate::cni::object::Object;
@@ -62,6 +63,9 @@ pub(super) struct Connection {
 /// The network that is not named anywhere.
 const NETWORK: &str = "k8s-pod-network";
 
+/// The add-on's ConfigMap: namespace, name and key.
+const ADD_ON: (&str, &str, &str) = ("kube-system", "kube-ipam", "ipam.json");
+
 /// What the flags and the list come to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Site {
@@ -101,6 +105,39 @@ impl Connection {
         let text = std::fs::read_to_string(path).with_context(named)?;
         let list: Value = serde_json::from_str(&text).with_context(named)?;
         self.over(Some(&list)).with_context(named)
+    }
+
+    /// The API server, and where everything else is: what neither a flag nor a list says is taken from the ConfigMap
+    /// by which the add-on configures its nodes, where there is one that may be read.
+    pub(super) async fn open(&self) -> Result<(Site, KubeStore)> {
+        let site = self.site()?;
+        let store = site.store().await?;
+        if self.conflist.is_some() || !self.etcd_url.is_empty() {
+            return Ok((site, store));
+        }
+        let map = match store.get::<ConfigMap>(Some(ADD_ON.0), ADD_ON.1).await {
+            Err(StoreError { failure: Failure::Denied(_), .. }) => None,
+            found => found?,
+        };
+        let Some(text) = map.and_then(|map| map.data?.remove(ADD_ON.2)) else { return Ok((site, store)) };
+        let named = || format!("ConfigMap {}/{}, {}", ADD_ON.0, ADD_ON.1, ADD_ON.2);
+        let section: Value = serde_json::from_str(&text).with_context(named)?;
+        let found = self.by_add_on(section).with_context(named)?;
+        Ok((Site { kubeconfig: site.kubeconfig, context: site.context, ..found }, store))
+    }
+
+    fn by_add_on(&self, mut section: Value) -> Result<Site> {
+        // The nodes' certificates need not be here. Then nothing is known of the ledger, instead of a wrong one.
+        let etcd = section.get("etcdConfig").and_then(Value::as_object).into_iter().flatten();
+        let mut files = etcd.filter(|(key, _)| key.contains("File")).filter_map(|(_, value)| value.as_str());
+        let elsewhere = files.any(|file| !Path::new(file).exists());
+        if let (true, Some(fields)) = (elsewhere, section.as_object_mut()) {
+            fields.remove("etcdConfig");
+        }
+        let list = json!({"name": NETWORK, "cniVersion": "0.3.1", "plugins": [{"type": "calico", "ipam": section}]});
+        let site = self.over(Some(&list))?;
+        let choice = if elsewhere && self.ledger.is_none() { Choice::Unsaid } else { site.choice };
+        Ok(Site { choice, ..site })
     }
 
     /// The flags over the list's content.
@@ -251,8 +288,6 @@ pub(super) fn optional<K>(listed: Result<Vec<K>, StoreError>) -> Result<Vec<K>, 
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn guide() -> Value {
@@ -271,6 +306,22 @@ mod tests {
         let etcd = site.etcd.unwrap();
         assert_eq!((etcd.endpoints.len(), etcd.endpoints[0].as_str()), (3, "https://192.168.1.50:2379"));
         assert_eq!(Some(etcd), site.net.unwrap().ipam.etcd);
+    }
+
+    #[test]
+    fn the_add_ons_configuration_says_where_claims_are_unless_its_certificates_are_elsewhere() {
+        let section = json!({"type": "kube-ipam", "name": "kube-subnet", "subnet": "10.244.0.0/16"});
+        let site = Connection::default().by_add_on(section.clone()).unwrap();
+        assert_eq!((site.network.as_str(), site.choice), ("kube-subnet", Choice::Implied));
+        assert!(site.net.is_some());
+        let mut etcd = section;
+        etcd["etcdConfig"] = json!({"etcdURL": "https://h:1", "etcdTrustedCAFile": "/no/such/ca.pem"});
+        let site = Connection::default().by_add_on(etcd.clone()).unwrap();
+        assert_eq!((site.etcd, site.choice), (None, Choice::Unsaid));
+        let said = Connection { ledger: Some(LedgerKind::Objects), ..Connection::default() };
+        assert_eq!(said.by_add_on(etcd.clone()).unwrap().choice, Choice::Said(LedgerKind::Objects));
+        etcd["etcdConfig"] = json!({"etcdURL": "http://h:1"});
+        assert_eq!(Connection::default().by_add_on(etcd).unwrap().choice, Choice::Said(LedgerKind::Etcd));
     }
 
     #[test]

@@ -23,6 +23,12 @@ pub struct FixedRequest {
 }
 
 impl FixedRequest {
+    /// A request for one address, whatever the network says of it.
+    pub(crate) fn of(address: IpAddr) -> FixedRequest {
+        let (v4, v6) = [address].into_iter().partition(IpAddr::is_ipv4);
+        FixedRequest { v4, v6, netmasks: Vec::new(), gateways: Vec::new() }
+    }
+
     /// Reads a pod's annotations. None if the pod asks for no fixed address. Code 7 naming annotation, value and what is right:
     /// whatever is malformed is refused, never read as "any address".
     pub fn parse(annotations: &BTreeMap<String, String>, ipam: &Ipam) -> Result<Option<FixedRequest>, CniError> {

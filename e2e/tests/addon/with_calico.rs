@@ -59,7 +59,7 @@ async fn write_kubeconfig(cluster: &Cluster) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_agent_in_calico_nodes_pod_serves_the_guides_pods_by_the_guides_files() {
-    let Some(tools) = tools() else { return };
+    let Some(tools) = crate::ground::tools() else { return };
     let list = Box::new(|facts: &NodeFacts| conflist(facts).to_string());
     let cluster = site::start_with(tools, None, Crds::Definitions(calico::crds()), list).await.unwrap();
     let _routes = cluster.keep_routes();

@@ -75,11 +75,15 @@ async fn every_conflict_of_a_list_is_named_and_nothing_is_claimed() {
     let csv = format!(
         "address,namespace,kind,name,ordinal\n10.244.0.216,default,Deployment,web,\n\
          10.244.0.217,default,Deployment,web,\n{},default,Deployment,shop,\n10.99.0.1,default,Deployment,web,\n\
-         10.244.0.1,default,Deployment,web,\n10.244.0.216,default,Deployment,shop,\n10.244.0.218,default,Deploy,web,\n",
+         10.244.0.1,default,Deployment,web,\n10.244.0.216,default,Deployment,shop,\n10.244.0.218,default,Deploy,web,\n\
+         10.244.1.20,default,Deployment,web,\n",
         address(&web)
     );
     let file = list.write("list.csv", &csv);
     let before = records(&lab);
+    let allowed = json!({"metadata": {"annotations": {"kube-ipam.allowed": "10.244.0.0/24"}}});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
+    lab.merge(&namespace, allowed).await.unwrap();
     // The gateway can only be known by the network's configuration.
     let conflist = list.write("10-calico.conflist", &conflist().to_string());
     let (well, text) = lab.kube_ipam(&["import", &file, "--yes", "-o", "json", "--conflist", &conflist]).unwrap();
@@ -92,9 +96,11 @@ async fn every_conflict_of_a_list_is_named_and_nothing_is_claimed() {
         (3, "is claimed by Deployment default/wish"),
         (4, "is used by pod default/web-"),
         (5, "10.99.0.1 is outside of 10.244.0.0/16"),
+        (5, "10.99.0.1 is not allowed in namespace default"),
         (6, "10.244.0.1 is the gateway of 10.244.0.0/16"),
         (7, "is asked for already, at 2"),
         (8, "kind \"Deploy\" is not known"),
+        (9, "10.244.1.20 is not allowed in namespace default"),
     ];
     assert_eq!(said.len(), expected.len(), "{said:?}");
     for ((place, why), (line, part)) in said.iter().zip(expected) {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde::Serialize;
 use tokio::time::Instant;
 
 use self::plan::{Item, Plan, Problem};
-pub(super) use self::plan::{is_reserved, permitted_block};
+pub(super) use self::plan::{is_reserved, permitted_block, refused_in};
 use self::template::Template;
 use super::Outcome;
 use super::confirm::confirm;
@@ -72,11 +72,11 @@ struct Report<'a> {
 
 impl Adopt {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
-        let site = connection.site()?;
-        let store = site.store().await?;
+        let (site, store) = connection.open().await?;
         let ledger = site.needed_ledger(&store).await?;
         let snapshot = self.read(&site, &store, &ledger).await.context("could not be read, so nothing was done")?;
-        let plan = Plan::of(&snapshot, Timestamp::now());
+        let mut plan = Plan::of(&snapshot, Timestamp::now());
+        self.ask_namespace(&site, &store, &mut plan).await?;
         let report =
             |done| Report { addresses: &plan.items, problems: &plan.problems, templates: &plan.templates, done };
         if !plan.problems.is_empty() {
@@ -120,6 +120,18 @@ impl Adopt {
         let (nodes, reservations) = (store.list("").await?, optional(store.list("").await)?);
         let (claims, net) = (Some(ledger.all().await?), site.net.clone());
         Ok(Snapshot { pods, pools, blocks, nodes, reservations, claims, net, ..Snapshot::default() })
+    }
+
+    /// What the namespace's pods may not ask for is of no use to them.
+    async fn ask_namespace(&self, site: &Site, store: &KubeStore, plan: &mut Plan) -> Result<()> {
+        let namespace = store.get::<Namespace>(None, &self.namespace).await?;
+        let namespace = namespace.with_context(|| format!("namespace {} does not exist", self.namespace))?;
+        for item in plan.items.iter().filter(|item| !item.claimed_already) {
+            let why = refused_in(site.net.as_ref(), &namespace, item.address);
+            let pod = format!("{}/{}", item.namespace, item.pod);
+            plan.problems.extend(why.map(|why| Problem { pod, why }));
+        }
+        Ok(())
     }
 
     async fn chosen(&self, store: &KubeStore) -> Result<Vec<Pod>> {

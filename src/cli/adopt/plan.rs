@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use calico::{AllowedUse, Entry, Expect, Family, covering};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt as _;
 use serde::Serialize;
 use serde_json::Map;
@@ -17,7 +17,8 @@ use crate::claim::{Claim, Holder, PodState};
 use crate::driver::{
     BY_HAND, CLAIM_KEY, INTERFACE_KEY, POD_UID_KEY, Wanted, host_cidr, is_holders, is_own_reservation,
 };
-use crate::pod::{OWNER, Owner};
+use crate::netconf::NetConf;
+use crate::pod::{FixedRequest, OWNER, Owner, check_namespace};
 use crate::store::Versioned;
 
 /// The interface of a pod whose allocation does not name it.
@@ -224,6 +225,14 @@ pub(in crate::cli) fn permitted_block(snapshot: &Snapshot, address: IpAddr) -> R
     let pool = covering(&snapshot.pools, address).ok_or_else(|| format!("{address} lies in no IPPool"))?;
     pool.spec.check_explicit(&pool.name_any(), AllowedUse::Workload).map_err(|error| format!("{address}: {error}"))?;
     Ok(pool.spec.block_of(address))
+}
+
+/// Why pods of a namespace may not have the address, if they may not.
+pub(in crate::cli) fn refused_in(net: Option<&NetConf>, namespace: &Namespace, address: IpAddr) -> Option<String> {
+    let unannotated = net.map_or_else(Default::default, |net| net.ipam.fixed);
+    let annotations = namespace.metadata.annotations.as_ref();
+    let checked = check_namespace(&FixedRequest::of(address), &namespace.name_any(), annotations, unannotated);
+    checked.err().map(|error| error.to_string())
 }
 
 /// Whether one of our reservations lists the address.

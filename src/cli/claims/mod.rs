@@ -35,8 +35,8 @@ impl Claims {
         if let Some(Action::Move(wanted)) = &self.action {
             return wanted.run(connection, format).await;
         }
-        let site = connection.site()?;
-        let ledger = site.needed_ledger(&site.store().await?).await?;
+        let (site, store) = connection.open().await?;
+        let ledger = site.needed_ledger(&store).await?;
         let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
         let wanted: Vec<Claim> = claims.filter(|claim| self.wants(claim)).collect();
         output::print(format, &wanted, || table(&wanted) + &carried(&wanted))

@@ -2,6 +2,7 @@
 
 mod file;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,13 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
 use serde::Serialize;
 use serde_json::Map;
 use tokio::time::Instant;
 
 use self::file::{Problem, Wish};
 use super::Outcome;
-use super::adopt::{is_reserved, permitted_block};
+use super::adopt::{is_reserved, permitted_block, refused_in};
 use super::confirm::confirm;
 use super::connect::{Connection, Site, blocks_around, optional};
 use super::output::{self, Format};
@@ -86,12 +88,12 @@ impl Import {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
         let named = || self.file.display().to_string();
         let (wishes, mut problems) = file::wishes(&file::lines(&self.text()?, self.is_yaml()).with_context(named)?);
-        let site = connection.site()?;
-        let store = site.store().await?;
+        let (site, store) = connection.open().await?;
         let ledger = site.needed_ledger(&store).await?;
         let snapshot = read(&site, &store, &ledger, &wishes).await.context("could not be read, so nothing was done")?;
         let (items, found) = judge(&snapshot, &wishes, Timestamp::now());
         problems.extend(found);
+        problems.extend(refused(&site, &store, &wishes).await?);
         problems.sort_by_key(|problem| problem.place);
         let report = |done| Report { addresses: &items, problems: &problems, done };
         if !problems.is_empty() {
@@ -144,7 +146,7 @@ async fn read(site: &Site, store: &KubeStore, ledger: &AnyLedger, wishes: &[Wish
     let pools = store.list("").await?;
     let reservations = optional(store.list("").await)?;
     let claims = Some(ledger.all().await?);
-    let mut owners = std::collections::BTreeMap::new();
+    let mut owners = BTreeMap::new();
     for owner in wishes.iter().map(|wish| &wish.owner).filter(|owner| !owner.is_named()) {
         if !owners.contains_key(owner) {
             owners.insert(owner.clone(), store.owner_exists(owner).await?);
@@ -154,6 +156,22 @@ async fn read(site: &Site, store: &KubeStore, ledger: &AnyLedger, wishes: &[Wish
     let blocks = blocks_around(store, &pools, &addresses).await?;
     let net = site.net.clone();
     Ok(Snapshot { pools, reservations, claims, owners, blocks, net, ..Snapshot::default() })
+}
+
+/// The lines whose pods may not ask for the address. A namespace that does not exist yet refuses nothing.
+async fn refused(site: &Site, store: &KubeStore, wishes: &[Wish]) -> Result<Vec<Problem>> {
+    let mut namespaces: BTreeMap<&str, Option<Namespace>> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for wish in wishes {
+        let name = wish.owner.namespace.as_str();
+        if !namespaces.contains_key(name) {
+            namespaces.insert(name, store.get(None, name).await?);
+        }
+        let Some(Some(namespace)) = namespaces.get(name) else { continue };
+        let why = refused_in(site.net.as_ref(), namespace, wish.address);
+        problems.extend(why.map(|why| Problem { place: wish.place, why }));
+    }
+    Ok(problems)
 }
 
 /// What each line comes to.

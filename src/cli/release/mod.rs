@@ -59,8 +59,7 @@ struct Report<'a> {
 
 impl Release {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
-        let site = connection.site()?;
-        let store = site.store().await?;
+        let (site, store) = connection.open().await?;
         let ledger = match self.claim {
             true => Some(site.needed_ledger(&store).await.context("release --claim")?),
             false => site.ledger(&store).await?,

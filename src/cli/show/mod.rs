@@ -76,8 +76,7 @@ impl Show {
 }
 
 async fn addresses(addresses: &[IpAddr], connection: &Connection, format: Format) -> Result<Outcome> {
-    let site = connection.site()?;
-    let store = site.store().await?;
+    let (site, store) = connection.open().await?;
     let ledger = site.ledger(&store).await?;
     let pools: Vec<IPPool> = store.list("").await?;
     let reservations = Reservations::new(&optional(store.list::<IPReservation>("").await)?);
