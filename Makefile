@@ -7,7 +7,7 @@ CARGO ?= cargo
 demo: build
 	$(CARGO) run --quiet -p e2e --bin demo
 
-.PHONY: test fast deep real lint deny deny-advisories e2e build static image
+.PHONY: test fast deep real lint deny deny-advisories e2e build static image release cluster
 
 # All tests: units, properties, faults, the embedded cluster, then the real one (which says so if it cannot run here).
 test: fast deep real
@@ -20,6 +20,7 @@ fast: build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test -p calico
 	$(CARGO) test -p kube-ipam --tests
+	$(CARGO) test -p e2e --test manifests -- --skip server::
 	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test claims --test agent --test embedded --test embedded_objects
 
 # Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents.
@@ -54,6 +55,18 @@ IMAGE ?= kube-ipam:$(VERSION)
 image: static
 	@test -n "$(ENGINE)" || { echo 'make image needs podman, buildah or docker' >&2; exit 2; }
 	$(ENGINE) build --platform linux/$(ARCH) --build-arg BINARY=$(STATIC) -t $(IMAGE) -f Containerfile .
+
+# kube-ipam-v<version>-<architecture>.tgz with its checksum, in target/release-files.
+release: static
+	rm -rf target/release-files/kube-ipam-v$(VERSION)-$(ARCH)
+	install -D -m 0755 $(STATIC) target/release-files/kube-ipam-v$(VERSION)-$(ARCH)/kube-ipam
+	install -m 0644 LICENSE README.md target/release-files/kube-ipam-v$(VERSION)-$(ARCH)/
+	cd target/release-files && tar -czf kube-ipam-v$(VERSION)-$(ARCH).tgz kube-ipam-v$(VERSION)-$(ARCH) && \
+	  sha256sum kube-ipam-v$(VERSION)-$(ARCH).tgz | tee kube-ipam-v$(VERSION)-$(ARCH).tgz.sha256
+
+# A real cluster of two nodes to try things on, until Ctrl-C: make cluster [CALICO_BIN=<dir> CALICO_CRDS=<file>]
+cluster: build
+	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) run --quiet -p e2e --bin cluster
 
 # Not a test: make bench [CALICO_BIN=<dir> CALICO_CRDS=<file>] [ARGS="--blocks 10,10000 -o json"]
 .PHONY: bench

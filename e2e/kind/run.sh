@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # yaml/calico.yaml on a kind cluster, as the guide has it: Calico, kube-ipam, etcd with certificates, and the guide's
-# pods. Needs docker, kind, kubectl, jq, and cargo with the standard library of the host's GNU target.
+# pods. Needs docker, kind, kubectl and jq, and what `make image` needs.
 #
 #   e2e/kind/run.sh          IMAGE=<an image> instead of one built here; KEEP=1 keeps the cluster afterwards
 set -euo pipefail
@@ -45,14 +45,8 @@ within() {
 build_image() {
   [ -z "$image" ] || return 0
   image=kube-ipam:0.3.0
-  local target
-  target=$(rustc -vV | sed -n 's/^host: //p')
-  say "building $image for $target"
-  RUSTFLAGS=-Ctarget-feature=+crt-static cargo build --release --package kube-ipam --bin kube-ipam --target "$target"
-  mkdir "$work/image"
-  cp "target/$target/release/kube-ipam" "$work/image/"
-  printf 'FROM scratch\nCOPY kube-ipam /kube-ipam\nENTRYPOINT ["/kube-ipam"]\n' >"$work/image/Dockerfile"
-  docker build --quiet --tag "$image" "$work/image"
+  say "building $image"
+  make image ENGINE=docker IMAGE="$image"
 }
 
 control_plane() { kind get nodes --name "$cluster" | grep -- '-control-plane$'; }

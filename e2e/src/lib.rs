@@ -11,6 +11,7 @@ pub mod manifests;
 pub mod real;
 pub mod run;
 pub mod scenarios;
+pub mod site;
 pub mod standin;
 pub mod tools;
 

@@ -5,57 +5,18 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::real::image::Image;
 use e2e::real::node::paths;
-use e2e::real::{Cluster, Crds, Options, succeed};
-use e2e::tools::{self, Tools};
+use e2e::real::{Cluster, Crds, succeed};
+use e2e::site;
+use e2e::tools::Tools;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const IMAGE: &str = concat!("kube-ipam:", env!("CARGO_PKG_VERSION"));
 const ACCOUNT: &str = "system:serviceaccount:kube-system:kube-ipam";
 const FIXED: &str = "10.244.0.216";
-
-/// A list as calico-node's installer writes it, but for the main plugin, of which only the reference one is here.
-fn conflist(node: &str) -> Value {
-    json!({"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [
-        {
-            "type": "ptp", "nodename": node, "datastore_type": "kubernetes", "ipam": {"type": "calico-ipam"},
-            "kubernetes": {"kubeconfig": paths::CALICO_KUBECONFIG},
-        },
-        {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
-    ]})
-}
-
-/// A cluster in which Calico's objects are, and nobody gives addresses yet.
-async fn cluster(tools: Tools) -> Cluster {
-    let image = Image { tags: vec![IMAGE.into()], binary: tools::kube_ipam().unwrap(), arguments: Vec::new() };
-    let options = Options {
-        nodes: vec!["node1".into(), "node2".into()],
-        crds: Crds::Definitions(calico::crds()),
-        conflist: Some(Box::new(|facts| conflist(&facts.name).to_string())),
-        images: vec![image],
-        audit: true,
-        ..Options::default()
-    };
-    let cluster = Cluster::start(tools, options).await.unwrap();
-    for object in [
-        json!({
-            "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"},
-            "spec": {"cidr": "10.244.0.0/16", "blockSize": 26, "nodeSelector": "all()"},
-        }),
-        json!({
-            "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"},
-            "spec": {"datastoreReady": true},
-        }),
-    ] {
-        e2e::manifests::apply(&cluster.client(), &object).await.unwrap();
-    }
-    cluster
-}
 
 fn kubectl(cluster: &Cluster, arguments: &[&str]) -> String {
     let mut command = cluster.kubectl();
@@ -123,7 +84,7 @@ fn node(pod: &Pod) -> String {
 async fn the_add_on_takes_real_nodes_over_serves_the_guides_pods_and_gives_the_nodes_back() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let Some(tools) = Tools::or_skip().unwrap() else { return };
-    let cluster = cluster(tools).await;
+    let cluster = site::start(tools, None, Crds::Definitions(calico::crds())).await.unwrap();
     let _routes = cluster.keep_routes();
 
     kubectl(&cluster, &["apply", "-k", "."]);
@@ -136,6 +97,7 @@ async fn the_add_on_takes_real_nodes_over_serves_the_guides_pods_and_gives_the_n
     }
     guides_pods(&cluster).await;
     written_anew(&cluster, &ours).await;
+    with_etcd(&cluster, ours).await;
 
     kubectl(&cluster, &["apply", "-f", "uninstall.yaml"]);
     rolled_out(&cluster);
@@ -169,6 +131,10 @@ async fn guides_pods(cluster: &Cluster) {
     let claim = claims.get("kube-subnet.10-244-0-216").await.unwrap();
     assert_eq!(claim.data["spec"]["holder"]["pod"], first.name_any());
 
+    // It was the agents that gave them.
+    let given: u64 = ["node1", "node2"].iter().map(|name| adds(cluster, name)).sum();
+    assert!(given >= 3, "the agents have answered {given} ADDs");
+
     kubectl(cluster, &["cordon", &node(&first)]);
     kubectl(cluster, &["delete", "pod", &first.name_any()]);
     let second = running(cluster, "fixed-ip-test", 1).await.remove(0);
@@ -180,9 +146,39 @@ async fn guides_pods(cluster: &Cluster) {
     }
 }
 
+/// Other claims: in etcd, by the certificates that lie on the nodes.
+async fn with_etcd(cluster: &Cluster, mut ipam: Value) {
+    kubectl(cluster, &["delete", "--timeout=90s", "-f", "fixed-ip-test.yaml", "-f", "random-ip-test.yaml"]);
+    running(cluster, "fixed-ip-test", 0).await;
+    ipam["etcdConfig"] = json!({
+        "etcdURL": cluster.node("node1").unwrap().facts().etcd_tls_url, "etcdCertFile": paths::ETCD_CERTIFICATE,
+        "etcdKeyFile": paths::ETCD_KEY, "etcdTrustedCAFileFile": paths::ETCD_AUTHORITY,
+    });
+    let patch = json!({"data": {"ipam.json": ipam.to_string()}}).to_string();
+    kubectl(cluster, &["-n", "kube-system", "patch", "configmap", "kube-ipam", "--type=merge", "-p", &patch]);
+    kubectl(cluster, &["-n", "kube-system", "rollout", "restart", "daemonset/kube-ipam"]);
+    rolled_out(cluster);
+    assert_eq!(section(cluster, "node1"), ipam);
+    kubectl(cluster, &["apply", "-f", "fixed-ip-test.yaml"]);
+    let pod = running(cluster, "fixed-ip-test", 1).await.remove(0);
+    assert_eq!(address(&pod), FIXED);
+    let mut command = cluster.node(&node(&pod)).unwrap().command(&format!("{}/kube-ipam", paths::CNI_BIN)).unwrap();
+    let said = succeed(command.args(["claims", "-o", "json", "--conflist", paths::CONFLIST])).unwrap();
+    let claims: Value = serde_json::from_str(&said).unwrap();
+    let claim = claims.as_array().unwrap().iter().find(|claim| claim["address"] == FIXED).unwrap();
+    assert_eq!(claim["holder"]["pod"], pod.name_any());
+}
+
+/// How many ADDs the agent of a node has answered, asked as a person there would.
+fn adds(cluster: &Cluster, node: &str) -> u64 {
+    let mut command = cluster.node(node).unwrap().command(&format!("{}/kube-ipam", paths::CNI_BIN)).unwrap();
+    let status: Value = serde_json::from_str(&succeed(command.args(["status", "-o", "json"])).unwrap()).unwrap();
+    status["adds"].as_object().unwrap().values().filter_map(Value::as_u64).sum()
+}
+
 /// As when calico-node starts anew on the node.
 async fn written_anew(cluster: &Cluster, ours: &Value) {
-    cluster.node("node1").unwrap().write_conflist(&conflist("node1").to_string()).unwrap();
+    cluster.node("node1").unwrap().write_conflist(&site::conflist("ptp", "node1").to_string()).unwrap();
     let started = Instant::now();
     while section(cluster, "node1") != *ours {
         assert!(started.elapsed() < LIMIT, "the list of node1 stays as it was written: {}", section(cluster, "node1"));

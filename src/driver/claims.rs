@@ -166,7 +166,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let evidence = examined.as_ref().map(|e| &e.evidence);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, self.now());
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                // Nothing tells whether a name that an annotation gives is still in use.
+                // A name has no object that could be gone: only `release` ends its claim.
                 let exists = claim.owner.is_named() || self.objects.owner_exists(&claim.owner).await?;
                 decision = take_over(claim, asker, exists, self.now());
             }

@@ -109,6 +109,7 @@ pub async fn people(lab: &Lab) -> Result<()> {
     disown(lab, &block).await?;
     for arguments in [
         &["release", &address, "--yes"][..],
+        &["release", &fixed, "--yes"],
         &["release", &fixed, "--claim", "--yes"],
         &["release", &other, "--claim", "--yes"],
     ] {
