@@ -113,12 +113,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 check_coverage(ranges, &snapshot.pools)?;
             }
         }
-        let round = patiently(attachment.deadline, || self.second_round(attachment, &snapshot, &wants)).await?;
+        let mut round = patiently(attachment.deadline, || self.second_round(attachment, &snapshot, &wants)).await?;
         if let Some(owner) = &owner {
             self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
         }
-        let written = self.record(attachment, &snapshot, &round, &wants, done).await?;
+        let written = self.record(attachment, &snapshot, &mut round, &wants, done).await?;
         self.confirm_claims(attachment, done).await?;
         if (attachment.cancelled)() {
             return Err(Error::Cancelled);
@@ -241,18 +241,19 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         &self,
         attachment: &Attachment<'_>,
         snapshot: &Snapshot,
-        round: &Round,
+        round: &mut Round,
         wants: &[(Family, Want)],
         done: &mut Done,
     ) -> Result<Vec<(Family, IpAddr, IpNetwork)>, Error> {
         let handle = attachment.handle();
         let reservations = Reservations::new(&snapshot.reservations);
         let mut full: Vec<IpNetwork> = Vec::new();
-        let mut later = None;
         for placing in 0..PLACINGS {
-            let own = later.as_ref().unwrap_or(&round.own);
+            // Not kept while the writes are waited for: a hundred ADDs at once would keep a hundred copies.
+            let own = std::mem::take(&mut round.own);
             let placements =
-                self.placements(attachment, snapshot, round, wants, done, &reservations, own, &full).await?;
+                self.placements(attachment, snapshot, round, wants, done, &reservations, &own, &full).await?;
+            drop(own);
             let counts = counts(&placements);
             let deadline = self.late(attachment);
             if placing > 0 {
@@ -278,7 +279,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             full.extend(filled);
             let random: Vec<Family> =
                 wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
-            later = Some(self.own_blocks(attachment, &self.affinities(attachment.node).await?, &random).await?);
+            round.own = self.own_blocks(attachment, &self.affinities(attachment.node).await?, &random).await?;
         }
         Err(Error::Late("every block found had filled up before it could be written"))
     }

@@ -12,8 +12,9 @@ use e2e::lab::{LEDGER, Lab, User};
 use e2e::standin::Attachment;
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
-use kube::Api;
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
 use kube_ipam::claim::Claim;
 use kube_ipam::collector::{Always, Collector, Options};
 use kube_ipam::driver::Driver;
@@ -73,7 +74,7 @@ pub async fn leftovers(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// `show`, `claims`, `check` and `release` work for whoever has the role for people.
+/// `show`, `claims`, `check`, `release`, `adopt` and `import` work for whoever has the role for people.
 pub async fn people(lab: &Lab) -> Result<()> {
     let outpost = Outpost::new(lab, 2).await?;
     let ledger = ledger(lab).await?;
@@ -122,6 +123,33 @@ pub async fn people(lab: &Lab) -> Result<()> {
         let (well, text) = lab.kube_ipam(&["release", &outpost.address(n), "--claim", "--yes"])?;
         ensure!(well, "kube-ipam release: {text}");
     }
+    adopt_and_import(lab, &outpost).await
+}
+
+/// What makes addresses fixed before their pods ask: both create claims and reservations.
+async fn adopt_and_import(lab: &Lab, outpost: &Outpost<'_>) -> Result<()> {
+    let pod = outpost.pod(json!({})).await?;
+    let answer = outpost.succeed("ADD", &attachment(&pod)).await?;
+    let adopted = answer.addresses().first().and_then(|a| a.split('/').next()).context("an address")?.to_owned();
+    let status = json!({"status": {"phase": "Running", "podIP": adopted, "podIPs": [{"ip": adopted}]}});
+    let pods: Api<Pod> = Api::namespaced(lab.client(), NAMESPACE);
+    pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(status)).await?;
+    let wanted = outpost.address(200);
+    let list = tempfile::NamedTempFile::with_suffix(".csv")?;
+    std::fs::write(list.path(), format!("address,namespace,kind,name\n{wanted},{NAMESPACE},Owner,licence\n"))?;
+    let file = list.path().display().to_string();
+    for arguments in [
+        &["adopt", "-n", NAMESPACE, &pod.name_any(), "--yes"][..],
+        &["import", &file, "--yes"],
+        &["release", &wanted, "--claim", "--yes"],
+    ] {
+        let (well, text) = lab.kube_ipam(arguments)?;
+        ensure!(well, "kube-ipam {arguments:?}: {text}");
+    }
+    outpost.succeed("DEL", &attachment(&pod)).await?;
+    outpost.forget(&pod).await?;
+    let (well, text) = lab.kube_ipam(&["release", &adopted, "--claim", "--yes"])?;
+    ensure!(well, "kube-ipam release: {text}");
     Ok(())
 }
 
