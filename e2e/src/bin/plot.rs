@@ -65,7 +65,6 @@ fn draw(panel: &DrawingArea<SVGBackend<'_>, Shift>, operation: &str, sections: &
             let bar = Rectangle::new([(start, SCALE.0), (start + 0.85, value)], colour.filled());
             let number = if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
             let label = Text::new(number, (start + 0.05, value * 1.25), ("sans-serif", 9));
-            // Once for each panel is enough for the legend.
             let drawn = chart.draw_series([bar])?;
             if place == 0 {
                 drawn.label(*way).legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
@@ -83,6 +82,9 @@ fn draw(panel: &DrawingArea<SVGBackend<'_>, Shift>, operation: &str, sections: &
         panel.draw(&Text::new(name, at(0), style.clone()))?;
         let pods = section["pods"].as_u64().unwrap_or_default();
         panel.draw(&Text::new(format!("{pods} pod{}", if pods == 1 { "" } else { "s" }), at(1), style))?;
+    }
+    if operation != PANELS[0] {
+        return Ok(());
     }
     chart.configure_series_labels().position(SeriesLabelPosition::UpperLeft).border_style(BLACK.mix(0.2)).draw()?;
     Ok(())

@@ -107,6 +107,8 @@ struct Event {
 
 #[derive(Deserialize)]
 struct User {
+    /// Absent from a request whose credentials were not accepted.
+    #[serde(default)]
     username: String,
 }
 
