@@ -32,6 +32,7 @@ async fn the_add_on_takes_real_nodes_over_serves_the_guides_pods_and_gives_the_n
     let claim = kubectl(&cluster, &["get", "ipclaim", "kube-subnet.10-244-0-216", "-o=jsonpath={.spec.holder.pod}"]);
     assert_eq!(claim, pod.name_any());
     written_anew(&cluster, &ours).await;
+    upgraded_under_churn(&cluster).await;
     with_etcd(&cluster, ours).await;
 
     kubectl(&cluster, &["apply", "-f", "uninstall.yaml"]);
@@ -51,6 +52,33 @@ async fn written_anew(cluster: &Cluster, ours: &Value) {
         assert!(started.elapsed() < LIMIT, "the list of node1 stays as it was written: {}", section(cluster, "node1"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// All agents are replaced while pods come and go: each of these has its address at the first attempt.
+async fn upgraded_under_churn(cluster: &Cluster) {
+    kubectl(cluster, &["scale", "deployment/random-ip-test", "--replicas=6"]);
+    let before = running(cluster, "random-ip-test", 6).await;
+    kubectl(cluster, &["-n", "kube-system", "rollout", "restart", "daemonset/kube-ipam"]);
+    let mut rounds = 0;
+    loop {
+        kubectl(cluster, &["delete", "pod", "-l", "app=random-ip-test", "--wait=false"]);
+        rounds += 1;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let status =
+            kubectl(cluster, &["-n", "kube-system", "rollout", "status", "daemonset/kube-ipam", "--watch=false"]);
+        if status.contains("successfully rolled out") && rounds > 2 {
+            break;
+        }
+        assert!(rounds < 60, "{status}");
+    }
+    let after = running(cluster, "random-ip-test", 6).await;
+    assert!(after.iter().all(|pod| before.iter().all(|old| old.name_any() != pod.name_any())));
+    let failed = kubectl(cluster, &["get", "events", "--field-selector", "reason=FailedCreatePodSandBox", "-o=name"]);
+    assert_eq!(failed, "", "no ADD failed in {rounds} rounds");
+    kubectl(cluster, &["scale", "deployment/random-ip-test", "--replicas=2"]);
+    running(cluster, "random-ip-test", 2).await;
+    let checked = on_node(cluster, "node1", &["check", "--conflist", paths::CONFLIST]);
+    assert_eq!(checked["violations"], json!([]), "{checked}");
 }
 
 /// Other claims: in etcd, by the certificates that lie on the nodes.
