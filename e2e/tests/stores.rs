@@ -12,7 +12,7 @@ use kube_ipam::netconf::EtcdConfig;
 use kube_ipam::store::etcd::EtcdLedger;
 use kube_ipam::store::ipclaim::{IPClaim, IPClaimLedger, object_name};
 use kube_ipam::store::kube::KubeStore;
-use kube_ipam::store::{Failure, Ledger, Swap, conformance};
+use kube_ipam::store::{Failure, Ledger, Objects as _, Swap, conformance};
 use serde_json::json;
 
 async fn cluster(etcd: bool) -> Cluster {
@@ -38,6 +38,37 @@ async fn objects_on_an_api_server_keep_the_contract() {
     let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap();
     conformance::objects(&store, "net.one").await.unwrap();
     conformance::one_writer_wins(&store, "net.race", 8).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_list_is_read_in_pages_of_one_moment() {
+    let cluster = cluster(false).await;
+    let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap();
+    for number in 0..1203 {
+        let handle = calico::IPAMHandleSpec::new(format!("net.{number:04}")).object();
+        store.create(&handle).await.unwrap();
+    }
+    let calls = cluster.server().calls();
+    let mark = calls.mark();
+    let listed: Vec<calico::IPAMHandle> = store.list("").await.unwrap();
+    assert_eq!(calls.after(mark).len(), 3);
+    let mut names: Vec<String> = listed.iter().map(|handle| handle.spec.handle_id.clone()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!((listed.len(), names.len()), (1203, 1203));
+    assert!(listed.iter().all(|handle| handle.metadata.managed_fields.is_none()));
+
+    // The moment is forgotten before the second page: then the list is read as a whole.
+    let resource = "ipamhandles.crd.projectcalico.org";
+    cluster.server().faults().on(Match::on("list", resource), Fault::Delay(Duration::ZERO), 1);
+    let expired = Fault::Status { code: 410, retry_after: None };
+    let struck = cluster.server().faults().on(Match::on("list", resource), expired.clone(), 1);
+    let mark = calls.mark();
+    assert_eq!(store.list::<calico::IPAMHandle>("").await.unwrap().len(), 1203);
+    assert_eq!((calls.after(mark).len(), struck.hits()), (3, 1));
+    // A first page that is refused is no empty list.
+    cluster.server().faults().on(Match::on("list", resource), expired, 1);
+    assert!(store.list::<calico::IPAMHandle>("").await.is_err());
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ use crate::pod::Owner;
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer read, in bytes: ten thousand blocks of 256 addresses fit.
 const ANSWER_LIMIT: usize = 256 << 20;
+/// Objects in one answer of a list.
+const PAGE: u32 = 500;
 /// Wait after a 429 that names none.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -243,9 +245,42 @@ impl Objects for KubeStore {
 impl KubeStore {
     async fn list_by<K: Object>(&self, params: ListParams, selector: &str) -> Result<Vec<K>, StoreError> {
         let params = if selector.is_empty() { params } else { params.labels(selector) };
-        let request = Request::new(K::url_path(&(), None)).list(&params);
-        let list: ObjectList<K> = self.call("list", K::plural(&()).into_owned(), request).await?;
-        Ok(list.items)
+        // From the API server's cache a list comes whole, whatever the limit is.
+        if params.resource_version.is_some() || params.version_match.is_some() {
+            return Ok(self.list_page(&params).await?.items);
+        }
+        match self.list_in_pages(&params).await? {
+            Some(items) => Ok(items),
+            None => Ok(self.list_page(&params).await?.items),
+        }
+    }
+
+    /// Page by page, as of one moment: ten thousand blocks are neither one answer that takes too long nor a text of
+    /// many megabytes beside what is read from it. `None` if that moment was forgotten before the last page.
+    async fn list_in_pages<K: Object>(&self, params: &ListParams) -> Result<Option<Vec<K>>, StoreError> {
+        let mut page = params.clone().limit(PAGE);
+        let mut items = Vec::new();
+        loop {
+            let begun = page.continue_token.is_some();
+            let list: ObjectList<K> = match self.list_page(&page).await {
+                // 410 Gone: the token has expired.
+                Err(StoreError { failure: Failure::Refused(_), .. }) if begun => return Ok(None),
+                list => list?,
+            };
+            items.extend(list.items);
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page.continue_token = Some(token),
+                None => return Ok(Some(items)),
+            }
+        }
+    }
+
+    async fn list_page<K: Object>(&self, params: &ListParams) -> Result<ObjectList<K>, StoreError> {
+        let mut list: ObjectList<K> =
+            self.call("list", K::plural(&()).into_owned(), Request::new(K::url_path(&(), None)).list(params)).await?;
+        // Often more than the object itself, and a write without them changes nothing of them.
+        list.items.iter_mut().for_each(|item| item.meta_mut().managed_fields = None);
+        Ok(list)
     }
 
     /// A request that got no answer may have been carried out all the same. Credentials that could not be
