@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +23,7 @@ use kube_ipam::store::kube::KubeStore;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -29,6 +31,7 @@ use tokio_rustls::TlsAcceptor;
 struct Server {
     connections: Arc<AtomicUsize>,
     open: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    farewell: Arc<Notify>,
     directory: TempDir,
 }
 
@@ -47,21 +50,31 @@ impl Server {
         let server = Server {
             connections: Arc::default(),
             open: Arc::default(),
+            farewell: Arc::default(),
             directory: TempDir::with_prefix("transport-").unwrap(),
         };
         server.write_kubeconfig(listener.local_addr().unwrap().port(), &certified.cert.pem());
-        let (connections, open) = (server.connections.clone(), server.open.clone());
+        let (connections, open, farewell) = (server.connections.clone(), server.open.clone(), server.farewell.clone());
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::SeqCst);
-                let acceptor = acceptor.clone();
+                stream.set_nodelay(true).unwrap();
+                let (acceptor, farewell) = (acceptor.clone(), farewell.clone());
                 let serving = tokio::spawn(async move {
                     let stream = TokioIo::new(acceptor.accept(stream).await.unwrap());
                     // A connection that a test cuts ends with an error that was asked for.
                     let _ = match protocol {
                         Some("h2") => {
-                            http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service_fn(absent)).await
+                            let builder = http2::Builder::new(TokioExecutor::new());
+                            let mut serving = pin!(builder.serve_connection(stream, service_fn(absent)));
+                            tokio::select! {
+                                ended = &mut serving => ended,
+                                () = farewell.notified() => {
+                                    serving.as_mut().graceful_shutdown();
+                                    serving.await
+                                }
+                            }
                         }
                         _ => http1::Builder::new().serve_connection(stream, service_fn(absent)).await,
                     };
@@ -92,6 +105,11 @@ impl Server {
 
     fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Asks the clients to come back on other connections, as an API server does that is about to stop.
+    fn say_goodbye(&self) {
+        self.farewell.notify_waiters();
     }
 
     fn cut(&self) {
@@ -139,4 +157,16 @@ async fn after_a_connection_was_cut_the_next_request_makes_a_new_one() {
     let _ = store.get::<IPAMHandle>(None, "absent").await;
     eight_reads(&store).await;
     assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_because_the_server_closes_its_connections_in_good_order() {
+    let server = Server::start(Some("h2")).await;
+    let store = server.store().await;
+    for _ in 0..100 {
+        eight_reads(&store).await;
+        server.say_goodbye();
+        eight_reads(&store).await;
+    }
+    assert!(server.connections() > 50, "{}", server.connections());
 }

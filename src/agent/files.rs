@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::Agent;
-use crate::install::{NodeFiles, Watcher};
+use crate::install::{NodeFiles, PluginToken, Watcher};
 
 /// Until a watch that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -14,15 +14,18 @@ impl Agent {
     /// Keeps the files as they should be, for as long as the agent runs.
     pub(super) async fn keep_files(self: Arc<Self>, files: NodeFiles) {
         let pulse = self.health.pulse("files");
+        let mut token = files.token();
         loop {
             let watching = Watcher::new(&files.directories());
             // After the watch began, so that no change is missed in between.
-            self.put_files(&files);
+            self.put_files(&files, &mut token).await;
             let ended = match watching {
                 Ok(mut watcher) => loop {
-                    match pulse.while_waiting(watcher.changed()).await {
-                        Ok(()) => self.put_files(&files),
-                        Err(error) => break error,
+                    let renewal = token.as_ref().map_or(Duration::MAX, PluginToken::rest);
+                    let changed = tokio::time::timeout(renewal, watcher.changed());
+                    match pulse.while_waiting(changed).await {
+                        Ok(Ok(())) | Err(_) => self.put_files(&files, &mut token).await,
+                        Ok(Err(error)) => break error,
                     }
                 },
                 Err(error) => error,
@@ -32,8 +35,13 @@ impl Agent {
         }
     }
 
-    fn put_files(&self, files: &NodeFiles) {
-        let outcome = files.put();
+    async fn put_files(&self, files: &NodeFiles, token: &mut Option<PluginToken>) {
+        if let Some(token) = token
+            && let Err(error) = token.renew().await
+        {
+            tracing::warn!(%error, "until there is one, the plugin's kubeconfig has the agent's own");
+        }
+        let outcome = files.put(token.as_ref().and_then(PluginToken::get));
         for written in &outcome.written {
             tracing::info!(file = %written.path.display(), "{}", written.what);
             self.witness.metrics.file_written();

@@ -9,7 +9,9 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
-use crate::install::{InstallError, NodeFiles, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico};
+use crate::install::{
+    InstallError, NodeFiles, PluginToken, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico,
+};
 use crate::netconf::STATE_DIR;
 use crate::protocol::SOCKET;
 
@@ -77,7 +79,7 @@ impl FileArguments {
 
 impl Install {
     /// The binary first: a list must not name a plugin that is not there.
-    pub(super) fn run(self) -> Result<Outcome> {
+    pub(super) async fn run(self) -> Result<Outcome> {
         let files = self.files.node_files();
         files.as_ref().map_or(Ok(()), NodeFiles::check)?;
         match place_binary(&self.cni_bin_dir)? {
@@ -85,7 +87,13 @@ impl Install {
             None => println!("{}: is up to date", self.cni_bin_dir.join("kube-ipam").display()),
         }
         let Some(files) = files else { return Ok(Outcome::Well) };
-        let outcome = files.put();
+        let mut token = files.token();
+        if let Some(token) = &mut token
+            && let Err(error) = token.renew().await
+        {
+            println!("{error}; the plugin's kubeconfig has this pod's own");
+        }
+        let outcome = files.put(token.as_ref().and_then(PluginToken::get));
         outcome.written.iter().for_each(say);
         if !outcome.has_list {
             let directory = files.cni_conf_dir.display();

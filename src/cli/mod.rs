@@ -138,7 +138,7 @@ impl Arguments {
         let Self { connection, output, command } = self;
         match command {
             Command::Agent(arguments) => arguments.run(&connection).await,
-            Command::Install(install) => install.run(),
+            Command::Install(install) => install.run().await,
             Command::Uninstall(uninstall) => uninstall.run().await,
             Command::Status(arguments) => arguments.run(&connection, output).await,
             Command::Show(show) => show.run(&connection, output).await,

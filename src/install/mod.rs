@@ -6,6 +6,7 @@
 mod binary;
 mod kubeconfig;
 mod lists;
+mod token;
 mod watch;
 
 use std::fs::Permissions;
@@ -22,6 +23,7 @@ pub use self::binary::place_binary;
 pub use self::kubeconfig::SERVICE_ACCOUNT;
 pub(crate) use self::lists::configurations;
 pub use self::lists::restore_calico;
+pub use self::token::PluginToken;
 pub use self::watch::Watcher;
 
 /// Where the node's files are, and where what goes into them comes from.
@@ -78,6 +80,9 @@ pub enum InstallError {
         "{0} is not set: a pod's service account is needed for the plugin's kubeconfig; without it, leave --kubeconfig-out out"
     )]
     NoPod(&'static str),
+    /// The API server gave no token for the plugin.
+    #[error("no token for the plugin: {0}")]
+    NoToken(String),
 }
 
 /// What came of the node's files: each by itself, so that one that fails keeps none of the others.
@@ -102,12 +107,15 @@ impl NodeFiles {
         self.ipam.as_deref().map_or(Ok(()), |path| read_section(path).map(drop))
     }
 
-    /// Makes the files what they should be. What is so already is not touched.
-    pub fn put(&self) -> Outcome {
+    /// Makes the files what they should be. What is so already is not touched. `token` is the plugin's, see
+    /// [`PluginToken`]; without it the kubeconfig has the pod's own, which ends with the pod.
+    pub fn put(&self, token: Option<&str>) -> Outcome {
         let mut outcome = Outcome { has_list: true, ..Outcome::default() };
         // First, so that a plugin that is called by the new list finds it.
         if let Some(path) = &self.kubeconfig {
-            outcome.take(kubeconfig::write(&self.service_account, path).map(|written| written.into_iter().collect()));
+            outcome.take(
+                kubeconfig::write(&self.service_account, path, token).map(|written| written.into_iter().collect()),
+            );
         }
         if let Some(path) = &self.ipam {
             match read_section(path) {
@@ -120,6 +128,11 @@ impl NodeFiles {
             }
         }
         outcome
+    }
+
+    /// The plugin's token, to be asked for; `None` if somebody else writes the kubeconfig.
+    pub fn token(&self) -> Option<PluginToken> {
+        self.kubeconfig.as_ref().map(|_| PluginToken::new(&self.service_account))
     }
 
     /// The directories in which a change may undo what [`NodeFiles::put`] did.

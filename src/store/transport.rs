@@ -1,8 +1,9 @@
 //! The way to an API server: one connection for all requests of a process, where the server speaks HTTP/2.
 //!
 //! kube's own client speaks HTTP/1.1 only. There, requests side by side need a connection each, and each
-//! connection a TLS handshake, which costs both sides more than most requests do. Nothing is repeated here: a
-//! request whose connection breaks off fails, and the next one makes a new connection.
+//! connection a TLS handshake, which costs both sides more than most requests do. Nothing is
+//! repeated here that the server may have seen: a request whose connection breaks off fails, and the next one makes a
+//! new connection.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,6 +25,8 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 /// How often a connection with requests on it is asked whether it still lives, and how long for the answer.
 const PING_EVERY: Duration = Duration::from_secs(2);
+/// On how many connections a request is tried while servers close them without having looked at it.
+const CONNECTIONS: u32 = 5;
 
 /// A client for this configuration.
 ///
@@ -116,16 +119,48 @@ impl Service<Request<Body>> for Transport {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let transport = self.clone();
         async move {
-            match transport.http2().await? {
-                Some(mut sender) => {
-                    sender.ready().await?;
-                    Ok(sender.send_request(request).await?)
+            let mut request = request;
+            for _ in 0..CONNECTIONS {
+                let Some(mut sender) = transport.http2().await? else {
+                    return Ok(transport.http1.request(request).await?);
+                };
+                if sender.ready().await.is_err() {
+                    continue;
                 }
-                None => Ok(transport.http1.request(request).await?),
+                let spare = copy(&request);
+                let mut failed = match sender.try_send_request(request).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failed) => failed,
+                };
+                let refused = if was_refused(failed.error()) { spare } else { None };
+                request = failed.take_message().or(refused).ok_or_else(|| failed.into_error())?;
             }
+            Err(format!("the server closed {CONNECTIONS} connections without looking at the request").into())
         }
         .boxed()
     }
+}
+
+/// Whether a server that closes its connection in good order, as API servers do now and then, says that it has not
+/// looked at this request and will not.
+fn was_refused(error: &hyper::Error) -> bool {
+    let mut causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+    causes.any(|cause| {
+        cause.downcast_ref::<h2::Error>().is_some_and(|error| {
+            let reason = error.reason();
+            (error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR))
+                || (error.is_reset() && error.is_remote() && reason == Some(h2::Reason::REFUSED_STREAM))
+        })
+    })
+}
+
+/// The same request once more; `None` for a body that can be read only once.
+fn copy(request: &Request<Body>) -> Option<Request<Body>> {
+    let mut copy = Request::new(request.body().try_clone()?);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
 }
 
 fn connector(

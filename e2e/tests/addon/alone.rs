@@ -73,7 +73,16 @@ async fn upgraded_under_churn(cluster: &Cluster) {
     }
     let after = running(cluster, "random-ip-test", 6).await;
     assert!(after.iter().all(|pod| before.iter().all(|old| old.name_any() != pod.name_any())));
-    let failed = kubectl(cluster, &["get", "events", "--field-selector", "reason=FailedCreatePodSandBox", "-o=name"]);
+    let failed = kubectl(
+        cluster,
+        &[
+            "get",
+            "events",
+            "--field-selector",
+            "reason=FailedCreatePodSandBox",
+            "-o=jsonpath={range .items[*]}{.involvedObject.name}: {.message}{\"\\n\"}{end}",
+        ],
+    );
     assert_eq!(failed, "", "no ADD failed in {rounds} rounds");
     kubectl(cluster, &["scale", "deployment/random-ip-test", "--replicas=2"]);
     running(cluster, "random-ip-test", 2).await;

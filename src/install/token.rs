@@ -1,0 +1,125 @@
+//! The token by which the plugin logs in.
+//!
+//! The token that a pod finds in its own service account ends with the pod, and the plugin needs one while the
+//! agent's pod is replaced. So one is asked for that is bound to no pod.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::PostParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Config};
+use serde::Deserialize;
+
+use super::{InstallError, kubeconfig};
+use crate::store::kube::{KubeStore, chain};
+
+/// How long a token is to be valid; a server may give less.
+const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longest wait for one.
+const WAIT: Duration = Duration::from_secs(5);
+/// Until a failed request is repeated.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// The plugin's token, renewed when half of its life is over.
+#[derive(Debug)]
+pub struct PluginToken {
+    account: PathBuf,
+    token: Option<String>,
+    next: Option<Timestamp>,
+}
+
+/// The part of a service account's token that says whose it is.
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+}
+
+// === impl PluginToken ===
+
+impl PluginToken {
+    /// For the service account of this directory; nothing is asked for yet.
+    pub fn new(account: &Path) -> Self {
+        Self { account: account.to_owned(), token: None, next: None }
+    }
+
+    /// The token, once there is one.
+    pub fn get(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// Until it should be renewed.
+    pub fn rest(&self) -> Duration {
+        let rest = self.next.map(|next| next.duration_since(Timestamp::now()));
+        rest.and_then(|rest| Duration::try_from(rest).ok()).unwrap_or_default()
+    }
+
+    /// Asks for one, if it is time. Without an answer the last one stays.
+    ///
+    /// # Errors
+    /// The service account cannot be read, the server does not answer, or does not allow this.
+    pub async fn renew(&mut self) -> Result<(), InstallError> {
+        if !self.rest().is_zero() {
+            return Ok(());
+        }
+        self.next = Timestamp::now().checked_add(RETRY).ok();
+        let asked = tokio::time::timeout(WAIT, request(&self.account)).await;
+        let (token, expires) = asked.unwrap_or_else(|_| Err(no_token(&format!("no answer within {WAIT:?}"))))?;
+        let now = Timestamp::now();
+        self.token = Some(token);
+        self.next = now.checked_add(expires.duration_since(now) / 2).ok();
+        Ok(())
+    }
+}
+
+async fn request(account: &Path) -> Result<(String, Timestamp), InstallError> {
+    let own = kubeconfig::read(account, "token")?;
+    let own = String::from_utf8_lossy(&own);
+    let (namespace, name) = whose(&own).ok_or_else(|| no_token(&"the pod's own token names no service account"))?;
+    let config = kubeconfig::of(account, own.trim())?;
+    let config: Kubeconfig = serde_json::from_value(config).map_err(|error| no_token(&error))?;
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+    let store = KubeStore::from_config(config.map_err(|error| no_token(&chain(&error)))?);
+    let client = store.map_err(|error| no_token(&chain(&error)))?.client().clone();
+    let wanted = TokenRequest {
+        spec: TokenRequestSpec { expiration_seconds: i64::try_from(LIFE.as_secs()).ok(), ..Default::default() },
+        ..Default::default()
+    };
+    let accounts: Api<ServiceAccount> = Api::namespaced(client, &namespace);
+    let answer = accounts.create_token_request(&name, &PostParams::default(), &wanted).await;
+    let status = answer.map_err(|error| no_token(&chain(&error)))?.status;
+    let status = status.ok_or_else(|| no_token(&"the answer holds none"))?;
+    Ok((status.token, status.expiration_timestamp.0))
+}
+
+/// Namespace and name of a token's service account.
+fn whose(token: &str) -> Option<(String, String)> {
+    let payload = URL_SAFE_NO_PAD.decode(token.trim().split('.').nth(1)?).ok()?;
+    let claims: Claims = serde_json::from_slice(&payload).ok()?;
+    let (namespace, name) = claims.sub.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    Some((namespace.to_owned(), name.to_owned()))
+}
+
+fn no_token(why: &dyn std::fmt::Display) -> InstallError {
+    InstallError::NoToken(why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_says_whose_it_is() {
+        let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        let own = token(r#"{"iss":"x","sub":"system:serviceaccount:kube-system:kube-ipam"}"#);
+        assert_eq!(whose(&format!("{own}\n")), Some(("kube-system".to_owned(), "kube-ipam".to_owned())));
+        for other in [token(r#"{"sub":"alice"}"#), token("{"), "opaque".to_owned(), String::new()] {
+            assert_eq!(whose(&other), None, "{other}");
+        }
+    }
+}
