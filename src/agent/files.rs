@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::Agent;
-use crate::install::{NodeFiles, PluginToken, Watcher};
+use crate::install::{Login, NodeFiles, PluginToken, Watcher};
 
 /// Until a watch that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -39,9 +39,9 @@ impl Agent {
         if let Some(token) = token
             && let Err(error) = token.renew().await
         {
-            tracing::warn!(%error, "until there is one, the plugin's kubeconfig has the agent's own");
+            tracing::warn!(%error, "the plugin has no new token yet; trying again");
         }
-        let outcome = files.put(token.as_ref().and_then(PluginToken::get));
+        let outcome = files.put(token.as_ref().map_or(Login::AsItIs, PluginToken::login));
         for written in &outcome.written {
             tracing::info!(file = %written.path.display(), "{}", written.what);
             self.witness.metrics.file_written();

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
 use crate::install::{
-    InstallError, NodeFiles, PluginToken, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico,
+    InstallError, Login, NodeFiles, PluginToken, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico,
 };
 use crate::netconf::STATE_DIR;
 use crate::protocol::SOCKET;
@@ -91,9 +91,9 @@ impl Install {
         if let Some(token) = &mut token
             && let Err(error) = token.renew().await
         {
-            println!("{error}; the plugin's kubeconfig has this pod's own");
+            println!("{error}; the agent tries again");
         }
-        let outcome = files.put(token.as_ref().and_then(PluginToken::get));
+        let outcome = files.put(token.as_ref().map_or(Login::AsItIs, PluginToken::login));
         outcome.written.iter().for_each(say);
         if !outcome.has_list {
             let directory = files.cni_conf_dir.display();

@@ -9,18 +9,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{InstallError, Written, replace};
+use super::{InstallError, Login, Written, replace};
 
 /// Where a pod finds its service account.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Writes it, readable by its owner only; `None` if it is so already. Without a token of the plugin's own it has the
-/// pod's.
-pub(super) fn write(account: &Path, path: &Path, token: Option<&str>) -> Result<Option<Written>, InstallError> {
+/// Writes it, readable by its owner only; `None` if it is so already.
+pub(super) fn write(account: &Path, path: &Path, login: Login<'_>) -> Result<Option<Written>, InstallError> {
     let own;
-    let token = match token {
-        Some(token) => token,
-        None => {
+    let token = match login {
+        Login::Plugin(token) => token,
+        Login::AsItIs if path.exists() => return Ok(None),
+        Login::Pod | Login::AsItIs => {
             own = read(account, "token")?;
             &String::from_utf8_lossy(&own)
         }

@@ -23,7 +23,7 @@ pub use self::binary::place_binary;
 pub use self::kubeconfig::SERVICE_ACCOUNT;
 pub(crate) use self::lists::configurations;
 pub use self::lists::restore_calico;
-pub use self::token::PluginToken;
+pub use self::token::{Login, PluginToken};
 pub use self::watch::Watcher;
 
 /// Where the node's files are, and where what goes into them comes from.
@@ -107,14 +107,13 @@ impl NodeFiles {
         self.ipam.as_deref().map_or(Ok(()), |path| read_section(path).map(drop))
     }
 
-    /// Makes the files what they should be. What is so already is not touched. `token` is the plugin's, see
-    /// [`PluginToken`]; without it the kubeconfig has the pod's own, which ends with the pod.
-    pub fn put(&self, token: Option<&str>) -> Outcome {
+    /// Makes the files what they should be. What is so already is not touched.
+    pub fn put(&self, login: Login<'_>) -> Outcome {
         let mut outcome = Outcome { has_list: true, ..Outcome::default() };
         // First, so that a plugin that is called by the new list finds it.
         if let Some(path) = &self.kubeconfig {
             outcome.take(
-                kubeconfig::write(&self.service_account, path, token).map(|written| written.into_iter().collect()),
+                kubeconfig::write(&self.service_account, path, login).map(|written| written.into_iter().collect()),
             );
         }
         if let Some(path) = &self.ipam {

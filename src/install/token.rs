@@ -13,7 +13,7 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Config};
+use kube::{Api, Client, Config};
 use serde::Deserialize;
 
 use super::{InstallError, kubeconfig};
@@ -23,15 +23,37 @@ use crate::store::kube::{KubeStore, chain};
 const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Longest wait for one.
 const WAIT: Duration = Duration::from_secs(5);
-/// Until a failed request is repeated.
-const RETRY: Duration = Duration::from_secs(60);
+/// Until a request that got no answer is repeated.
+const RETRY: Duration = Duration::from_secs(5);
+/// Until one that was refused is repeated: somebody must first allow it.
+const REFUSED_RETRY: Duration = Duration::from_secs(60);
+
+/// By which token the plugin's kubeconfig logs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Login<'a> {
+    /// The plugin's own.
+    Plugin(&'a str),
+    /// The pod's, since the plugin gets none.
+    Pod,
+    /// That of the file as it is, or the pod's if there is none: nobody has answered yet.
+    AsItIs,
+}
 
 /// The plugin's token, renewed when half of its life is over.
 #[derive(Debug)]
 pub struct PluginToken {
     account: PathBuf,
     token: Option<String>,
+    refused: bool,
     next: Option<Timestamp>,
+}
+
+/// Why there is none.
+enum NoToken {
+    /// The service account cannot have one.
+    Refused(InstallError),
+    /// Nobody knows yet.
+    Unanswered(InstallError),
 }
 
 /// The part of a service account's token that says whose it is.
@@ -45,12 +67,16 @@ struct Claims {
 impl PluginToken {
     /// For the service account of this directory; nothing is asked for yet.
     pub fn new(account: &Path) -> Self {
-        Self { account: account.to_owned(), token: None, next: None }
+        Self { account: account.to_owned(), token: None, refused: false, next: None }
     }
 
-    /// The token, once there is one.
-    pub fn get(&self) -> Option<&str> {
-        self.token.as_deref()
+    /// What the kubeconfig is to have now.
+    pub fn login(&self) -> Login<'_> {
+        match &self.token {
+            Some(token) => Login::Plugin(token),
+            None if self.refused => Login::Pod,
+            None => Login::AsItIs,
+        }
     }
 
     /// Until it should be renewed.
@@ -67,34 +93,54 @@ impl PluginToken {
         if !self.rest().is_zero() {
             return Ok(());
         }
-        self.next = Timestamp::now().checked_add(RETRY).ok();
         let asked = tokio::time::timeout(WAIT, request(&self.account)).await;
-        let (token, expires) = asked.unwrap_or_else(|_| Err(no_token(&format!("no answer within {WAIT:?}"))))?;
+        let asked = asked.unwrap_or_else(|_| Err(NoToken::Unanswered(no_token(&format!("no answer within {WAIT:?}")))));
         let now = Timestamp::now();
-        self.token = Some(token);
-        self.next = now.checked_add(expires.duration_since(now) / 2).ok();
-        Ok(())
+        let (pause, outcome) = match asked {
+            Ok((token, expires)) => {
+                self.token = Some(token);
+                (Duration::try_from(expires.duration_since(now) / 2).unwrap_or(RETRY).max(RETRY), Ok(()))
+            }
+            Err(NoToken::Refused(error)) => {
+                (self.token, self.refused) = (None, true);
+                (REFUSED_RETRY, Err(error))
+            }
+            Err(NoToken::Unanswered(error)) => (RETRY, Err(error)),
+        };
+        self.next = now.checked_add(pause).ok();
+        outcome
     }
 }
 
-async fn request(account: &Path) -> Result<(String, Timestamp), InstallError> {
-    let own = kubeconfig::read(account, "token")?;
+async fn request(account: &Path) -> Result<(String, Timestamp), NoToken> {
+    let own = kubeconfig::read(account, "token").map_err(NoToken::Refused)?;
     let own = String::from_utf8_lossy(&own);
-    let (namespace, name) = whose(&own).ok_or_else(|| no_token(&"the pod's own token names no service account"))?;
-    let config = kubeconfig::of(account, own.trim())?;
-    let config: Kubeconfig = serde_json::from_value(config).map_err(|error| no_token(&error))?;
-    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
-    let store = KubeStore::from_config(config.map_err(|error| no_token(&chain(&error)))?);
-    let client = store.map_err(|error| no_token(&chain(&error)))?.client().clone();
+    let nobody = || NoToken::Refused(no_token(&"the pod's own token names no service account"));
+    let (namespace, name) = whose(&own).ok_or_else(nobody)?;
+    let client = client(account, own.trim()).await.map_err(NoToken::Refused)?;
     let wanted = TokenRequest {
         spec: TokenRequestSpec { expiration_seconds: i64::try_from(LIFE.as_secs()).ok(), ..Default::default() },
         ..Default::default()
     };
     let accounts: Api<ServiceAccount> = Api::namespaced(client, &namespace);
-    let answer = accounts.create_token_request(&name, &PostParams::default(), &wanted).await;
-    let status = answer.map_err(|error| no_token(&chain(&error)))?.status;
-    let status = status.ok_or_else(|| no_token(&"the answer holds none"))?;
+    let answer = accounts.create_token_request(&name, &PostParams::default(), &wanted).await.map_err(|error| {
+        let told = no_token(&chain(&error));
+        match error {
+            kube::Error::Api(status) if matches!(status.code, 403 | 404) => NoToken::Refused(told),
+            _ => NoToken::Unanswered(told),
+        }
+    })?;
+    let status = answer.status.ok_or_else(|| NoToken::Unanswered(no_token(&"the answer holds none")))?;
     Ok((status.token, status.expiration_timestamp.0))
+}
+
+/// A client that logs in by the pod's own token.
+async fn client(account: &Path, token: &str) -> Result<Client, InstallError> {
+    let config = kubeconfig::of(account, token)?;
+    let config: Kubeconfig = serde_json::from_value(config).map_err(|error| no_token(&error))?;
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+    let store = KubeStore::from_config(config.map_err(|error| no_token(&chain(&error)))?);
+    Ok(store.map_err(|error| no_token(&chain(&error)))?.client().clone())
 }
 
 /// Namespace and name of a token's service account.
