@@ -13,7 +13,7 @@ use super::{CLAIM_KEY, CONTAINER_KEY, Error, INTERFACE_KEY, POD_UID_KEY};
 use crate::range::RangeSet;
 
 /// A change to one block.
-pub(super) enum Edit {
+pub enum Edit {
     /// An address for a container.
     Assign(Box<Assign>),
     /// Everything that a container has.
@@ -21,32 +21,42 @@ pub(super) enum Edit {
 }
 
 /// An address to be given out.
-pub(super) struct Assign {
+pub struct Assign {
+    /// Which one.
     pub which: Which,
+    /// Who gets it.
     pub allocation: Allocation,
     /// The node's affinity.
     pub ours: Affinity,
+    /// Whether other nodes' blocks are out of bounds.
     pub strict: bool,
     /// `ipCooldownSeconds`.
     pub cooldown: i64,
     /// The configured ranges of the family, if there are any.
     pub ranges: Option<RangeSet>,
+    /// What automatic assignment leaves alone.
     pub reservations: Reservations,
 }
 
 /// Which address.
 #[derive(Clone, Copy)]
-pub(super) enum Which {
+pub enum Which {
     /// This one; the claim's generation if it is a fixed one.
     Exactly(IpAddr, Option<u64>),
     /// Any permitted one; whether the block must be the node's own.
-    Any { own: bool },
+    Any {
+        /// Whether it must be.
+        own: bool,
+    },
 }
 
 /// Addresses to be given back.
-pub(super) struct Release {
+pub struct Release {
+    /// The handle that they bear.
     pub handle: String,
+    /// Whose among them.
     pub whose: Whose,
+    /// `ipCooldownSeconds`.
     pub cooldown: i64,
     /// What an attempt without an answer released is gone at the next look, so it is remembered.
     attempted: Vec<Freed>,
@@ -55,9 +65,12 @@ pub(super) struct Release {
 
 /// Whose allocations a release means, among those that bear the handle.
 #[derive(Debug, Clone)]
-pub(super) enum Whose {
+pub enum Whose {
     /// A container's own handle; entries that are recorded for another interface than this are not meant.
-    Container { interface: Option<String> },
+    Container {
+        /// `None` means those of every interface.
+        interface: Option<String>,
+    },
     /// A pod's, which were put on record before a container was known; see [`super::Attachment::is_ahead`].
     Pod {
         /// `None` if the runtime does not say.
@@ -69,13 +82,19 @@ pub(super) enum Whose {
 
 /// What came of an edit.
 #[derive(Debug)]
-pub(super) enum Outcome {
-    /// The address is in the block for this container; the handle of the superseded holder it was taken from.
-    Assigned { address: IpAddr, displaced: Option<String> },
+pub enum Outcome {
+    /// The address is in the block for this container.
+    Assigned {
+        /// The address.
+        address: IpAddr,
+        /// The handle of the superseded holder it was taken from.
+        displaced: Option<String>,
+    },
     /// No permitted address is free in it, or it is not the node's own any more.
     Full,
     /// These were given back.
     Released {
+        /// Which.
         freed: Vec<Freed>,
         /// Whether the handle bears entries of others in this block.
         others: bool,
@@ -99,7 +118,7 @@ impl Edit {
 
     /// Makes the edit on a block that is valid and collected. Whether it changed anything, and what came of
     /// it; a refusal changes nothing.
-    pub(super) fn apply(&mut self, block: &mut IPAMBlockSpec, now: Timestamp) -> (bool, Result<Outcome, Error>) {
+    pub fn apply(&mut self, block: &mut IPAMBlockSpec, now: Timestamp) -> (bool, Result<Outcome, Error>) {
         match self {
             Self::Assign(assign) => assign.apply(block),
             Self::Release(release) => (release.apply(block, now), Ok(release.outcome())),
@@ -162,7 +181,8 @@ impl Assign {
 }
 
 impl Release {
-    pub(super) fn new(handle: &str, whose: Whose, cooldown: i64) -> Self {
+    /// Gives back what bears `handle`, as far as it is `whose`.
+    pub fn new(handle: &str, whose: Whose, cooldown: i64) -> Self {
         Self { handle: handle.to_owned(), whose, cooldown, attempted: Vec::new(), others: false }
     }
 

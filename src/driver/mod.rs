@@ -12,7 +12,7 @@ mod check;
 mod claims;
 mod commit;
 mod converge;
-mod edit;
+pub mod edit;
 mod error;
 mod gate;
 mod gc;
