@@ -81,6 +81,30 @@ async fn a_claim_that_passed_on_while_a_del_was_at_work_is_left_alone() {
     world.assert_sound().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_passes_on_between_block_and_answer_is_not_answered() {
+    let world = World::new();
+    world.fixed("f-1", "app", FIXED);
+    world.fixed("f-2", "app", FIXED);
+    // The node was believed dead just when the ADD had written the block.
+    let (other, written) = (world.clone(), std::sync::atomic::AtomicBool::new(false));
+    let faults = Faults::new(move |call| {
+        use std::sync::atomic::Ordering::Relaxed;
+        if call.verb == "range" && written.swap(false, Relaxed) {
+            other.remove_pod("f-1");
+            other.node("n1", "Unknown");
+            other.add("n2", "f-2", "c2").now_or_never().unwrap().unwrap();
+        }
+        written.fetch_or(call.verb == "update" && call.object.starts_with("ipamblocks"), Relaxed);
+        None
+    });
+    let outcome = common::add(&world.faulty(&faults), &world.net(), "n1", "f-1", "c1").await;
+    assert!(matches!(outcome, Err(Error::Superseded(_))), "{outcome:?}");
+    assert!(world.claim(FIXED).await.unwrap().value.is_held_by("c2", "eth0"));
+    assert_eq!(world.allocated().await, [(ip(FIXED), "k8s-pod-network.c2".to_owned())]);
+    world.assert_sound().await;
+}
+
 // === replies ===
 
 #[tokio::test(start_paused = true)]
@@ -221,7 +245,7 @@ async fn no_pod_gets_the_network_the_broadcast_or_the_gateway_address() {
     world.pool("default-ipv4-ippool", json!({"cidr": "10.244.0.0/28", "blockSize": 29}));
     world.conf["ipam"] = json!({
         "type": "kube-ipam", "name": "kube-subnet", "etcdConfig": {"etcdURL": "http://127.0.0.1:2379"},
-        "subnet": "10.244.0.0/28", "gateway": "10.244.0.9", "waitSeconds": 0,
+        "subnet": "10.244.0.0/28", "rangeStart": "10.244.0.0", "rangeEnd": "10.244.0.15", "gateway": "10.244.0.9",
     });
     let mut given = BTreeSet::new();
     for n in 0..13 {

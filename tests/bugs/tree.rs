@@ -65,7 +65,9 @@ impl Tree {
         }
         fs::create_dir_all(&to).unwrap();
         let names = |directory: &Path| -> BTreeSet<_> {
-            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+            let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+            // What was built there is no source.
+            names.filter(|name| name != "target").collect()
         };
         let wanted = names(&from);
         for gone in names(&to).difference(&wanted) {
