@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cni::{MOST_VALUES, value_count};
+
 /// The protocol spoken here.
 pub const VERSION: u32 = 1;
 
@@ -85,6 +87,9 @@ impl Request {
         let declined = |reason: String| Reply::Declined { reason };
         let Spoken { protocol } =
             serde_json::from_slice(line).map_err(|e| declined(format!("the request cannot be read: {e}")))?;
+        if value_count(line) > MOST_VALUES {
+            return Err(declined(format!("the request has more than {MOST_VALUES} JSON values")));
+        }
         if protocol > VERSION {
             return Err(declined(format!("protocol {protocol} is not spoken here, only up to {VERSION}")));
         }

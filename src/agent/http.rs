@@ -11,6 +11,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use tokio::net::unix::SocketAddr as UnixAddr;
@@ -18,6 +21,7 @@ use tokio::net::{TcpListener, UnixStream};
 use tokio::time::timeout;
 
 use super::Agent;
+use super::room::Room;
 use super::socket::{BindError, Listener, is_ours};
 use crate::collector::Election;
 
@@ -25,6 +29,12 @@ use crate::collector::Election;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Longest wait for the Lease that says who leads.
 const LEASE_TIME: Duration = Duration::from_secs(2);
+/// Connections at once. Beyond that the oldest makes room: whoever wants to know something is done in a moment.
+const CONNECTIONS: usize = 64;
+/// Longest life of a connection, from its first byte to the last of the answer.
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
+/// Longest head of a request, in bytes.
+const BUFFER: usize = 16 << 10;
 
 /// Listens on an address for everybody.
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, BindError> {
@@ -33,15 +43,31 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, BindError
 
 /// Serves everybody.
 pub(super) async fn serve_all(agent: Arc<Agent>, listener: TcpListener) {
-    let served = axum::serve(listener, routes().with_state(agent)).await;
-    served.unwrap_or_else(|error| tracing::error!(%error, "metrics are not served any more"));
+    serve(listener, routes().with_state(agent)).await;
 }
 
 /// Serves this user and root.
 pub(super) async fn serve_own(agent: Arc<Agent>, listener: Listener) {
     let routes = routes().route("/status", get(status));
-    let served = axum::serve(Private(listener), routes.with_state(agent)).await;
-    served.unwrap_or_else(|error| tracing::error!(%error, "the status is not served any more"));
+    serve(Private(listener), routes.with_state(agent)).await;
+}
+
+/// Serves one request of each connection, of as many as there are places for.
+async fn serve(mut listener: impl axum::serve::Listener, routes: Router) {
+    let room = Room::new(CONNECTIONS);
+    let mut protocol = http1::Builder::new();
+    protocol.keep_alive(false).max_buf_size(BUFFER);
+    loop {
+        let (stream, _) = listener.accept().await;
+        let place = room.enter();
+        let serving = protocol.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes.clone()));
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = timeout(CONNECTION_TIME, serving) => {}
+                () = place.lost() => {}
+            }
+        });
+    }
 }
 
 fn routes() -> Router<Arc<Agent>> {

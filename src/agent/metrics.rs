@@ -83,6 +83,8 @@ pub(super) enum Decline {
     Stopping,
     /// The configuration names another node.
     Node,
+    /// Too much is under way.
+    Busy,
 }
 
 /// What became of an Event.
@@ -250,7 +252,7 @@ impl Metrics {
             }
         }
         How::ALL.iter().for_each(|how| drop(self.adds.get_or_create(&OfHow { how: how.label() })));
-        for decline in [Decline::Protocol, Decline::Stopping, Decline::Node] {
+        for decline in [Decline::Protocol, Decline::Stopping, Decline::Node, Decline::Busy] {
             drop(self.declined.get_or_create(&OfReason { reason: decline.label() }));
         }
         for posted in [Posted::Sent, Posted::Failed, Posted::Dropped] {
@@ -414,6 +416,7 @@ impl Decline {
             Self::Protocol => "protocol",
             Self::Stopping => "stopping",
             Self::Node => "node",
+            Self::Busy => "busy",
         }
     }
 }

@@ -13,6 +13,7 @@ mod http;
 mod ledgers;
 mod metrics;
 mod network;
+mod room;
 mod serve;
 mod socket;
 pub mod status;

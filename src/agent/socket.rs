@@ -9,17 +9,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Agent;
 use super::metrics::Decline;
+use super::room::{Load, Place, Room};
+use crate::cni::value_count;
 use crate::protocol::{LINE_LIMIT, Reply, Request, line};
 use crate::service::state::is_private;
 
 /// Longest wait for a request on a connection that was made.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// Longest wait for a peer that does not read what it is told.
+const REPLY_TIME: Duration = Duration::from_secs(5);
+/// Connections whose request has not come yet. A plugin sends it at once.
+const SILENT: usize = 128;
+/// Longest request, in bytes, for which no memory is asked for: far more than any usual one.
+const USUAL: usize = 32 << 10;
+/// Memory that a JSON value takes at most, in bytes: an object of one field.
+const VALUE: usize = 704;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +104,7 @@ impl Listener {
     /// Serves until the agent is to stop. From then on there is no socket, so that plugins go on by themselves.
     pub(super) async fn serve(self, agent: Arc<Agent>) {
         let pulse = agent.health.pulse("socket");
+        let (room, load) = (Room::new(SILENT), Arc::new(Load::default()));
         loop {
             let accepted = tokio::select! {
                 () = agent.stopping.cancelled() => break,
@@ -108,7 +120,7 @@ impl Listener {
                 }
             };
             if is_ours(&stream) {
-                let serving = exchange(agent.clone(), stream);
+                let serving = exchange(agent.clone(), stream, room.enter(), load.clone());
                 agent.tasks.spawn(serving);
             }
         }
@@ -128,30 +140,66 @@ pub(super) fn is_ours(stream: &UnixStream) -> bool {
     }
 }
 
+/// A request as it was read, with what it takes of the agent for as long as it is under way.
+struct Taken {
+    request: Request,
+    _permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// Why there is no request to serve.
+enum Untaken {
+    /// Somebody who looked whether the socket answers, or died, or says nothing.
+    Silent,
+    /// The plugin is to go on by itself.
+    Declined(Decline, Reply),
+}
+
+fn busy(reason: &str) -> Untaken {
+    Untaken::Declined(Decline::Busy, Reply::Declined { reason: format!("the agent is busy: {reason}") })
+}
+
+/// Reads a request, within bounds of bytes and memory.
+async fn take(requests: &mut (impl AsyncBufRead + Unpin), load: &Load) -> Result<Taken, Untaken> {
+    let (mut text, mut permits) = (Vec::new(), Vec::new());
+    let mut usual = (&mut *requests).take(USUAL as u64);
+    usual.read_until(b'\n', &mut text).await.map_err(|_| Untaken::Silent)?;
+    if text.len() == USUAL && !text.ends_with(b"\n") {
+        permits.push(load.memory(LINE_LIMIT).ok_or_else(|| busy("too many large requests"))?);
+        requests.read_until(b'\n', &mut text).await.map_err(|_| Untaken::Silent)?;
+    }
+    if !text.ends_with(b"\n") {
+        return Err(Untaken::Silent);
+    }
+    let memory = value_count(&text) * VALUE;
+    if memory > USUAL * 2 {
+        permits.push(load.memory(memory).ok_or_else(|| busy("too many large requests"))?);
+    }
+    permits.push(load.call().ok_or_else(|| busy("too many calls are under way"))?);
+    let request = Request::read(&text).map_err(|declined| Untaken::Declined(Decline::Protocol, declined))?;
+    Ok(Taken { request, _permits: permits })
+}
+
 /// One call: a request, and its replies.
-async fn exchange(agent: Arc<Agent>, stream: UnixStream) {
+async fn exchange(agent: Arc<Agent>, stream: UnixStream, place: Place, load: Arc<Load>) {
     let (read, mut write) = stream.into_split();
     let mut requests = BufReader::new(read).take(LINE_LIMIT as u64);
-    let mut text = Vec::new();
-    match tokio::time::timeout(REQUEST_TIME, requests.read_until(b'\n', &mut text)).await {
-        Ok(Ok(_)) if text.ends_with(b"\n") => {}
-        // Somebody who looked whether the socket answers, or died.
-        _ => return,
-    }
-    let request = match Request::read(&text) {
-        Ok(_) if agent.stopping.is_cancelled() => {
-            agent.witness.metrics.declined(Decline::Stopping);
-            Err(Reply::Declined { reason: "the agent is stopping".to_owned() })
-        }
-        Err(declined) => {
-            agent.witness.metrics.declined(Decline::Protocol);
-            Err(declined)
-        }
-        request => request,
+    let taken = tokio::select! {
+        taken = tokio::time::timeout(REQUEST_TIME, take(&mut requests, &load)) => taken.unwrap_or(Err(Untaken::Silent)),
+        () = place.lost() => Err(busy("others came, and no request had")),
     };
-    let request = match request {
-        Ok(request) => request,
-        Err(declined) => {
+    drop(place);
+    let taken = match taken {
+        Ok(_) if agent.stopping.is_cancelled() => {
+            let reason = "the agent is stopping".to_owned();
+            Err(Untaken::Declined(Decline::Stopping, Reply::Declined { reason }))
+        }
+        taken => taken,
+    };
+    let Taken { request, _permits } = match taken {
+        Ok(taken) => taken,
+        Err(Untaken::Silent) => return,
+        Err(Untaken::Declined(why, declined)) => {
+            agent.witness.metrics.declined(why);
             say(&mut write, &declined).await;
             return;
         }
@@ -178,5 +226,6 @@ async fn exchange(agent: Arc<Agent>, stream: UnixStream) {
 }
 
 async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> bool {
-    write.write_all(&line(reply)).await.is_ok()
+    let line = line(reply);
+    matches!(tokio::time::timeout(REPLY_TIME, write.write_all(&line)).await, Ok(Ok(())))
 }

@@ -19,7 +19,7 @@ pub use args::CniArgs;
 pub use dns::Dns;
 pub use error::{CniError, code};
 pub use invocation::{Invocation, Verb, invocation};
-pub use stdin::{READ_STDIN_LIMIT, parse_stdin};
+pub use stdin::{MOST_VALUES, READ_STDIN_LIMIT, parse_stdin, value_count};
 pub use version::{CniVersion, version_answer};
 
 #[cfg(test)]

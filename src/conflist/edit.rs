@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::plugin_conf;
+use crate::cni::error::shown_json;
 use crate::cni::{CniError, code};
 use crate::netconf::NetConf;
 
@@ -26,6 +27,7 @@ pub fn is_calicos(section: &Value) -> bool {
 /// The list with our section in the place of its own; `None` if nothing would change. Code 7 if there is no such
 /// section, or if what comes out is no configuration that kube-ipam understands.
 pub fn with_ours(list: &Value, section: &Value) -> Result<Option<Value>, CniError> {
+    is_named(section)?;
     let Some(edited) = replaced(list, section)? else { return Ok(None) };
     NetConf::parse(&plugin_conf(&edited, OURS)?, OURS)?;
     Ok(Some(edited))
@@ -42,13 +44,19 @@ pub fn with_calicos(list: &Value, before: Option<&Value>) -> Result<Option<Value
 
 /// Whether a section alone is sound, before there is a list to put it in. Code 7 if not.
 pub fn check_ours(section: &Value) -> Result<(), CniError> {
-    if !is(section, OURS) {
-        let found = section.get("type").map_or("nothing".to_owned(), Value::to_string);
-        let wrong = format!("type: {found} is not kube-ipam's section");
-        return Err(CniError::new(code::INVALID_CONFIG, wrong, "write \"type\": \"kube-ipam\""));
-    }
+    is_named(section)?;
     let around = json!({ "cniVersion": "0.3.1", "name": "k8s-pod-network", "type": "calico", "ipam": section });
     NetConf::parse(&around, OURS).map(drop)
+}
+
+/// A main plugin calls what `type` names.
+fn is_named(section: &Value) -> Result<(), CniError> {
+    if is(section, OURS) {
+        return Ok(());
+    }
+    let found = section.get("type").map_or("nothing".to_owned(), shown_json);
+    let wrong = format!("type: {found} is not kube-ipam's section");
+    Err(CniError::new(code::INVALID_CONFIG, wrong, "write \"type\": \"kube-ipam\""))
 }
 
 fn replaced(list: &Value, section: &Value) -> Result<Option<Value>, CniError> {
@@ -147,6 +155,9 @@ mod tests {
         let said = with_ours(&calicos(), &bad).unwrap_err().to_string();
         assert!(said.contains("rangeStart") && said.contains("10.9.0.1"), "{said}");
         assert_eq!(check_ours(&bad).unwrap_err().to_string(), said);
+        // By a list that is one plugin the section would be found without its type; its caller would not be.
+        let single = json!({"name": "n", "cniVersion": "0.3.1", "type": "calico", "ipam": {"type": "calico-ipam"}});
+        assert!(with_ours(&single, &json!({"type": null, "subnet": "10.244.0.0/16"})).is_err());
         let said = check_ours(&json!({"type": "calico-ipam"})).unwrap_err().to_string();
         assert!(said.contains("type: \"calico-ipam\"") && said.contains("\"kube-ipam\""), "{said}");
         check_ours(&ours()).unwrap();

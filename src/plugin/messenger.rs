@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::cni::CniError;
 use crate::protocol::{LINE_LIMIT, Reply, Request, SOCKET, line};
@@ -50,8 +52,7 @@ pub(super) fn ask(request: &Request) -> Result<Result<Option<Value>, CniError>, 
         Ok(_) => return Err(Unanswered::Untrusted(socket)),
         Err(_) => return Err(Unanswered::NoAgent),
     }
-    let stream = UnixStream::connect(&socket).map_err(|_| Unanswered::NoAgent)?;
-    stream.set_write_timeout(Some(ACCEPT_TIME))?;
+    let stream = connect(&socket)?;
     (&stream).write_all(&line(request))?;
     let mut replies = BufReader::new(&stream).take(LINE_LIMIT as u64);
     match reply(&stream, &mut replies, ACCEPT_TIME)? {
@@ -60,6 +61,17 @@ pub(super) fn ask(request: &Request) -> Result<Result<Option<Value>, CniError>, 
     }
     let wait = request.config.pointer("/ipam/waitSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_WAIT);
     conclude(reply(&stream, &mut replies, Duration::from_secs(wait.min(100)) + ANSWER_TIME)?)
+}
+
+/// Connects within [`ACCEPT_TIME`]. An agent that hangs accepts nobody, and once its queue is full a connection waits.
+fn connect(socket: &Path) -> Result<UnixStream, Unanswered> {
+    let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    stream.set_write_timeout(Some(ACCEPT_TIME))?;
+    match stream.connect(&SockAddr::unix(socket)?) {
+        Ok(()) => Ok(OwnedFd::from(stream).into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+        Err(_) => Err(Unanswered::NoAgent),
+    }
 }
 
 fn conclude(reply: Reply) -> Result<Result<Option<Value>, CniError>, Unanswered> {

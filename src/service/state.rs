@@ -6,7 +6,7 @@
 //! alone. No symlink is followed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -30,6 +30,8 @@ const TRY_EVERY: Duration = Duration::from_millis(2);
 const TRY_AT_LEAST: Duration = Duration::from_millis(20);
 /// Marks and locks older than this are swept: no ADD lives that long. Notes stay until a DEL or GC is through.
 const SWEEP_AGE: Duration = Duration::from_secs(3600);
+/// Longest note that is read, in bytes: a handle with thousands of blocks.
+const LONGEST_NOTE: u64 = 1 << 20;
 /// Lock for the turnstile.
 const TURNSTILE: &str = "blocks.lock";
 /// Handles longer than this are hashed: a file's name has 255 bytes at most.
@@ -140,7 +142,7 @@ impl State {
     pub fn pending(&self) -> Vec<IPAMHandle> {
         let Some(entries) = self.directory.as_ref().and_then(|d| fs::read_dir(d).ok()) else { return Vec::new() };
         let paths = entries.flatten().map(|e| e.path()).filter(|p| p.extension() == Some("handle".as_ref()));
-        paths.filter_map(|p| serde_json::from_slice(&fs::read(p).ok()?).ok()).collect()
+        paths.filter_map(|path| serde_json::from_slice(&read(&path)?).ok()).collect()
     }
 
     fn pending_path(&self, handle_id: &str) -> Option<PathBuf> {
@@ -150,7 +152,7 @@ impl State {
 
     /// The container that has the address which was put on record for a pod, if there is one.
     pub fn note(&self, pod_uid: &str) -> Option<Note> {
-        serde_json::from_slice(&fs::read(self.note_path(pod_uid)?).ok()?).ok()
+        serde_json::from_slice(&read(&self.note_path(pod_uid)?)?).ok()
     }
 
     /// Notes it; false if that is not possible.
@@ -294,6 +296,16 @@ fn put(path: &Path, text: &[u8]) -> bool {
     let _ = fs::remove_file(&part);
     let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&part);
     file.and_then(|mut file| file.write_all(text)).and_then(|()| fs::rename(&part, path)).is_ok()
+}
+
+/// Reads a file as a whole; `None` if there is none, or something else in its place.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+    file.metadata().ok().filter(fs::Metadata::is_file)?;
+    let mut text = Vec::new();
+    file.take(LONGEST_NOTE).read_to_end(&mut text).ok()?;
+    Some(text)
 }
 
 /// Whether there is a file of this name, be it a symlink to nowhere.

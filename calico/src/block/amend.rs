@@ -16,10 +16,8 @@ impl IPAMBlockSpec {
         }
         let mut amended = attribute.clone();
         amended.secondary.get_or_insert_default().insert(key.to_owned(), value.to_owned());
-        let index = self.attributes.iter().position(|known| *known == amended).unwrap_or(self.attributes.len());
-        if index == self.attributes.len() {
-            self.attributes.push(amended);
-        }
+        let known = self.attributes.iter().position(|known| *known == amended);
+        let index = known.unwrap_or_else(|| self.add_attribute(amended));
         self.allocations[ordinal] = Some(index);
         self.drop_unused_attributes();
         true
@@ -31,6 +29,18 @@ mod tests {
     use jiff::Timestamp;
 
     use crate::{Affinity, Entry, Holder, IPAMBlockSpec};
+
+    #[test]
+    fn an_amendment_gives_a_dangling_allocation_to_nobody() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut block = IPAMBlockSpec::new("10.0.0.0/29".parse().unwrap(), &Affinity::Host("n1".into()), now);
+        let address = "10.0.0.1".parse().unwrap();
+        block.assign(address, &Holder::pod("net.a", "default", "a", "n1", now), None).unwrap();
+        // One more than there are attributes: the index of the next one.
+        block.allocations[6] = Some(1);
+        assert!(block.amend(address, "k", "1"));
+        assert_eq!(block.entry("10.0.0.6".parse().unwrap()), Entry::Unreadable);
+    }
 
     #[test]
     fn one_of_two_addresses_of_a_container_is_amended_and_then_the_other() {

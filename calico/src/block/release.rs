@@ -157,19 +157,25 @@ impl IPAMBlockSpec {
     }
 
     fn cool(&mut self, ordinals: &[usize], now: Timestamp) {
+        let released_at = Some(wire_time(now));
+        let index = self.add_attribute(AllocationAttribute { released_at, ..AllocationAttribute::default() });
+        for &ordinal in ordinals {
+            if let Some(allocation) = self.allocations.get_mut(ordinal) {
+                *allocation = Some(index);
+            }
+        }
+    }
+
+    /// Adds an attribute; gives its index.
+    pub(super) fn add_attribute(&mut self, attribute: AllocationAttribute) -> usize {
         let index = self.attributes.len();
         // In a malformed block an allocation may name the attribute that is about to exist: it must not come
         // to mean this one, for nobody knows whose it is.
         for dangling in self.allocations.iter_mut().flatten().filter(|named| **named >= index) {
             *dangling = dangling.saturating_add(1);
         }
-        self.attributes
-            .push(AllocationAttribute { released_at: Some(wire_time(now)), ..AllocationAttribute::default() });
-        for &ordinal in ordinals {
-            if let Some(allocation) = self.allocations.get_mut(ordinal) {
-                *allocation = Some(index);
-            }
-        }
+        self.attributes.push(attribute);
+        index
     }
 
     fn free_cooled(&mut self, cooldown_seconds: i64, now: Timestamp) -> bool {
