@@ -14,7 +14,7 @@ use common::{World, attachment, ip};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use kube_ipam::driver::{Error, PodRef, Trace};
+use kube_ipam::driver::{Error, Gate, PodRef, Trace};
 use kube_ipam::service::state::State;
 use kube_ipam::store::faulty::{Call, Fault, Faults};
 use kube_ipam::store::kube::KubeStore;
@@ -282,7 +282,6 @@ async fn what_one_family_got_goes_when_the_other_fails() {
 
 #[tokio::test]
 async fn no_file_is_written_through_a_symlink() {
-    use kube_ipam::driver::Gate as _;
     let directory = tempfile::tempdir().unwrap();
     let (state, outside) = (directory.path().join("state"), directory.path().join("outside"));
     let node = State::open(&state);
@@ -290,8 +289,8 @@ async fn no_file_is_written_through_a_symlink() {
     for name in ["net.c.lock", "net.c.deleted", "net.c.claims", "net.c.block", "uid.part", "uid.pod"] {
         link(name);
     }
-    node.note("net.c", Trace::Claims);
-    node.note("net.c", Trace::Block);
+    Gate::note(&node, "net.c", Trace::Claims);
+    Gate::note(&node, "net.c", Trace::Block);
     drop(node.container("net.c").begin_del().await);
     node.put_note("uid", &serde_json::from_value(json!({"containerId": "c", "interface": "eth0"})).unwrap());
     assert!(!outside.exists());

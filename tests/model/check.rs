@@ -47,8 +47,9 @@ pub fn invariants(records: &Records, state: &State) -> Result<(), String> {
 pub fn nothing_stays(records: &Records, state: &State) -> Result<(), String> {
     let mut state = *state;
     state.pods = [Pod::Gone { long: true }; PODS];
-    for container in Records::containers().filter(|c| state.node_of(*c).runs) {
-        if !matches!(state.sandboxes[usize::from(container)], Sandbox::Unborn | Sandbox::Deleted) {
+    for container in Records::containers() {
+        let known = !matches!(state.sandboxes[usize::from(container)], Sandbox::Unborn | Sandbox::Deleted);
+        if known && state.node_of(container).runs {
             state.sandboxes[usize::from(container)] = Sandbox::Deleting;
             state.calls[usize::from(container)] = Call::at(At::ReadHandle);
         }

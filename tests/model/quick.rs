@@ -8,7 +8,7 @@ pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<Quick>>;
 
 /// Rotate, mix, multiply.
 #[derive(Default)]
-struct Quick(u64);
+pub struct Quick(u64);
 
 impl Hasher for Quick {
     fn finish(&self) -> u64 {

@@ -13,7 +13,6 @@ use kube_ipam::claim::{
 use kube_ipam::driver::edit::{Assign, Edit, Outcome, Release, Which, Whose};
 use kube_ipam::driver::{CLAIM_KEY, Error};
 use kube_ipam::pod::Owner;
-use serde_json::Map;
 
 use super::quick::Map;
 use super::state::{ADDRESSES, CONTAINERS, FIXED, Found, Id, Pod, State};
@@ -125,7 +124,7 @@ fn holder(container: u8, paused: bool) -> Holder {
         node: format!("node{pod}"),
         node_uid: Some(format!("node-uid{pod}")),
         since: if paused { long_ago() } else { now() },
-        unknown: Map::new(),
+        unknown: Default::default(),
     }
 }
 
