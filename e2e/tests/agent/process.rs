@@ -29,11 +29,21 @@ impl Agent {
 
     /// The same with the network configurations that are there already, and further flags.
     pub async fn start_with(ground: &Ground, take_ahead: bool, further: impl FnOnce(&mut Command)) -> Self {
+        Self::start_logging(ground, "debug", take_ahead, further).await
+    }
+
+    /// The same with as much in the log as `level` says.
+    pub async fn start_logging(
+        ground: &Ground,
+        level: &str,
+        take_ahead: bool,
+        further: impl FnOnce(&mut Command),
+    ) -> Self {
         let log = ground.path("agent.log");
         let seen = std::fs::read_to_string(&log).map_or(0, |text| text.len());
         let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let mut command = Command::new(tools::kube_ipam().unwrap());
-        command.args(["agent", "--node-name", "n1", "--log-level", "debug", "--collect", "false", "--take-ahead"]);
+        command.args(["agent", "--node-name", "n1", "--log-level", level, "--collect", "false", "--take-ahead"]);
         command
             .arg(take_ahead.to_string())
             .arg("--kubeconfig")
@@ -69,6 +79,11 @@ impl Agent {
 
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
+    }
+
+    #[allow(dead_code)]
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
     }
 
     pub fn signal(&self, name: &str) {
