@@ -7,6 +7,9 @@ use anyhow::Result;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::Outcome;
 use super::connect::Connection;
@@ -47,12 +50,11 @@ pub(super) struct AgentArguments {
 impl AgentArguments {
     /// Serves until SIGTERM or SIGINT, and then finishes what was begun.
     pub(super) async fn run(self, connection: &Connection) -> Result<Outcome> {
-        tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_max_level(self.log_level)
-            .with_writer(std::io::stderr)
-            .init();
+        // Libraries tell of requests as they are, with whatever the address or the headers hold.
+        let others = self.log_level.min(LevelFilter::WARN);
+        let shown = Targets::new().with_default(others).with_target(env!("CARGO_CRATE_NAME"), self.log_level);
+        let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+        tracing_subscriber::registry().with(lines.with_filter(shown)).init();
         let mut config = connection.site()?.kube_config().await?;
         let store = KubeStore::from_config(config.clone())?;
         // Watches begin anew by themselves, within seconds; the client's own retries would keep them waiting for

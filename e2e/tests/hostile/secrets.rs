@@ -217,7 +217,9 @@ async fn an_agent_that_is_locked_out_and_finds_broken_files_tells_nobody_why_in_
     }
     ground.server().revoke_token(TOKEN);
     let call = ground.of_pod("ADD", "refused", "refused").with("/kubernetes/kubeconfig", json!(path("own")));
-    let outcome = call.with("/log_level", json!("trace")).run().await;
+    let alone = call.with("/log_level", json!("trace")).with("/ipam/stateDir", json!(path("elsewhere")));
+    let outcome = alone.run().await;
+    assert!(!outcome.is_ok(), "{outcome:?}");
     until("the agent hears of it", async || agent.log().contains("401").then_some(())).await;
     let told = [
         ("the plugin", format!("{}{}", outcome.stdout, outcome.stderr)),
