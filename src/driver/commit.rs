@@ -14,12 +14,14 @@ use tokio::time::Instant;
 
 use super::converge::{Known, Step};
 use super::edit::{Edit, Outcome};
+use super::searches::Searches;
 use super::{CONTAINER_KEY, Driver, Error, POD_UID_KEY};
 use crate::store::{Ledger, Objects, StoreError};
 
-/// The blocks that somebody is about to write.
+/// The blocks that somebody is about to write, and the turn to look for another one.
 #[derive(Default)]
 pub(super) struct Queues {
+    pub(super) searches: Searches,
     blocks: Mutex<HashMap<IpNetwork, Arc<Queue>>>,
 }
 

@@ -22,6 +22,7 @@ mod observer;
 mod place;
 mod release;
 mod reservation;
+mod searches;
 mod snapshot;
 mod status;
 mod withdraw;

@@ -12,8 +12,10 @@ use futures::future::try_join_all;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
+use tokio::time::Instant;
 
 use super::block::Claimed;
+use super::searches::Terms;
 use super::snapshot::{Snapshot, contains, labels};
 use super::{Attachment, Driver, Error, Trace};
 use crate::range::RangeSet;
@@ -43,7 +45,7 @@ pub(super) struct Room {
 }
 
 /// Nothing is left: what was looked at.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub struct Exhaustion {
     /// Family of the address that was wanted.
     pub family: Family,
@@ -106,6 +108,11 @@ impl Search<'_> {
         blocks.filter(|cidr| self.in_range(cidr))
     }
 
+    fn terms(&self, pools: &[&IPPool]) -> Terms {
+        let pools = pools.iter().map(|pool| pool.name_any()).collect();
+        Terms { family: self.family, range: self.ranges().map(ToString::to_string), pools }
+    }
+
     /// The pools that this pod may take an address from.
     fn pools(&self) -> Result<Vec<&IPPool>, Error> {
         let node_labels = labels(self.node);
@@ -164,11 +171,60 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if let Some(block) = own.iter().find(|b| !full.contains(&b.spec.cidr) && self.free(search, b) > 0) {
             return Ok(Room { block: (*block).clone(), own: true });
         }
+        let asked = Instant::now();
+        let terms = search.terms(&pools);
+        let mut results = self.queues.searches.turn(search.attachment.deadline).await?;
+        if let Some(room) = self.found_meanwhile(search, &pools, full, results.rooms(asked)).await? {
+            return Ok(room);
+        }
+        if let Some(exhausted) = results.exhausted_since(asked, &terms) {
+            return Err(Error::Exhausted(Box::new(exhausted)));
+        }
+        let begun = Instant::now();
+        let outcome = self.search(search, &pools, own.len(), full).await;
+        match &outcome {
+            Ok(room) => results.note_room(room.block.spec.cidr),
+            Err(Error::Exhausted(exhausted)) if full.is_empty() => {
+                results.note_exhaustion(begun, terms, (**exhausted).clone());
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    /// A block that another call found: one that is this node's by now, or any that it found while this one waited for
+    /// its turn.
+    async fn found_meanwhile(
+        &self,
+        search: &Search<'_>,
+        pools: &[&IPPool],
+        full: &[IpNetwork],
+        found: Vec<(IpNetwork, bool)>,
+    ) -> Result<Option<Room>, Error> {
+        let fits = |cidr: &IpNetwork| !full.contains(cidr) && pools.iter().any(|p| contains(&p.spec.cidr, cidr));
+        for (cidr, meanwhile) in found.into_iter().filter(|(cidr, _)| fits(cidr)) {
+            let Some(block) = self.read_block(cidr).await? else { continue };
+            let own = block.spec.host() == Some(search.attachment.node);
+            if (own || meanwhile && !search.snapshot.config.strict_affinity) && self.free(search, &block) > 0 {
+                return Ok(Some(Room { block, own }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for a block beyond the `own` ones that the node has.
+    async fn search(
+        &self,
+        search: &Search<'_>,
+        pools: &[&IPPool],
+        own: usize,
+        full: &[IpNetwork],
+    ) -> Result<Room, Error> {
         let config = &search.snapshot.config;
-        let at_limit = own.len() >= config.max_blocks();
+        let at_limit = own >= config.max_blocks();
         let may_claim = config.auto_allocate_blocks && !at_limit;
         let mut seen = Seen::default();
-        for pool in &pools {
+        for pool in pools {
             if let Some(block) = self.claim_new(search, pool, may_claim, &mut seen).await? {
                 return Ok(Room { block, own: true });
             }
@@ -177,7 +233,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(Room { block, own: true });
         }
         let because = if at_limit {
-            Some(format!("this node has {} blocks, and maxBlocksPerHost is {}", own.len(), config.max_blocks()))
+            Some(format!("this node has {own} blocks, and maxBlocksPerHost is {}", config.max_blocks()))
         } else if config.strict_affinity {
             Some("strictAffinity forbids to borrow from other nodes' blocks".to_owned())
         } else {
@@ -188,7 +244,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             (!config.auto_allocate_blocks)
                 .then(|| "autoAllocateBlocks is false: no new block may be claimed".to_owned())
         };
-        Err(Error::Exhausted(Box::new(self.exhaustion(search, &pools, &seen, because))))
+        Err(Error::Exhausted(Box::new(self.exhaustion(search, pools, &seen, because))))
     }
 
     fn free(&self, search: &Search<'_>, block: &IPAMBlock) -> usize {

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -34,6 +35,8 @@ pub enum Fault {
     CrashBefore,
     /// The caller dies after it.
     CrashAfter,
+    /// Nothing, but this much time passes before it.
+    Pause(Duration),
 }
 
 type Plan = dyn Fn(&Call) -> Option<Fault> + Send + Sync;
@@ -104,6 +107,10 @@ impl Faults {
         };
         match fault {
             None => call.await,
+            Some(Fault::Pause(time)) => {
+                tokio::time::sleep(time).await;
+                call.await
+            }
             Some(Fault::Fail(failure)) => Err(StoreError::new(verb, object, failure)),
             Some(Fault::CrashBefore) => self.crash().await,
             Some(Fault::LoseReply) => {

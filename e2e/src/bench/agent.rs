@@ -30,6 +30,7 @@ impl Agent {
         directory: &Path,
         conflist: &Value,
         when: When,
+        collect: bool,
     ) -> Result<Agent> {
         let (networks, state, log) = (directory.join("net.d"), directory.join("state"), directory.join("agent.log"));
         std::fs::create_dir_all(&networks)?;
@@ -38,7 +39,7 @@ impl Agent {
         let output = File::create(&log)?;
         let child = Command::new(binary)
             .args(["agent", "--node-name", node, "--take-ahead", if when == When::Ahead { "true" } else { "false" }])
-            .args(["--collect", "false", "--events", "none"])
+            .args(["--collect", if collect { "true" } else { "false" }, "--events", "none"])
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .arg("--state-dir")

@@ -141,13 +141,13 @@ impl Ground {
         way.stdin(&Surroundings { node, kubeconfig: &kubeconfig, etcd: &self.etcd_config, directory: &directory })
     }
 
-    /// Starts the agent of a way that has one.
-    pub(super) async fn start_agent(&self, way: &Way, node: &str) -> Result<Option<Agent>> {
+    /// Starts the agent of a way that has one; `collect`: it looks after the whole cluster, too.
+    pub(super) async fn start_agent(&self, way: &Way, node: &str, collect: bool) -> Result<Option<Agent>> {
         let Some(when) = way.agent else { return Ok(None) };
         let directory = self.node_directory(node)?;
         let kubeconfig = self.directory.path().join(way.user);
         let around = Surroundings { node, kubeconfig: &kubeconfig, etcd: &self.etcd_config, directory: &directory };
-        Agent::start(&way.binary, node, &kubeconfig, &directory, &way.conflist(&around), when).await.map(Some)
+        Agent::start(&way.binary, node, &kubeconfig, &directory, &way.conflist(&around), when, collect).await.map(Some)
     }
 
     fn node_directory(&self, node: &str) -> Result<PathBuf> {
@@ -197,7 +197,12 @@ impl Ground {
     async fn seed_one(&self, number: usize) -> Result<()> {
         let offset = u32::try_from(number * STRIDE % SEEDABLE)? << (32 - u32::from(BLOCK_SIZE));
         let cidr = IpNetwork::new(std::net::Ipv4Addr::from(FIRST_SEEDED + offset).into(), BLOCK_SIZE)?;
-        match self.claim(&format!("other-{}", number / BLOCKS_OF_A_NODE), cidr).await {
+        let node = format!("other-{}", number / BLOCKS_OF_A_NODE);
+        if number % BLOCKS_OF_A_NODE == 0 {
+            // Or else whoever leads the collector would rightly take its blocks away.
+            self.create_node(&node).await?;
+        }
+        match self.claim(&node, cidr).await {
             // A node that is measured was here first: the block is there all the same.
             Err(StoreError { failure: Failure::Exists, .. }) => Ok(()),
             claimed => Ok(claimed.map(drop)?),

@@ -27,7 +27,7 @@ pub(super) struct Seat<'a> {
     stdin: Value,
     pods: Vec<Pod>,
     fixed: Option<Pod>,
-    node: String,
+    pub node: String,
     pub agent: Option<Agent>,
 }
 
@@ -66,7 +66,7 @@ impl<'a> Seat<'a> {
     /// A node with nothing on it but the way's agent, if it has one.
     pub(super) async fn bare(ground: &Ground, way: &'a Way, node: &str) -> Result<Seat<'a>> {
         ground.create_node(node).await?;
-        let agent = ground.start_agent(way, node).await?;
+        let agent = ground.start_agent(way, node, false).await?;
         let directory = way.binary.parent().context("a binary lies in a directory")?;
         Ok(Seat {
             way,

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use kube_ipam::collector::Election;
 use serde_json::json;
 
 use super::Options;
@@ -94,7 +95,8 @@ pub(super) async fn measure(
             }
         }
     }
-    let agents = agents(&seats).await?;
+    let mut agents = agents(&seats).await?;
+    agents.extend(leader(ground, seats.iter_mut().find(|seat| seat.way.agent == Some(When::Ahead))).await?);
     Ok(Section { blocks, pods, rows: sheet.rows(), calls, agents })
 }
 
@@ -112,6 +114,22 @@ async fn agents(seats: &[Seat<'_>]) -> Result<Vec<AgentRow>> {
         Ok(AgentRow { way, resident: agent.resident()?, idle_processor })
     };
     with().zip(before).map(row).collect()
+}
+
+/// What an agent takes that also looks after the whole cluster, over two of its rounds.
+async fn leader(ground: &Ground, seat: Option<&mut Seat<'_>>) -> Result<Option<AgentRow>> {
+    let Some(seat) = seat else { return Ok(None) };
+    eprintln!("  an agent leads ...");
+    // The pods stay; the socket is the new one's.
+    seat.agent = None;
+    seat.agent = ground.start_agent(seat.way, &seat.node, true).await?;
+    let agent = seat.agent.as_ref().context("an agent")?;
+    let rounds = Election::default().interval;
+    tokio::time::sleep(rounds + rounds / 2).await;
+    let before = agent.processor()?;
+    tokio::time::sleep(2 * rounds).await;
+    let idle_processor = (agent.processor()? - before) / (2 * rounds).as_secs_f64();
+    Ok(Some(AgentRow { way: "leader", resident: agent.resident()?, idle_processor }))
 }
 
 /// The floor's name in the table.

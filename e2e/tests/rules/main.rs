@@ -7,6 +7,7 @@
 mod errands;
 mod missed;
 mod outpost;
+mod token;
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
         Errand { name: "status_and_gc_work", run: |lab| Box::pin(errands::status_and_gc(lab)) },
         Errand { name: "what_crashes_leave_is_finished", run: |lab| Box::pin(errands::leftovers(lab)) },
         Errand { name: "people_see_check_and_release", run: |lab| Box::pin(errands::people(lab)) },
+        Errand { name: "the_plugins_token_outlives_the_pod", run: |lab| Box::pin(token::outlives_the_pod(lab)) },
         Errand { name: "nobody_was_forbidden_anything", run: |lab| Box::pin(nobody_was_forbidden(lab)) },
         Errand { name: "what_is_taken_away_is_missed", run: |lab| Box::pin(missed::each_in_turn(lab)) },
     ]);
