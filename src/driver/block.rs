@@ -84,16 +84,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         settled.object.ok_or(Error::Late("an affinity vanished"))
     }
 
+    /// Deletes an affinity in the version that was seen: whoever has changed it since is at work on the block, and
+    /// may have confirmed it.
     async fn drop_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
-        let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
-        self.converge::<_, _, Error>(&name, Known::Present(affinity), deadline, |current: Option<BlockAffinity>| {
-            Ok(match current {
-                None => Step::Done(()),
-                Some(found) => Step::Delete(found, ()),
-            })
-        })
-        .await
-        .map(|settled| settled.value)
+        self.remove_as_seen(&affinity, deadline).await.map(drop)
     }
 
     /// A pending affinity of this node that nobody is at work on: confirmed if the block is the node's, else dropped.

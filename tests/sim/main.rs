@@ -1,0 +1,195 @@
+//! A simulated cluster: nodes, kubelets, controllers, calico-ipam and two collectors over both stores, with
+//! everything going wrong that a seed says.
+//!
+//! Everything runs on one thread with a paused clock, so a seed is one run, always the same. The code under test
+//! is the driver with its gate, and the collector; what an agent adds (caches, addresses taken ahead) is not here.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `plan` | from a seed to everything that will be tried |
+//! | `truth`, `oracle` | what is stored, and the judgement of every write and answer |
+//! | `wire`, `linear` | the way to the stores with its faults; the history of the ledger |
+//! | `node`, `kubelet`, `pods`, `controllers`, `events` | the cluster |
+//! | `calico_ipam`, `kube_controllers` | Calico's own writers |
+//! | `run`, `shrink` | a run, and the least of it that still fails |
+//!
+//! `SEED=<n>` runs one seed and prints its story, `SEEDS=<n>` that many; `FIRST=<n>` begins at another than 0.
+//! Failures that were found are kept in `seeds.txt`.
+
+#![allow(clippy::unwrap_used)]
+
+mod calico_ipam;
+mod controllers;
+mod events;
+mod kube_controllers;
+mod kubelet;
+mod linear;
+mod node;
+mod oracle;
+mod plan;
+mod pods;
+mod rng;
+mod run;
+mod shrink;
+mod sim;
+mod time;
+mod truth;
+mod wire;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use kube_ipam::store::conformance;
+
+use oracle::{Oracle, Violation};
+use plan::{Plan, Skip};
+use run::{Outcome, run};
+use sim::Sim;
+use truth::Truth;
+use wire::{Caller, Wire};
+
+/// Seeds without `SEEDS`: what two cores do in less than a minute.
+const SEEDS: u64 = 2000;
+/// Every so many seeds a line is printed.
+const PROGRESS: u64 = 10_000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// The failure of a seed, cut down to what it needs, and told.
+fn report(seed: u64, failed: &Outcome) -> String {
+    let (skip, runs) = shrink::shrink(seed, failed);
+    let told = run(seed, skip.clone(), true);
+    let plan = Plan::of(seed);
+    let actions = plan.actions.iter().enumerate().filter(|(index, _)| !skip.actions.contains(index));
+    let actions: Vec<String> =
+        actions.map(|(_, action)| format!("{:.1} s {:?}", action.at as f64 / 1000.0, action.what)).collect();
+    let first = failed.violation.as_ref().map(line).unwrap_or_default();
+    let now = told.violation.as_ref().map(line).unwrap_or_default();
+    format!(
+        "seed {seed}: {first}\nafter {runs} runs this is left of it: {now}\nactions: {}\nfaults: {}\n{}\n",
+        actions.join(", "),
+        told.struck.len(),
+        told.story.join("\n"),
+    )
+}
+
+fn line(violation: &Violation) -> String {
+    format!("{} at {:.3} s: {}", violation.invariant, violation.at as f64 / 1000.0, violation.detail)
+}
+
+/// Seeds that failed, in order, with what was broken.
+fn search(first: u64, count: u64) -> Vec<(u64, Violation)> {
+    let (next, answers, takeovers, events) =
+        (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let failures = Mutex::new(Vec::new());
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, std::num::NonZero::get) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count || failures.lock().unwrap().len() >= 20 {
+                        break;
+                    }
+                    let outcome = run(first + index, Skip::default(), false);
+                    answers.fetch_add(outcome.answers, Ordering::Relaxed);
+                    takeovers.fetch_add(outcome.takeovers, Ordering::Relaxed);
+                    events.fetch_add(outcome.trace.1, Ordering::Relaxed);
+                    if let Some(violation) = outcome.violation {
+                        println!("seed {} failed: {}", first + index, line(&violation));
+                        failures.lock().unwrap().push((first + index, violation));
+                    }
+                    if (index + 1) % PROGRESS == 0 {
+                        let rate = (index + 1) as f64 / started.elapsed().as_secs_f64();
+                        println!("{} of {count} seeds, {rate:.0} a second", index + 1);
+                    }
+                }
+            });
+        }
+    });
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{count} seeds in {seconds:.1} s ({:.0} a second): {} ADDs answered, {} takeovers, {} events",
+        count as f64 / seconds,
+        answers.into_inner(),
+        takeovers.into_inner(),
+        events.into_inner(),
+    );
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort_by_key(|(seed, _)| *seed);
+    failures
+}
+
+#[test]
+fn no_seed_breaks_an_invariant() {
+    if let Some(seed) = number("SEED") {
+        let outcome = run(seed, Skip::default(), true);
+        println!("{:#?}\n{}", Plan::of(seed), outcome.story.join("\n"));
+        assert!(outcome.violation.is_none(), "{}", report(seed, &outcome));
+        return;
+    }
+    let failures = search(number("FIRST").unwrap_or(0), number("SEEDS").unwrap_or(SEEDS));
+    if let Some((seed, _)) = failures.first() {
+        panic!(
+            "{} seeds failed, the first of them:\n{}",
+            failures.len(),
+            report(*seed, &run(*seed, Skip::default(), false))
+        );
+    }
+}
+
+#[test]
+fn seeds_that_failed_once_do_not_fail_again() {
+    for text in include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
+        let seed = text.split_whitespace().next().unwrap().parse().unwrap();
+        let outcome = run(seed, Skip::default(), false);
+        assert!(outcome.violation.is_none(), "{}", report(seed, &outcome));
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..40 {
+        let once = run(seed, Skip::default(), seed % 2 == 0);
+        let twice = run(seed, Skip::default(), false);
+        assert_eq!(once.trace, twice.trace, "seed {seed}");
+        let elsewhere = std::thread::spawn(move || run(seed, Skip::default(), false).trace).join().unwrap();
+        assert_eq!(once.trace, elsewhere, "seed {seed} on another thread");
+    }
+    let traces: std::collections::BTreeSet<_> = (0..40).map(|seed| run(seed, Skip::default(), false).trace).collect();
+    assert_eq!(traces.len(), 40, "different seeds are different runs");
+}
+
+#[test]
+fn leaving_everything_out_leaves_a_quiet_run() {
+    let plan = Plan::of(3);
+    let skip = Skip { actions: (0..plan.actions.len()).collect(), all_faults: true, slowness: true, ..Skip::default() };
+    let outcome = run(3, skip, false);
+    assert!(outcome.violation.is_none() && outcome.struck.is_empty());
+    assert!(outcome.answers >= 1 && outcome.ledger_calls > 0);
+}
+
+#[test]
+fn the_simulated_stores_keep_the_contract() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut plan = Plan::of(1);
+        (plan.faults, plan.slow, plan.lag) = (0, 300, 0);
+        time::begin(plan.drift);
+        let address = std::net::IpAddr::from([10, 244, 0, 9]);
+        let truth = Truth::new(Oracle::new("net", Vec::new(), (address, address)));
+        let sim: Arc<Sim> = Sim::new(plan, Skip::default(), run::net(), truth, false);
+        let caller = Caller::immortal("conformance".to_owned(), None);
+        let wire = Wire::new(&sim, &caller);
+        conformance::objects(&wire, "net.one").await.unwrap();
+        conformance::one_writer_wins(&wire, "net.race", 8).await.unwrap();
+        conformance::ledger(&wire, "10.0.0.1".parse().unwrap()).await.unwrap();
+        conformance::one_claimant_wins(&wire, "10.0.0.2".parse().unwrap(), 8).await.unwrap();
+        let broken = sim.history().fault();
+        assert_eq!(broken, None);
+        assert!(sim.history().len() > 20);
+    });
+}

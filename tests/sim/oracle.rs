@@ -1,0 +1,249 @@
+//! The oracle: it knows which containers run and what they were answered, and judges every write by that.
+//!
+//! A container counts as running from the answer to its ADD until its runtime has stopped it. One whose death
+//! somebody with the right to say so has asserted (its pod deleted by force while its node is not Ready, its
+//! Node deleted) is given up: it may go on running and lose its address, as docs/reliability.md admits.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use calico::{Entry, IPAMBlock, IPAMBlockSpec};
+use ipnetwork::IpNetwork;
+use kube_ipam::claim::Claim;
+use kube_ipam::driver::CLAIM_KEY;
+
+use super::time;
+
+/// What was broken, when, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// `I1` to `I9`, or the name of another property.
+    pub invariant: &'static str,
+    pub detail: String,
+    /// Milliseconds.
+    pub at: u64,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Its ADD has not been answered.
+    Asking,
+    Running,
+    /// Its runtime has stopped it, or its node died.
+    Stopped,
+    /// It may run, and nothing is promised to it any more.
+    GivenUp,
+}
+
+#[derive(Clone, Debug)]
+pub struct Container {
+    pub id: String,
+    pub pod_uid: String,
+    pub pod: String,
+    pub node: usize,
+    /// What its pod's annotation asks for; empty if there is none.
+    pub wanted: Vec<IpAddr>,
+    /// Whether calico-ipam serves it.
+    pub foreign: bool,
+    pub addresses: Vec<IpAddr>,
+    pub life: Life,
+    /// Whether its runtime has had a DEL answered for it, with nothing to come after.
+    pub released: bool,
+}
+
+pub struct Oracle {
+    pub containers: BTreeMap<String, Container>,
+    pub network: String,
+    pub nodes: Vec<String>,
+    /// Who uses each address now: the container, and whether it is there by a claim.
+    using: BTreeMap<IpAddr, String>,
+    /// Last stored form of each block.
+    blocks: BTreeMap<IpNetwork, IPAMBlockSpec>,
+    claims: BTreeMap<IpAddr, Claim>,
+    /// Addresses that random assignment may give.
+    pub range: (IpAddr, IpAddr),
+    /// The first violation; what comes after it may follow from it.
+    pub violation: Option<Violation>,
+    pub answers: u64,
+    pub takeovers: u64,
+}
+
+impl Oracle {
+    pub fn new(network: &str, nodes: Vec<String>, range: (IpAddr, IpAddr)) -> Self {
+        Self {
+            containers: BTreeMap::new(),
+            network: network.to_owned(),
+            nodes,
+            using: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            range,
+            violation: None,
+            answers: 0,
+            takeovers: 0,
+        }
+    }
+
+    pub fn fail(&mut self, invariant: &'static str, detail: String) {
+        if self.violation.is_none() {
+            self.violation = Some(Violation { invariant, detail, at: time::now() });
+        }
+    }
+
+    // === containers ===
+
+    pub fn asks(&mut self, container: Container) {
+        self.containers.insert(container.id.clone(), container);
+    }
+
+    /// An ADD was answered, and the runtime takes the container up.
+    pub fn answered(&mut self, id: &str, addresses: &[IpAddr]) {
+        self.answers += 1;
+        let Some(container) = self.containers.get(id).cloned() else { return };
+        if container.life != Life::Asking {
+            return;
+        }
+        if !container.wanted.is_empty() && !addresses.iter().all(|a| container.wanted.contains(a)) {
+            self.fail(
+                "I9",
+                format!("{id} of pod {} wants {:?} and got {addresses:?}", container.pod, container.wanted),
+            );
+        }
+        for address in addresses {
+            if container.wanted.is_empty() && !container.foreign && (*address < self.range.0 || *address > self.range.1)
+            {
+                self.fail("I7", format!("{id} of pod {} got {address}, outside of the range", container.pod));
+            }
+            if let Some(other) = self.using.get(address) {
+                let detail = format!("{address} was given to {id} while {other} runs with it");
+                self.fail("I1", detail);
+            }
+            if let Some(wrong) = self.unrecorded(&container, *address) {
+                self.fail("I3", format!("{id} was answered {address}: {wrong}"));
+            }
+            self.using.insert(*address, id.to_owned());
+        }
+        if let Some(container) = self.containers.get_mut(id) {
+            (container.life, container.addresses) = (Life::Running, addresses.to_vec());
+        }
+    }
+
+    /// What the records lack of a container's address.
+    fn unrecorded(&self, container: &Container, address: IpAddr) -> Option<String> {
+        let Some(block) = self.blocks.values().find(|block| block.cidr.contains(address)) else {
+            return Some("its block does not exist".to_owned());
+        };
+        let Entry::Used { attribute, .. } = block.entry(address) else {
+            return Some("its block does not record it".to_owned());
+        };
+        let handle = format!("{}.{}", self.network, container.id);
+        if attribute.handle() != Some(handle.as_str()) {
+            return Some(format!("its block records it for {:?}", attribute.handle()));
+        }
+        if attribute.secondary("node") != self.nodes.get(container.node).map(String::as_str) {
+            return Some(format!("its block records it on node {:?}", attribute.secondary("node")));
+        }
+        if container.wanted.is_empty() {
+            return None;
+        }
+        let Some(claim) = self.claims.get(&address) else { return Some("there is no claim".to_owned()) };
+        if !claim.is_held_by(&container.id, "eth0") {
+            let holder = claim.holder.as_ref().map(|h| h.container_id.as_str());
+            return Some(format!("its claim is held by {holder:?}"));
+        }
+        let recorded = attribute.secondary(CLAIM_KEY);
+        (recorded != Some(claim.generation.to_string().as_str()))
+            .then(|| format!("its claim is of generation {}, its block says {recorded:?}", claim.generation))
+    }
+
+    /// The runtime has stopped a container.
+    pub fn stopped(&mut self, id: &str) {
+        self.end(id, Life::Stopped);
+    }
+
+    /// The container is beyond every promise from now on.
+    pub fn give_up(&mut self, id: &str) {
+        self.end(id, Life::GivenUp);
+    }
+
+    fn end(&mut self, id: &str, life: Life) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if container.life == Life::Stopped {
+            return;
+        }
+        container.life = life;
+        for address in &container.addresses {
+            if self.using.get(address).is_some_and(|user| user == id) {
+                self.using.remove(address);
+            }
+        }
+    }
+
+    pub fn of_pod(&self, uid: &str) -> Vec<String> {
+        self.containers.values().filter(|c| c.pod_uid == uid).map(|c| c.id.clone()).collect()
+    }
+
+    pub fn on_node(&self, node: usize) -> Vec<String> {
+        self.containers.values().filter(|c| c.node == node).map(|c| c.id.clone()).collect()
+    }
+
+    /// Containers that their runtime lists, whatever is promised to them.
+    pub fn alive_on(&self, node: usize) -> Vec<String> {
+        let here = self.containers.values().filter(|c| c.node == node && !c.addresses.is_empty());
+        here.filter(|c| matches!(c.life, Life::Running | Life::GivenUp)).map(|c| c.id.clone()).collect()
+    }
+
+    pub fn running(&self) -> impl Iterator<Item = &Container> {
+        self.containers.values().filter(|c| c.life == Life::Running)
+    }
+
+    // === records ===
+
+    pub fn block_written(&mut self, block: &IPAMBlock) {
+        if let Err(corrupt) = block.spec.validate() {
+            self.fail("I5", format!("block {}: {corrupt}", block.spec.cidr));
+        }
+        self.blocks.insert(block.spec.cidr, block.spec.clone());
+        self.still_recorded(|address| block.spec.cidr.contains(address));
+    }
+
+    pub fn block_deleted(&mut self, block: &IPAMBlock) {
+        self.blocks.remove(&block.spec.cidr);
+        self.still_recorded(|address| block.spec.cidr.contains(address));
+    }
+
+    pub fn claim_written(&mut self, address: IpAddr, claim: Option<&Claim>) {
+        let before = match claim {
+            Some(claim) => self.claims.insert(address, claim.clone()),
+            None => self.claims.remove(&address),
+        };
+        let holder = |claim: Option<&Claim>| claim.and_then(|c| Some(c.holder.as_ref()?.pod_uid.clone()));
+        if let (Some(old), Some(new)) = (holder(before.as_ref()), holder(claim)) {
+            self.takeovers += u64::from(old != new);
+        }
+        if let (Some(before), Some(claim)) = (&before, claim)
+            && claim.generation < before.generation
+        {
+            self.fail(
+                "I2",
+                format!("the generation of {address} went from {} to {}", before.generation, claim.generation),
+            );
+        }
+        self.still_recorded(|other| other == address);
+    }
+
+    /// What a running container was answered stays on record until it is stopped.
+    fn still_recorded(&mut self, among: impl Fn(IpAddr) -> bool) {
+        let mut lost = None;
+        for (address, id) in self.using.iter().filter(|(address, _)| among(**address)) {
+            let Some(container) = self.containers.get(id) else { continue };
+            if let Some(wrong) = self.unrecorded(container, *address) {
+                lost = Some(format!("{id} of pod {} runs with {address}: {wrong}", container.pod));
+            }
+        }
+        if let Some(detail) = lost {
+            self.fail("I3", detail);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! From a seed to everything that will be tried: how the cluster is made, what happens to it, how unkind the
+//! network is. What may be left out again, to find out what a failure needs, is in [`Skip`].
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::rng::Rng;
+use super::time::{Drift, NODES};
+
+/// Milliseconds in which things happen; afterwards the cluster is left alone.
+pub const EVENTFUL: u64 = 40_000;
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub nodes: usize,
+    pub block_size: u8,
+    pub strict_affinity: bool,
+    /// Whether an agent serves each node; else each call is a process of its own.
+    pub agents: bool,
+    /// Whether every workload is deleted in the end.
+    pub teardown: bool,
+    pub drift: [Drift; NODES + 1],
+    /// Faults in a thousand calls.
+    pub faults: u64,
+    /// Slow messages in a thousand.
+    pub slow: u64,
+    /// Milliseconds by which cached lists lag at most.
+    pub lag: u64,
+    pub workloads: Vec<Workload>,
+    pub actions: Vec<Action>,
+}
+
+/// A controller with the pods that it keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    pub name: String,
+    pub kind: Kind,
+    /// What its pods ask for.
+    pub addresses: Vec<IpAddr>,
+    pub replicas: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Deployment,
+    /// Its pods' names come back.
+    StatefulSet,
+    /// A Deployment whose pods are served by calico-ipam.
+    Calico,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Action {
+    /// Milliseconds since the beginning.
+    pub at: u64,
+    pub what: What,
+}
+
+/// What happens; numbers choose among the pods or nodes that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    DeletePod(u64),
+    DeletePodByForce(u64),
+    /// The sandbox dies, and the pod gets another.
+    NewSandbox(u64),
+    /// The runtime calls DEL again for a sandbox that it has done with.
+    DelAgain(u64),
+    /// The runtime calls ADD again for a sandbox that runs.
+    AddAgain(u64),
+    RestartKubelet(u64),
+    KillAgent(u64),
+    /// The machine stops, and comes back after so many milliseconds.
+    StopNode(u64, u64),
+    /// Its connections are cut for so many milliseconds.
+    CutNode(u64, u64),
+    /// Node and machine go, and come back under the same name.
+    RemoveNode(u64, u64),
+    RemoveWorkload(u64),
+    /// A second pod is made before the first is gone.
+    Surge(u64),
+    KillCollector,
+}
+
+/// What is left out of a plan.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub struct Skip {
+    pub actions: BTreeSet<usize>,
+    pub workloads: BTreeSet<usize>,
+    /// By caller and number of its call.
+    pub faults: BTreeSet<(u64, u64)>,
+    pub all_faults: bool,
+    pub slowness: bool,
+}
+
+fn fixed(last: u8) -> IpAddr {
+    IpAddr::from([10, 244, 0, last])
+}
+
+impl Plan {
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let workloads = workloads(&mut rng);
+        let drift = std::array::from_fn(|_| Drift {
+            offset: i64::try_from(rng.below(5000)).unwrap_or_default() - 2500,
+            per_thousand: i64::try_from(rng.below(7)).unwrap_or_default() - 3,
+        });
+        let number = rng.between(4, 12);
+        let mut actions: Vec<Action> = (0..number).map(|_| action(&mut rng)).collect();
+        actions.sort_by_key(|action| action.at);
+        Self {
+            seed,
+            nodes: rng.index(3) + 2,
+            block_size: if rng.chance(700) { 29 } else { 30 },
+            strict_affinity: rng.chance(150),
+            agents: rng.chance(500),
+            teardown: rng.chance(400),
+            drift,
+            faults: *rng.pick(&[0, 5, 20, 20, 60, 150]).unwrap_or(&20),
+            slow: *rng.pick(&[20, 100, 300]).unwrap_or(&100),
+            lag: *rng.pick(&[0, 200, 3000]).unwrap_or(&0),
+            workloads,
+            actions,
+        }
+    }
+}
+
+fn workloads(rng: &mut Rng) -> Vec<Workload> {
+    let new =
+        |name: &str, kind, addresses: Vec<IpAddr>, replicas| Workload { name: name.into(), kind, addresses, replicas };
+    let mut all = vec![new("pinned", Kind::Deployment, vec![fixed(12)], 1)];
+    if rng.chance(400) {
+        all.push(new("rival", Kind::Deployment, vec![fixed(12)], 1));
+    }
+    if rng.chance(400) {
+        all.push(new("either", Kind::Deployment, vec![fixed(20), fixed(21)], 2));
+    }
+    if rng.chance(400) {
+        all.push(new("set", Kind::StatefulSet, vec![fixed(13), fixed(30)], 2));
+    } else if rng.chance(500) {
+        all.push(new("plain-set", Kind::StatefulSet, Vec::new(), 1));
+    }
+    if rng.chance(700) {
+        let replicas = rng.index(3) + 1;
+        all.push(new("random", Kind::Deployment, Vec::new(), replicas));
+    }
+    if rng.chance(500) {
+        let replicas = rng.index(2) + 1;
+        all.push(new("foreign", Kind::Calico, Vec::new(), replicas));
+    }
+    all
+}
+
+fn action(rng: &mut Rng) -> Action {
+    let (at, which) = (rng.below(EVENTFUL), rng.next());
+    let what = match rng.below(100) {
+        0..=21 => What::DeletePod(which),
+        22..=39 => What::DeletePodByForce(which),
+        40..=49 => What::NewSandbox(which),
+        50..=55 => What::DelAgain(which),
+        56..=60 => What::AddAgain(which),
+        61..=66 => What::RestartKubelet(which),
+        67..=73 => What::KillAgent(which),
+        74..=79 => What::StopNode(which, rng.between(500, 20_000)),
+        80..=85 => What::CutNode(which, rng.between(500, 20_000)),
+        86..=88 => What::RemoveNode(which, rng.between(5_000, 20_000)),
+        89..=91 => What::RemoveWorkload(which),
+        92..=95 => What::Surge(which),
+        _ => What::KillCollector,
+    };
+    Action { at, what }
+}

@@ -1,0 +1,238 @@
+//! One run: a seed's plan from the empty cluster to the quiet one, and what was wrong with it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use calico::IPAMBlock;
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use kube_ipam::audit::{self, Violation as Finding, audit};
+use kube_ipam::netconf::NetConf;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::controllers;
+use super::events;
+use super::kube_controllers;
+use super::kubelet;
+use super::oracle::{Life, Oracle, Violation};
+use super::plan::{EVENTFUL, Kind, Plan, Skip};
+use super::pods;
+use super::rng::mix;
+use super::sim::Sim;
+use super::time;
+use super::truth::Truth;
+use super::wire::{Caller, Wire};
+
+/// What came of a run.
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    pub trace: (u64, u64),
+    pub story: Vec<String>,
+    /// The faults that struck: caller and number of its call.
+    pub struck: Vec<(u64, u64)>,
+    pub answers: u64,
+    pub takeovers: u64,
+    pub ledger_calls: usize,
+}
+
+static NET: LazyLock<NetConf> = LazyLock::new(|| {
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "calico",
+        "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
+        "ipam": {
+            "type": "kube-ipam", "name": "kube-subnet", "etcdConfig": {"etcdURL": "http://127.0.0.1:2379"},
+            "subnet": "10.244.0.0/26", "rangeStart": "10.244.0.2", "rangeEnd": "10.244.0.47", "gateway": "10.244.0.1",
+            "waitSeconds": 4, "takeover": {"graceSeconds": 14},
+        }
+    });
+    NetConf::parse(&conf, "kube-ipam").unwrap()
+});
+
+/// The network's configuration.
+pub fn net() -> NetConf {
+    NET.clone()
+}
+
+fn range() -> (IpAddr, IpAddr) {
+    (IpAddr::from([10, 244, 0, 2]), IpAddr::from([10, 244, 0, 47]))
+}
+
+/// Runs `seed` without what `skip` leaves out; `tell` keeps the story.
+pub fn run(seed: u64, skip: Skip, tell: bool) -> Outcome {
+    let plan = Plan::of(seed);
+    // The pauses between a driver's attempts.
+    fastrand::seed(mix(&[seed]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        time::begin(plan.drift);
+        let nodes = (0..plan.nodes).map(|index| format!("n{}", index + 1)).collect();
+        let truth = Truth::new(Oracle::new(&NET.network, nodes, range()));
+        let sim = Sim::new(plan, skip, NET.clone(), truth, tell);
+        live(&sim).await;
+        let outcome = outcome(&sim);
+        // A node's agent knows the run that knows the node.
+        sim.hosts.iter().for_each(|host| host.stop());
+        outcome
+    })
+}
+
+fn outcome(sim: &Sim) -> Outcome {
+    let truth = sim.truth();
+    Outcome {
+        violation: truth.oracle.violation.clone(),
+        trace: sim.trace(),
+        story: sim.story(),
+        struck: sim.struck(),
+        answers: truth.oracle.answers,
+        takeovers: truth.oracle.takeovers,
+        ledger_calls: sim.history().len(),
+    }
+}
+
+fn furnish(sim: &Sim) {
+    let mut truth = sim.truth();
+    let mut put = |value: Value| truth.put(&serde_json::from_value::<calico::IPPool>(value).unwrap());
+    put(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"},
+        "spec": {"cidr": "10.244.0.0/26", "blockSize": sim.plan.block_size},
+    }));
+    let config = json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "IPAMConfig", "metadata": {"name": "default"},
+        "spec": {"strictAffinity": sim.plan.strict_affinity, "autoAllocateBlocks": true},
+    });
+    truth.put(&serde_json::from_value::<calico::IPAMConfig>(config).unwrap());
+    let mut namespace = Namespace::default();
+    namespace.metadata.name = Some("default".into());
+    truth.put(&namespace);
+    drop(truth);
+    (0..sim.hosts.len()).for_each(|node| pods::set_ready(sim, node, true));
+}
+
+async fn live(sim: &Arc<Sim>) {
+    furnish(sim);
+    (0..sim.hosts.len()).for_each(|node| kubelet::start(sim, node));
+    controllers::start(sim);
+    tokio::spawn(kube_controllers::run(sim.clone()));
+    tokio::spawn(events::collect(sim.clone()));
+    tokio::spawn(events::play(sim.clone()));
+    if !passes(sim, EVENTFUL + 10_000).await {
+        return;
+    }
+    sim.be_calm();
+    sim.tell("run", "calm", "", || "nothing goes wrong any more".to_owned());
+    // Whatever is still down comes back.
+    if !passes(sim, 30_000).await {
+        return;
+    }
+    if sim.plan.teardown {
+        (0..sim.plan.workloads.len()).for_each(|workload| controllers::remove_workload(sim, workload));
+    }
+    sim.collector_found(1);
+    for _ in 0..12 {
+        if !passes(sim, 15_000).await {
+            return;
+        }
+        if sim.collector_is_idle() {
+            break;
+        }
+    }
+    judge(sim).await;
+}
+
+/// Lets time pass; false as soon as something was violated.
+async fn passes(sim: &Sim, milliseconds: u64) -> bool {
+    let until = time::now() + milliseconds;
+    while time::now() < until {
+        if sim.failed() {
+            return false;
+        }
+        sleep(Duration::from_millis(1000.min(until - time::now()))).await;
+    }
+    !sim.failed()
+}
+
+/// What must be true of a cluster that was left alone.
+async fn judge(sim: &Arc<Sim>) {
+    // Twice: what is only in one of them was a step of a pod that tries again and again.
+    let earlier = findings(sim).await;
+    sleep(Duration::from_millis(3100)).await;
+    let found = audit::persisting(&earlier, &findings(sim).await);
+    if let Some(first) = found.first() {
+        let name = invariant(&first.invariant.to_string());
+        let all: Vec<String> = found.iter().map(ToString::to_string).collect();
+        return sim.truth().oracle.fail(name, format!("in the end: {}", all.join(" | ")));
+    }
+    every_pod_runs(sim);
+    nothing_is_left(sim);
+    let broken = sim.history().fault();
+    if let Some((address, why)) = broken {
+        sim.truth().oracle.fail("linearizable", format!("{address}: {why}"));
+    }
+}
+
+async fn findings(sim: &Arc<Sim>) -> Vec<Finding> {
+    let caller = Caller::immortal("judge".to_owned(), None);
+    let wire = Wire::new(sim, &caller);
+    let reading = audit::read(&wire, Some(&wire), &|_| {}).await;
+    let Some(mut snapshot) = reading.snapshot else {
+        sim.truth().oracle.fail("audit", format!("{:?}", reading.unread));
+        return Vec::new();
+    };
+    snapshot.net = Some(sim.net.clone());
+    audit(&snapshot).into_iter().filter(|found| !is_of_calico_ipam(sim, found)).collect()
+}
+
+/// The range is ours, and no concern of calico-ipam's.
+fn is_of_calico_ipam(sim: &Sim, found: &Finding) -> bool {
+    found.class == audit::Class::OutsideRange
+        && sim.plan.workloads.iter().any(|w| w.kind == Kind::Calico)
+        && found.detail.contains("default/foreign-")
+}
+
+fn invariant(name: &str) -> &'static str {
+    ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9"].into_iter().find(|known| *known == name).unwrap_or("audit")
+}
+
+/// Every pod that a workload keeps has come up, unless another has its address by right.
+fn every_pod_runs(sim: &Sim) {
+    let mut truth = sim.truth();
+    let running: BTreeSet<String> = truth.oracle.running().map(|c| c.pod_uid.clone()).collect();
+    let taken: BTreeSet<IpAddr> = truth.oracle.running().flat_map(|c| c.addresses.clone()).collect();
+    for pod in sim.pods().values().filter(|pod| pod.stage() != pods::Stage::Gone) {
+        let others = pod.wanted.iter().all(|address| taken.contains(address)) || sim.plan.strict_affinity;
+        let kept_out = !pod.wanted.is_empty() && others;
+        if !running.contains(&pod.uid) && !kept_out {
+            let what = format!("pod {} ({:?}) does not run in the end", pod.uid, pod.stage());
+            truth.oracle.fail("liveness", what);
+        }
+    }
+}
+
+/// What is allocated is what runs.
+fn nothing_is_left(sim: &Sim) {
+    let mut truth = sim.truth();
+    let mut allocated: BTreeSet<(IpAddr, String)> = BTreeSet::new();
+    for block in truth.each::<IPAMBlock>() {
+        for (address, entry) in block.spec.entries() {
+            if let calico::Entry::Used { attribute, .. } = entry {
+                allocated.insert((address, attribute.handle().unwrap_or_default().to_owned()));
+            }
+        }
+    }
+    let network = truth.oracle.network.clone();
+    let handle = |id: &str| format!("{network}.{id}");
+    let alive = truth.oracle.containers.values().filter(|c| matches!(c.life, Life::Running | Life::GivenUp));
+    let used: BTreeSet<(IpAddr, String)> =
+        alive.flat_map(|c| c.addresses.iter().map(|a| (*a, handle(&c.id))).collect::<Vec<_>>()).collect();
+    if let Some(left) = allocated.difference(&used).next() {
+        let detail = format!("{left:?} is allocated in the end, and no container runs with it");
+        truth.oracle.fail("I8", detail);
+    }
+    let ready = truth.each::<Node>().filter(|node| pods::is_ready(Some(*node))).count();
+    if ready != sim.hosts.len() {
+        truth.oracle.fail("liveness", format!("only {ready} nodes are Ready in the end"));
+    }
+}

@@ -1,0 +1,209 @@
+//! What is really stored: objects and claims behind one lock, each write judged in the moment it is made.
+
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use calico::IPAMBlock;
+use kube_ipam::claim::Claim;
+use kube_ipam::store::{Failure, Object, StoreError, Swap, Versioned};
+use tokio::sync::watch;
+
+use super::oracle::Oracle;
+use super::time;
+
+/// Kind, namespace, name.
+type Key = (TypeId, String, String);
+
+/// An object in its last version, and what it was before that.
+struct Stored {
+    current: Option<Arc<dyn Any + Send + Sync>>,
+    before: Option<Arc<dyn Any + Send + Sync>>,
+    version: u64,
+    uid: String,
+    /// Milliseconds.
+    changed: u64,
+}
+
+/// Both stores, and the oracle that watches them.
+pub struct Truth {
+    objects: BTreeMap<Key, Stored>,
+    revision: u64,
+    uids: u64,
+    claims: BTreeMap<IpAddr, Versioned<Claim>>,
+    claim_revision: watch::Sender<i64>,
+    /// Kind and name of the owners of pods that exist.
+    pub owners: BTreeSet<(String, String)>,
+    pub oracle: Oracle,
+}
+
+fn key<K: Object>(namespace: Option<&str>, name: &str) -> Key {
+    (TypeId::of::<K>(), namespace.unwrap_or_default().to_owned(), name.to_owned())
+}
+
+fn name<K: Object>(object: &K) -> &str {
+    object.meta().name.as_deref().unwrap_or_default()
+}
+
+/// "ipamblocks 10-244-0-8-29".
+pub fn describe<K: Object>(name: &str) -> String {
+    format!("{} {name}", K::plural(&()))
+}
+
+fn error<K: Object>(verb: &'static str, name: &str, failure: Failure) -> StoreError {
+    StoreError::new(verb, describe::<K>(name), failure)
+}
+
+fn matches<K: Object>(object: &K, selector: &str) -> bool {
+    let labels = object.meta().labels.as_ref();
+    selector
+        .split(',')
+        .filter_map(|term| term.split_once('='))
+        .all(|(key, wanted)| labels.and_then(|labels| labels.get(key)).is_some_and(|value| value == wanted))
+}
+
+impl Truth {
+    pub fn new(oracle: Oracle) -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            revision: 0,
+            uids: 0,
+            claims: BTreeMap::new(),
+            claim_revision: watch::Sender::new(0),
+            owners: BTreeSet::new(),
+            oracle,
+        }
+    }
+
+    // === objects ===
+
+    pub fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Option<K> {
+        self.objects.get(&key::<K>(namespace, name)).and_then(|stored| decode(stored.current.as_ref()))
+    }
+
+    /// As it was `lag` milliseconds ago, but at most one version back.
+    pub fn get_as_of<K: Object>(&self, namespace: Option<&str>, name: &str, lag: u64) -> Option<K> {
+        self.objects.get(&key::<K>(namespace, name)).and_then(|stored| decode(stored.as_of(lag)))
+    }
+
+    pub fn list<K: Object>(&self, selector: &str, lag: u64) -> Vec<K> {
+        let kind = TypeId::of::<K>();
+        let from = (kind, String::new(), String::new());
+        let of_kind = self.objects.range(from..).take_while(|((k, _, _), _)| *k == kind);
+        let present = of_kind.filter_map(|(_, stored)| stored.as_of(lag)?.downcast_ref::<K>());
+        present.filter(|object| matches(*object, selector)).cloned().collect()
+    }
+
+    /// Everything of a kind, looked at where it lies.
+    pub fn each<K: Object>(&self) -> impl Iterator<Item = &K> {
+        let kind = TypeId::of::<K>();
+        let from = (kind, String::new(), String::new());
+        let of_kind = self.objects.range(from..).take_while(move |((k, _, _), _)| *k == kind);
+        of_kind.filter_map(|(_, stored)| stored.current.as_ref()?.downcast_ref::<K>())
+    }
+
+    /// Writes without a precondition, as somebody of no interest here.
+    pub fn put<K: Object>(&mut self, object: &K) -> K {
+        let mut object = object.clone();
+        let at = key::<K>(object.meta().namespace.as_deref(), name(&object));
+        self.revision += 1;
+        let uid = object.meta().uid.clone().unwrap_or_else(|| {
+            self.uids += 1;
+            format!("00000000-0000-4000-8000-{:012}", self.uids)
+        });
+        let meta = object.meta_mut();
+        (meta.uid, meta.resource_version) = (Some(uid.clone()), Some(self.revision.to_string()));
+        let before = self.objects.remove(&at).and_then(|stored| stored.current);
+        let current: Arc<dyn Any + Send + Sync> = Arc::new(object.clone());
+        let stored = Stored { current: Some(current), before, version: self.revision, uid, changed: time::now() };
+        self.objects.insert(at, stored);
+        if let Some(block) = (&object as &dyn Any).downcast_ref::<IPAMBlock>() {
+            self.oracle.block_written(block);
+        }
+        object
+    }
+
+    pub fn remove<K: Object>(&mut self, namespace: Option<&str>, name: &str) -> bool {
+        let Some(stored) = self.objects.get_mut(&key::<K>(namespace, name)) else { return false };
+        let Some(gone) = stored.current.take() else { return false };
+        (stored.before, stored.changed) = (Some(gone.clone()), time::now());
+        if let Some(block) = gone.downcast_ref::<IPAMBlock>() {
+            self.oracle.block_deleted(block);
+        }
+        true
+    }
+
+    fn check<K: Object>(&self, verb: &'static str, object: &K) -> Result<(), StoreError> {
+        let (meta, at) = (object.meta(), name(object));
+        let stored = self.objects.get(&key::<K>(None, at)).filter(|stored| stored.current.is_some());
+        let stored = stored.ok_or_else(|| error::<K>(verb, at, Failure::Absent))?;
+        let Some(version) = &meta.resource_version else {
+            return Err(error::<K>(verb, at, Failure::Refused("a write without resourceVersion".into())));
+        };
+        let same = meta.uid.as_ref().is_none_or(|uid| stored.uid == *uid) && stored.version.to_string() == *version;
+        if same { Ok(()) } else { Err(error::<K>(verb, at, Failure::Conflict)) }
+    }
+
+    pub fn create<K: Object>(&mut self, object: &K) -> Result<K, StoreError> {
+        let at = name(object);
+        if self.objects.get(&key::<K>(None, at)).is_some_and(|stored| stored.current.is_some()) {
+            return Err(error::<K>("create", at, Failure::Exists));
+        }
+        let mut fresh = object.clone();
+        fresh.meta_mut().uid = None;
+        Ok(self.put(&fresh))
+    }
+
+    pub fn replace<K: Object>(&mut self, object: &K) -> Result<K, StoreError> {
+        self.check("update", object)?;
+        Ok(self.put(object))
+    }
+
+    pub fn delete<K: Object>(&mut self, object: &K) -> Result<(), StoreError> {
+        self.check("delete", object)?;
+        self.remove::<K>(None, name(object));
+        Ok(())
+    }
+
+    // === claims ===
+
+    pub fn claim(&self, address: IpAddr) -> Option<Versioned<Claim>> {
+        self.claims.get(&address).cloned()
+    }
+
+    pub fn claims(&self) -> Vec<Versioned<Claim>> {
+        self.claims.values().cloned().collect()
+    }
+
+    pub fn swap(&mut self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Swap {
+        let standing = self.claims.get(&address);
+        if standing.map(|s| s.revision) != expected {
+            return Swap::Lost(standing.cloned());
+        }
+        let revision = *self.claim_revision.borrow() + 1;
+        match claim {
+            Some(claim) => drop(self.claims.insert(address, Versioned { value: claim.clone(), revision })),
+            None => drop(self.claims.remove(&address)),
+        }
+        self.claim_revision.send_replace(revision);
+        self.oracle.claim_written(address, claim);
+        Swap::Done(if claim.is_some() { revision } else { 0 })
+    }
+
+    /// Wakes whoever waits for a claim to change.
+    pub fn claim_changes(&self) -> watch::Receiver<i64> {
+        self.claim_revision.subscribe()
+    }
+}
+
+impl Stored {
+    fn as_of(&self, lag: u64) -> Option<&Arc<dyn Any + Send + Sync>> {
+        let changed_since = lag > 0 && self.changed + lag > time::now();
+        if changed_since { self.before.as_ref() } else { self.current.as_ref() }
+    }
+}
+
+fn decode<K: Object>(object: Option<&Arc<dyn Any + Send + Sync>>) -> Option<K> {
+    object?.downcast_ref::<K>().cloned()
+}
