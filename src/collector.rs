@@ -26,6 +26,7 @@ mod sightings;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use self::execute::REPAIR_TIME;
@@ -106,9 +107,10 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
     }
 
     async fn pass(&mut self, mandate: &dyn Mandate) -> Result<Report, Unread> {
+        let begun = self.driver.now();
         let reading = audit::read(self.driver.objects(), self.driver.ledger(), &|_| {}).await;
         let Some(snapshot) = reading.snapshot else { return Err(Unread { unread: reading.unread }) };
-        let findings = self.findings(&snapshot);
+        let findings = self.findings(&snapshot, begun);
         let due = self.sightings.note(&findings, Instant::now());
         let claims = snapshot.claims.as_deref().map(Claims::of);
         let mut report = Report { unread: reading.unread, claims, ..Report::default() };
@@ -127,8 +129,9 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         Ok(report)
     }
 
-    fn findings(&self, snapshot: &Snapshot) -> Vec<decide::Finding> {
-        decide::findings(&Scene::new(snapshot, &self.rules, self.driver.now()))
+    /// `begun`: when the first of it was read. What was not there may have come since.
+    fn findings(&self, snapshot: &Snapshot, begun: Timestamp) -> Vec<decide::Finding> {
+        decide::findings(&Scene::new(snapshot, &self.rules, begun))
     }
 }
 

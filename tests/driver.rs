@@ -270,7 +270,9 @@ async fn under_the_policy_node_fenced_a_forced_deletion_is_no_proof() {
 
 #[tokio::test]
 async fn a_node_made_again_under_the_same_name_is_another_node() {
-    let world = World::new();
+    let mut world = World::new();
+    // No time for a grace to run out in.
+    world.conf["ipam"]["waitSeconds"] = json!(0);
     world.fixed("f-1", "app", "10.244.0.216");
     world.add("n1", "f-1", "c1").await.unwrap();
     world.remove_pod("f-1");

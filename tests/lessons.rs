@@ -4,21 +4,25 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use calico::{BlockAffinity, IPAMBlock, IPReservation, affinity_name};
 use common::town::Town;
 use common::{World, attachment, ip};
 use futures::FutureExt as _;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use kube_ipam::driver::{Error, Gate, PodRef, Trace};
+use kube_ipam::driver::{Assigned, Driver, Error, Gate, PodRef, Trace};
 use kube_ipam::service::state::State;
-use kube_ipam::store::faulty::{Call, Fault, Faults};
+use kube_ipam::store::faulty::{Call, Fault, Faults, Faulty};
 use kube_ipam::store::kube::KubeStore;
-use kube_ipam::store::{Failure, Object};
+use kube_ipam::store::memory::{MemoryLedger, MemoryObjects};
+use kube_ipam::store::{Failure, Ledger as _, Object};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -28,7 +32,7 @@ fn once(verb: &'static str, object: &'static str, fault: Fault) -> Faults {
     let struck = std::sync::atomic::AtomicBool::new(false);
     Faults::new(move |call| {
         let strikes = call.verb == verb && call.object.starts_with(object);
-        (strikes && !struck.swap(true, std::sync::atomic::Ordering::Relaxed)).then(|| fault.clone())
+        (strikes && !struck.swap(true, Relaxed)).then(|| fault.clone())
     })
 }
 
@@ -63,6 +67,14 @@ async fn a_holder_whose_name_a_later_pod_has_is_cleared_all_the_same() {
     assert!(town.claim(FIXED).await.unwrap().holder.is_none());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_only_a_list_misses_keeps_its_address() {
+    let mut town = Town::new();
+    town.run(town.world.random("r"), "n1").await;
+    town.list_nothing_of::<Pod>();
+    town.stays_for(3600).await;
+}
+
 #[tokio::test]
 async fn a_claim_that_passed_on_while_a_del_was_at_work_is_left_alone() {
     let world = World::new();
@@ -89,7 +101,6 @@ async fn a_claim_that_passes_on_between_block_and_answer_is_not_answered() {
     // The node was believed dead just when the ADD had written the block.
     let (other, written) = (world.clone(), std::sync::atomic::AtomicBool::new(false));
     let faults = Faults::new(move |call| {
-        use std::sync::atomic::Ordering::Relaxed;
         if call.verb == "range" && written.swap(false, Relaxed) {
             other.remove_pod("f-1");
             other.node("n1", "Unknown");
@@ -105,18 +116,101 @@ async fn a_claim_that_passes_on_between_block_and_answer_is_not_answered() {
     world.assert_sound().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_came_since_the_block_was_read_is_not_taken_for_one_that_a_del_removed() {
+    let mut world = World::new();
+    world.conf["ipam"]["takeover"] = json!({"graceSeconds": 600});
+    world.fixed("f-1", "app", FIXED);
+    world.fixed("f-2", "app", FIXED);
+    // f-1's ADD took the claim a while ago, and stands still before the block.
+    world.add("n1", "f-1", "c1").await.unwrap();
+    let mut claim = world.claim(FIXED).await.unwrap();
+    let holder = claim.value.holder.as_mut().unwrap();
+    holder.since = Timestamp::now() - SignedDuration::from_secs(60);
+    world.ledger.swap(ip(FIXED), Some(claim.revision), Some(&claim.value)).await.unwrap();
+    let with_entry = world.list::<IPAMBlock>().await.remove(0);
+    let mut without = with_entry.clone();
+    without.spec.release_handle("k8s-pod-network.c1", 0, Timestamp::now());
+    world.objects.put(&without);
+    // It goes on, and the pod is deleted by force, when f-2's ADD has read claim and block.
+    let (other, reads) = (world.clone(), std::sync::atomic::AtomicUsize::new(0));
+    let faults = Faults::new(move |call| {
+        if call.verb == "get" && call.object == "pods f-1" && reads.fetch_add(1, Relaxed) == 0 {
+            other.objects.put(&with_entry);
+            other.remove_pod("f-1");
+        }
+        None
+    });
+    let outcome = common::add(&world.faulty(&faults), &world.net(), "n2", "f-2", "c2").await;
+    assert!(matches!(outcome, Err(Error::Impasse(_))), "{outcome:?}");
+    assert_eq!(world.allocated().await, [(ip(FIXED), "k8s-pod-network.c1".to_owned())]);
+    assert!(world.claim(FIXED).await.unwrap().value.is_held_by("c1", "eth0"));
+}
+
+// === time ===
+
+thread_local! {
+    static AHEAD: Cell<i64> = const { Cell::new(0) };
+}
+
+/// A clock that a test puts forward.
+fn clock() -> Timestamp {
+    Timestamp::now() + SignedDuration::from_secs(AHEAD.get())
+}
+
+fn clocked(world: &World, faults: &Faults) -> Driver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
+    Driver::new(faults.wrap(world.objects.clone()), Some(faults.wrap(world.ledger.clone())), clock)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_add_that_stood_still_for_too_long_behind_its_claim_is_not_answered() {
+    let world = World::new();
+    world.fixed("f", "app", FIXED);
+    let faults = Faults::new(|call| {
+        if call.verb == "update" && call.object.starts_with("ipamblocks") && AHEAD.get() == 0 {
+            AHEAD.set(60);
+        }
+        None
+    });
+    let outcome = common::add(&clocked(&world, &faults), &world.net(), "n1", "f", "c").await;
+    assert!(matches!(outcome, Err(Error::Late(_))), "{outcome:?}");
+    assert!(world.allocated().await.is_empty() && world.claim(FIXED).await.is_none());
+    world.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_an_add_has_does_not_run_while_it_waits_for_the_claim() {
+    let world = World::new();
+    world.fixed("f-1", "app", FIXED);
+    world.fixed("f-2", "app", FIXED);
+    world.add("n1", "f-1", "c1").await.unwrap();
+    // While f-2 looks at its holder, a minute goes by, and the holder lets go.
+    let other = world.clone();
+    let faults = Faults::new(move |call| {
+        if call.verb == "get" && call.object == "pods f-1" && AHEAD.get() == 0 {
+            AHEAD.set(60);
+            other.del("n1", "f-1", "c1").now_or_never().unwrap().unwrap();
+        }
+        None
+    });
+    common::add(&clocked(&world, &faults), &world.net(), "n2", "f-2", "c2").await.unwrap();
+    let since = world.claim(FIXED).await.unwrap().value.holder.unwrap().since;
+    assert!(clock().duration_since(since) < SignedDuration::from_secs(30), "{since}");
+}
+
 // === replies ===
+
+/// ADD and DEL; in between the records are as exact as afterwards.
+async fn come_and_go(world: &World, faults: &Faults, pod: &str) -> Result<Vec<Assigned>, Error> {
+    let (driver, net) = (world.faulty(faults), world.net());
+    let given = common::add(&driver, &net, "n1", pod, "c").await?;
+    world.assert_sound().await;
+    common::del(&driver, &net, "n1", pod, "c").await?;
+    Ok(given)
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_reply_alone_fails_no_call() {
-    let writes = |world: &World, faults: &Faults, pod: &'static str| {
-        let (driver, net) = (world.faulty(faults), world.net());
-        async move {
-            let given = common::add(&driver, &net, "n1", pod, "c").await?;
-            common::del(&driver, &net, "n1", pod, "c").await?;
-            Ok::<_, Error>(given)
-        }
-    };
     let prepare = || {
         let world = World::new();
         world.random("r");
@@ -125,13 +219,13 @@ async fn a_lost_reply_alone_fails_no_call() {
     };
     for pod in ["r", "f"] {
         let dry = Faults::none();
-        let expected = writes(&prepare(), &dry, pod).await.unwrap();
+        let expected = come_and_go(&prepare(), &dry, pod).await.unwrap();
         let calls = dry.calls();
         assert!(calls.iter().filter(|call| call.is_write()).count() >= 6, "{calls:#?}");
         for at in calls.iter().filter(|call| call.is_write()).map(|call| call.number) {
             let world = prepare();
             let faults = Faults::new(move |call: &Call| (call.number == at).then_some(Fault::LoseReply));
-            let given = writes(&world, &faults, pod).await;
+            let given = come_and_go(&world, &faults, pod).await;
             assert_eq!(given.unwrap(), expected, "{:?}", calls[at]);
             assert!(world.allocated().await.is_empty() && world.list::<calico::IPAMHandle>().await.is_empty());
             world.assert_sound().await;
@@ -199,12 +293,12 @@ async fn who_loses_the_race_for_a_block_takes_its_affinity_back() {
     let raced = std::sync::atomic::AtomicBool::new(false);
     let faults = Faults::new(move |call| {
         let block = call.verb == "create" && call.object.starts_with("ipamblocks");
-        if block && !raced.swap(true, std::sync::atomic::Ordering::Relaxed) {
+        if block && !raced.swap(true, Relaxed) {
             let cidr = call.object.rsplit(' ').next().unwrap().replacen("-26", "/26", 1).replace('-', ".");
             let spec = calico::IPAMBlockSpec::new(
                 cidr.parse().unwrap(),
                 &calico::Affinity::Host("n2".into()),
-                jiff::Timestamp::now(),
+                Timestamp::now(),
             );
             let affinity = BlockAffinity::pending(&calico::Affinity::Host("n2".into()), &spec.cidr);
             other.objects.put(&affinity.with_state(calico::AffinityState::Confirmed));

@@ -42,10 +42,11 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
 
     /// Whether it was done; false if it needs no doing any more.
     async fn confirm_and_write(&self, finding: &Finding, listed: &Snapshot, deadline: Instant) -> Result<bool, Error> {
+        let begun = self.driver.now();
         let live = self.look(&finding.needs, listed).await?;
         // A node that is there after all has a longer grace than the one that was waited for.
         let same = |again: &Finding| again.key == finding.key && again.patience <= finding.patience;
-        match self.findings(&live).into_iter().find(same) {
+        match self.findings(&live, begun).into_iter().find(same) {
             Some(confirmed) => self.write(confirmed.task, deadline).await,
             None => Ok(false),
         }

@@ -11,7 +11,7 @@ use serde_json::Map;
 use tokio::time::Instant;
 
 use super::block::Claimed;
-use super::claims::{Applicant, Candidate, Held, Taken};
+use super::claims::{Applicant, Candidate, Held, Taken, in_flight};
 use super::converge::{Backoff, Known};
 use super::edit::{Assign, Edit, Outcome, Which, is_fixed};
 use super::handle::Counts;
@@ -227,8 +227,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         for held in &done.claims {
             let standing = ledger.read(held.address).await?;
-            if !standing.is_some_and(|c| attachment.is_holder(&c.value)) {
+            let Some(claim) = standing.filter(|c| attachment.is_holder(&c.value)) else {
                 return Err(Error::Superseded(held.address));
+            };
+            // Whoever found the entry missing after that time was right to take it for released, and may be about to
+            // write so.
+            let late = claim.value.holder.is_some_and(|holder| !in_flight(&holder, self.now()));
+            if late && held.taken.is_some() {
+                return Err(Error::Late("the claim was taken too long ago for an answer"));
             }
         }
         Ok(())

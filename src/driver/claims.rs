@@ -89,6 +89,8 @@ enum Outcome {
 struct Examined {
     evidence: Evidence,
     template_hash: Option<String>,
+    /// When the look began: what was not there may have come since.
+    at: Timestamp,
 }
 
 /// The remedy where a container is attached to one network twice.
@@ -161,10 +163,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut examined: Option<Examined> = None;
         let mut backoff = Backoff::new(Instant::now() + attachment.net.ipam.wait + LOOK_AGAIN);
         loop {
+            // By now a later sandbox of the same pod may have the address, which passes to whichever asks last.
+            if (attachment.cancelled)() {
+                return Err(Error::Cancelled);
+            }
             let standing = candidate.claim.as_ref();
             let claim = standing.map(|v| &v.value);
             let evidence = examined.as_ref().map(|e| &e.evidence);
-            let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, self.now());
+            let now = examined.as_ref().map_or_else(|| self.now(), |e| e.at);
+            let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, now);
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
                 // A name has no object that could be gone: only `release` ends its claim.
                 let exists = claim.owner.is_named() || self.objects.owner_exists(&claim.owner).await?;
@@ -185,7 +192,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     return Ok(Outcome::Blocked(Box::new(block(claim, obstacle, examined.as_ref(), applicant))));
                 }
                 Decision::ExamineOwner => continue,
-                Decision::Take(claim) => (claim, false),
+                Decision::Take(mut claim) => {
+                    // This call may have waited: how long it may take from here to its answer counts from now.
+                    claim.holder.iter_mut().for_each(|holder| holder.since = self.now());
+                    (claim, false)
+                }
                 Decision::Contest(claim) => (claim, true),
             };
             let expected = standing.map(|v| v.revision);
@@ -222,30 +233,31 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    /// Live reads about the holder; a failed read is an error, never "gone".
+    /// Live reads about the holder; a failed read is an error, never "gone". The block is one of them: that an entry
+    /// was missing before the claim was read, or a pause ago, proves no DEL.
     async fn examine(
         &self,
         attachment: &Attachment<'_>,
         claim: &Claim,
         candidate: &Candidate,
     ) -> Result<Examined, Error> {
+        let at = self.now();
         let Some(holder) = &claim.holder else {
             let evidence = Evidence { pod: PodState::Gone, node: NodeState::Deleted, in_block: false };
-            return Ok(Examined { evidence, template_hash: None });
+            return Ok(Examined { evidence, template_hash: None, at });
         };
-        let (pod, node) = tokio::try_join!(
+        let name = calico::cidr_name(&candidate.cidr);
+        let (pod, node, block) = tokio::try_join!(
             self.objects.fresh::<Pod>(Some(&claim.owner.namespace), &holder.pod),
             self.objects.fresh::<Node>(None, &holder.node),
+            self.objects.fresh::<IPAMBlock>(None, &name),
         )?;
         let evidence = Evidence {
             pod: pod_state(pod.as_ref(), &holder.pod_uid),
             node: node_state(node.as_ref(), holder.node_uid.as_deref()),
-            in_block: candidate
-                .block
-                .as_ref()
-                .is_some_and(|block| records(block, candidate.address, &attachment.net.network, holder)),
+            in_block: block.is_some_and(|b| records(&b, candidate.address, &attachment.net.network, holder)),
         };
-        Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash) })
+        Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash), at })
     }
 
     /// Waits until a candidate's claim changes, the time is up, or the runtime gives up.

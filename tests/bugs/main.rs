@@ -3,7 +3,7 @@
 //! A patch is a small unified diff against `src/` or `calico/` with a header that says which bug of which project
 //! it is, and which tests must fail. The cheap test here sees that every patch can still be applied. The other one
 //! builds the project once for each bug, in a copy under `target/bugs`:
-//! `cargo test -p kube-ipam --test bugs -- --ignored --nocapture`, for some of them with `BUGS=<part of the name>`.
+//! `cargo test -p kube-ipam --test bugs -- --ignored --nocapture`, for some of them with `BUGS=<parts of their names>`.
 #![allow(clippy::unwrap_used)]
 
 mod patch;
@@ -62,7 +62,8 @@ fn every_patch_says_what_it_is_and_can_still_be_applied() {
 #[ignore = "builds the project once for each bug, for minutes: make bugs"]
 fn every_planted_bug_is_caught() {
     let wanted = std::env::var("BUGS").unwrap_or_default();
-    let patches: Vec<Patch> = patches().into_iter().filter(|patch| patch.name.contains(&wanted)).collect();
+    let is_wanted = |patch: &Patch| wanted.split(',').any(|part| patch.name.contains(part));
+    let patches: Vec<Patch> = patches().into_iter().filter(is_wanted).collect();
     let tree = Tree::lay();
     let started = Instant::now();
     let all: BTreeSet<&Test> = patches.iter().flat_map(|patch| &patch.caught_by).collect();
@@ -90,7 +91,7 @@ fn every_planted_bug_is_caught() {
 
 /// Plants a bug, runs the tests that must see it, and takes it out again. All of them must fail.
 fn catch(tree: &Tree, patch: &Patch) -> Result<String, String> {
-    tree.plant(patch)?;
+    let before = tree.plant(patch)?;
     let mut verdict = Ok(Vec::new());
     for (target, tests) in by_target(patch.caught_by.iter().collect()) {
         verdict = verdict.and_then(|mut by| match tree.run(&target, &tests) {
@@ -103,7 +104,7 @@ fn catch(tree: &Tree, patch: &Patch) -> Result<String, String> {
             broken => Err(broken.to_string()),
         });
     }
-    tree.restore(patch);
+    tree.restore(before);
     Ok(verdict?.join(", "))
 }
 

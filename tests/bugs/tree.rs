@@ -60,7 +60,7 @@ impl Tree {
     fn copy(&self, part: &Path) {
         let (from, to) = (original().join(part), self.root.join(part));
         if !from.is_dir() {
-            write_if_other(&to, &self.adapted(part, fs::read(&from).unwrap()), true);
+            write_if_other(&to, &self.adapted(part, fs::read(&from).unwrap()));
             return fs::set_permissions(&to, fs::metadata(&from).unwrap().permissions()).unwrap();
         }
         fs::create_dir_all(&to).unwrap();
@@ -92,25 +92,25 @@ impl Tree {
         lines.fold(String::new(), |text, line| text + line + "\n").into_bytes()
     }
 
-    /// Plants a bug.
+    /// Plants a bug; gives the files as they were.
     ///
     /// # Errors
     /// Its patch does not fit the source any more.
-    pub fn plant(&self, bug: &Patch) -> Result<(), String> {
-        let mut changed = Vec::new();
+    pub fn plant(&self, bug: &Patch) -> Result<Vec<(PathBuf, String)>, String> {
+        let (mut before, mut after) = (Vec::new(), Vec::new());
         for (path, hunks) in &bug.files {
-            let text = fs::read_to_string(original().join(path)).map_err(|error| format!("{path}: {error}"))?;
-            changed.push((path, patch::apply(&text, hunks).map_err(|why| format!("{path}: {why}"))?));
+            let file = self.root.join(path);
+            let text = fs::read_to_string(&file).map_err(|error| format!("{path}: {error}"))?;
+            after.push(patch::apply(&text, hunks).map_err(|why| format!("{path}: {why}"))?);
+            before.push((file, text));
         }
-        changed.iter().for_each(|(path, text)| write_if_other(&self.root.join(path), text.as_bytes(), false));
-        Ok(())
+        before.iter().zip(after).for_each(|((file, _), text)| fs::write(file, text).unwrap());
+        Ok(before)
     }
 
     /// Takes it out again.
-    pub fn restore(&self, bug: &Patch) {
-        for path in bug.files.keys() {
-            write_if_other(&self.root.join(path), &fs::read(original().join(path)).unwrap(), false);
-        }
+    pub fn restore(&self, before: Vec<(PathBuf, String)>) {
+        before.into_iter().for_each(|(file, text)| fs::write(file, text).unwrap());
     }
 
     /// Runs tests of one target.
@@ -152,9 +152,9 @@ impl Tree {
     }
 }
 
-/// `keep_time`: only if the content differs, as cargo judges by times.
-fn write_if_other(path: &Path, content: &[u8], keep_time: bool) {
-    if keep_time && fs::read(path).is_ok_and(|there| there == content) {
+/// Only if the content differs, as cargo judges by times.
+fn write_if_other(path: &Path, content: &[u8]) {
+    if fs::read(path).is_ok_and(|there| there == content) {
         return;
     }
     fs::create_dir_all(path.parent().unwrap()).unwrap();

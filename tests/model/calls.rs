@@ -1,7 +1,8 @@
 //! ADD and DEL, one request at a time, in the order of docs/design.md. A loop of reads and compare-and-swaps on one
 //! object is one request here: only its last round has an effect, and that decides on what it has just read.
 
-use super::records::{Records, Verdict, Written};
+use super::claims::Verdict;
+use super::records::{Records, Written};
 use super::state::{At, Call, FIXED, Fault, Found, Pod, Sandbox, State};
 
 /// Carries out a call's next request.
@@ -10,10 +11,10 @@ pub fn step(records: &Records, state: &State, container: u8, fault: Fault) -> St
     let call = state.calls[usize::from(container)];
     match fault {
         Fault::None => request(records, &mut next, container),
-        Fault::DieBefore => end(&mut next, container, Sandbox::Ended),
+        Fault::DieBefore => end(&mut next, container, Sandbox::Left),
         Fault::DieAfter => {
             request(records, &mut next, container);
-            end(&mut next, container, Sandbox::Ended);
+            end(&mut next, container, Sandbox::Left);
         }
         Fault::FailBefore => failed(&mut next, container, call),
         Fault::FailAfter => {
@@ -44,7 +45,7 @@ fn failed(state: &mut State, container: u8, call: Call) {
         At::UndoBlock | At::UndoHolder | At::UndoHandle => undo_claim(state, container, call),
         At::UndoClaim => after_claim_undone(state, container, call),
         _ if call.is_add() && !is_undoing(call.at) => undo(state, container, call),
-        _ => end(state, container, Sandbox::Ended),
+        _ => end(state, container, Sandbox::Left),
     }
 }
 
@@ -80,10 +81,11 @@ fn request(records: &Records, state: &mut State, container: u8) {
             // The holder of the claim that was read, which need not be the one that stands.
             let holder = records.holder(call.claim).unwrap();
             let found = Found { pod: state.pods[State::pod_of(holder)], node: state.node_of(holder) };
-            judge(records, state, container, Call { found: Some(found), ..call });
+            let entry = if records.looks_once { call.entry } else { fixed_entry(records, state) };
+            judge(records, state, container, Call { found: Some(found), entry, ..call });
         }
         At::ExamineOwner => {
-            let verdict = records.take_over(call.claim, container, state.owner_exists, call.paused);
+            let verdict = records.take_over(call.claim, container, state.owner_exists);
             obey(state, container, call, verdict);
         }
         At::Reserve => {
@@ -100,8 +102,12 @@ fn request(records: &Records, state: &mut State, container: u8) {
             state.handles[of] = records.count_off(state.handles[of]);
             set(state, container, Call { at: At::LastLook, displaced: None, ..call });
         }
-        At::LastLook if records.holder(state.claim) == Some(container) => answer(state, container, call),
-        At::LastLook => undo(state, container, call),
+        // A claim of this call's that was taken too long ago is not answered.
+        At::LastLook => {
+            let late = call.paused && call.first.is_some() && !records.answers_late;
+            let holds = records.holder(state.claim) == Some(container);
+            if holds && !late { answer(state, container, call) } else { undo(state, container, call) }
+        }
         At::UndoBlock if state.handles[usize::from(container)].is_none() => undo_claim(state, container, call),
         At::UndoBlock | At::FreeBlock => {
             let (block, address) = records.release(state.block, container);
@@ -172,14 +178,14 @@ fn read_cluster(records: &Records, state: &mut State, container: u8, call: Call)
 /// Decides about the claim as it was read, by what was found out about its holder so far.
 fn judge(records: &Records, state: &mut State, container: u8, call: Call) {
     let in_block = call.entry.is_some() && call.entry == records.holder(call.claim);
-    let verdict = records.decide(call.claim, container, call.found.map(|found| (found, in_block)), call.paused);
+    let verdict = records.decide(call.claim, container, call.found.map(|found| (found, in_block)));
     obey(state, container, call, verdict);
 }
 
 fn obey(state: &mut State, container: u8, call: Call, verdict: Verdict) {
     let go = |at| Call { at, ..call };
     let next = match verdict {
-        Verdict::Take(next) => Call { next, contests: false, ..go(At::SwapClaim) },
+        Verdict::Take(next) => Call { next, contests: false, paused: false, ..go(At::SwapClaim) },
         Verdict::Contest(next) => Call { next, contests: true, ..go(At::SwapClaim) },
         Verdict::Examine => go(At::Examine),
         Verdict::ExamineOwner => go(At::ExamineOwner),
@@ -308,7 +314,7 @@ pub fn may_add(state: &State, container: u8) -> bool {
     state.sandboxes[usize::from(container)] == Sandbox::Unborn
         && state.nodes[pod].runs
         && state.pods[pod] == Pod::Alive
-        && earlier.iter().all(|sandbox| matches!(sandbox, Sandbox::Ended | Sandbox::Deleting | Sandbox::Deleted))
+        && earlier.iter().all(|sandbox| matches!(sandbox, Sandbox::Left | Sandbox::Deleted))
 }
 
 /// A container that has ended, or whose pod is to go.
@@ -316,7 +322,7 @@ pub fn may_delete(state: &State, container: u8) -> bool {
     let pod = State::pod_of(container);
     let wanted = state.pods[pod] == Pod::Alive;
     let ended = match state.sandboxes[usize::from(container)] {
-        Sandbox::Ended => true,
+        Sandbox::Ended | Sandbox::Left => true,
         Sandbox::Given(_) => !wanted,
         _ => false,
     };

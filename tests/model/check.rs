@@ -1,9 +1,11 @@
 //! What must hold: at every moment, and once everything has come to rest.
 
 use super::records::Records;
-use super::state::{Action, At, CONTAINERS, Call, FIXED, Fault, Node, PODS, Pod, Repair, Sandbox, State};
+use super::state::{Action, At, CONTAINERS, Call, FIXED, Fault, Node, PODS, Pod, Repair, SANDBOXES, Sandbox, State};
 use super::{calls, collector};
 
+/// So many calls are under way at the same time, at most, beside a repair of the collector.
+pub const AT_ONCE: usize = 2;
 /// More steps than any way to rest has.
 const MOST_STEPS: usize = 2000;
 
@@ -100,6 +102,7 @@ pub fn actions(records: &Records, state: &State, actions: &mut Vec<Action>) {
             (false, _) => &[Fault::None],
         }
     };
+    let crowded = state.calls.iter().filter(|call| call.at != At::Idle).count() >= AT_ONCE;
     for container in Records::containers() {
         let call = state.calls[usize::from(container)];
         if call.at != At::Idle {
@@ -108,10 +111,10 @@ pub fn actions(records: &Records, state: &State, actions: &mut Vec<Action>) {
         if state.calls[usize::from(container)].at == At::Wait {
             actions.push(Action::GiveUp(container));
         }
-        if calls::may_add(state, container) {
+        if !crowded && calls::may_add(state, container) {
             actions.push(Action::Add(container));
         }
-        if calls::may_delete(state, container) {
+        if !crowded && calls::may_delete(state, container) {
             actions.push(Action::Del(container));
         }
         if broken
@@ -139,13 +142,8 @@ pub fn actions(records: &Records, state: &State, actions: &mut Vec<Action>) {
 
 fn cluster_actions(state: &State, pod: u8, broken: bool, actions: &mut Vec<Action>) {
     let (object, node) = (state.pods[usize::from(pod)], state.nodes[usize::from(pod)]);
-    let first = usize::from(pod) * super::state::SANDBOXES;
-    let containers = &state.sandboxes[first..first + super::state::SANDBOXES];
-    let ended = containers.iter().all(|sandbox| matches!(sandbox, Sandbox::Unborn | Sandbox::Deleted));
-    match object {
-        Pod::Alive => actions.push(Action::Delete(pod)),
-        Pod::Terminating if ended && node.runs => actions.push(Action::Vanish(pod)),
-        _ => {}
+    if object == Pod::Alive {
+        actions.push(Action::Delete(pod));
     }
     if broken {
         if state.exists(usize::from(pod)) {
@@ -175,8 +173,8 @@ pub fn apply(records: &Records, state: &State, action: Action) -> State {
         Action::Begin(repair) => next.repair = repair,
         Action::Repair(fault) => next = collector::step(records, state, fault),
         Action::Delete(pod) => next.pods[usize::from(pod)] = Pod::Terminating,
-        Action::Vanish(pod) | Action::DeleteByForce(pod) => next.pods[usize::from(pod)] = Pod::Gone { long: false },
-        Action::SandboxDies(container) => next.sandboxes[usize::from(container)] = Sandbox::Ended,
+        Action::DeleteByForce(pod) => next.pods[usize::from(pod)] = Pod::Gone { long: false },
+        Action::SandboxDies(container) => next.sandboxes[usize::from(container)] = Sandbox::Left,
         Action::NodeDies(pod) => die(&mut next, pod),
         Action::NodeIsCutOff(pod) => next.nodes[usize::from(pod)].ready = false,
         Action::Pause => next = collector::pause(records, state),
@@ -184,7 +182,30 @@ pub fn apply(records: &Records, state: &State, action: Action) -> State {
     if is_fault(state, action) {
         next.faults = state.faults - 1;
     }
+    (0..PODS).for_each(|pod| settle(records, &mut next, pod));
     next
+}
+
+/// What can make no difference any more is made equal.
+fn settle(records: &Records, state: &mut State, pod: usize) {
+    let containers = pod * SANDBOXES..(pod + 1) * SANDBOXES;
+    let sandboxes = &mut state.sandboxes[containers.clone()];
+    if state.pods[pod] != Pod::Alive {
+        sandboxes.iter_mut().filter(|s| **s == Sandbox::Unborn).for_each(|s| *s = Sandbox::Deleted);
+    }
+    let over = sandboxes.iter().all(|sandbox| *sandbox == Sandbox::Deleted);
+    if over && state.pods[pod] == Pod::Terminating && state.nodes[pod].runs {
+        state.pods[pod] = Pod::Gone { long: false };
+    }
+    let of_pod = |container: u8| State::pod_of(container) == pod;
+    let recorded = records.holder(state.claim).is_some_and(of_pod)
+        || records.entries(state.block).into_iter().flatten().any(|(container, _)| of_pod(container))
+        || containers.clone().any(|container| state.handles[container].is_some())
+        || state.calls.iter().any(|call| records.holder(call.claim).is_some_and(of_pod));
+    if over && !recorded && matches!(state.pods[pod], Pod::Gone { .. }) {
+        state.pods[pod] = Pod::Gone { long: true };
+        state.nodes[pod] = Node { ready: true, runs: true };
+    }
 }
 
 /// Whatever ran on a node is no more, and nobody there will ever call DEL.
@@ -192,9 +213,8 @@ fn die(state: &mut State, pod: u8) {
     state.nodes[usize::from(pod)] = Node { ready: false, runs: false };
     for container in Records::containers().filter(|container| State::pod_of(*container) == usize::from(pod)) {
         state.calls[usize::from(container)] = Call::IDLE;
-        if state.sandboxes[usize::from(container)] != Sandbox::Unborn {
-            state.sandboxes[usize::from(container)] = Sandbox::Ended;
-        }
+        state.sandboxes[usize::from(container)] = Sandbox::Deleted;
+        state.noted[usize::from(container)] = false;
     }
 }
 

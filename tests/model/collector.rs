@@ -1,7 +1,8 @@
 //! The collector's repairs, one request at a time. It acts on one live look, without the sightings before it that
 //! the program waits for, so it is more in a hurry here; what its rules leave to a node for a while, they leave here.
 
-use super::records::{Records, Stands};
+use super::claims::Stands;
+use super::records::Records;
 use super::state::{At, CONTAINERS, Call, FIXED, Fault, Found, Pod, Repair, State};
 
 /// What ought to be repaired, and whether it is time to.

@@ -7,47 +7,17 @@ use std::net::IpAddr;
 use calico::{Affinity, Entry, Expect, Holder as Allocation, IPAMBlockSpec, IPAMHandleSpec, Reservations};
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
-use kube_ipam::claim::{
-    self, Asker, Claim, Decision, Evidence, Fencing, Holder, NodeState, PodState, Policy, Standing, decide, standing,
-};
+use kube_ipam::claim::Claim;
 use kube_ipam::driver::edit::{Assign, Edit, Outcome, Release, Which, Whose};
 use kube_ipam::driver::{CLAIM_KEY, Error};
-use kube_ipam::pod::Owner;
 
+use super::claims::{Facts, Known, Stands, Verdict};
 use super::quick::Map;
-use super::state::{ADDRESSES, CONTAINERS, FIXED, Found, Id, Pod, State};
+use super::state::{ADDRESSES, CONTAINERS, FIXED, Found, Id, State};
 
 /// Seconds from one moment of the model to the next: longer than a grace, and than the longest ADD.
-const AGE: i64 = 1000;
+pub const AGE: i64 = 1000;
 const CIDR: &str = "10.0.0.0/31";
-
-/// What the model needs to know of a claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
-    pub owner: u8,
-    pub holder: Option<u8>,
-    pub generation: u64,
-}
-
-/// [`Decision`], with claims by number.
-#[derive(Debug, Clone, Copy)]
-pub enum Verdict {
-    Take(Id),
-    Contest(Id),
-    Held,
-    Examine,
-    ExamineOwner,
-    Wait,
-    Refuse,
-}
-
-/// [`Standing`], with claims by number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stands {
-    Lost,
-    Contest(Id),
-    Keeps,
-}
 
 /// What came of writing an address.
 #[derive(Debug, Clone, Copy)]
@@ -57,100 +27,61 @@ pub enum Written {
     Taken,
 }
 
+/// An address asked for: of which block, by whom, what it knows to be reserved, and by which generation of a claim.
+type Asked = (Id, u8, bool, Option<u64>);
 /// Who has each address, and whether by a claim.
 type Entries = [Option<(u8, bool)>; ADDRESSES];
-/// Whose pod a decision is about, as far as it is known.
-type Known = Option<(Found, bool)>;
 
 #[derive(Default)]
-struct Kept {
-    blocks: Vec<IPAMBlockSpec>,
-    block_ids: Map<String, Id>,
-    claims: Vec<Claim>,
-    claim_ids: Map<String, Id>,
-    assigned: Map<(Id, u8, bool, Option<u64>), (Id, Written)>,
-    released: Map<(Id, u8), (Id, Option<u8>)>,
-    freed: Map<(Id, u8, u8), (Id, bool)>,
-    entries: Map<Id, Entries>,
-    decided: Map<(Id, u8, Known, bool), Verdict>,
-    stood: Map<(Id, Found, bool), Stands>,
-    facts: Map<Id, Facts>,
-    aged: Map<Id, Id>,
+pub struct Kept {
+    pub blocks: Vec<IPAMBlockSpec>,
+    pub block_ids: Map<String, Id>,
+    pub claims: Vec<Claim>,
+    pub claim_ids: Map<String, Id>,
+    pub assigned: Map<Asked, (Id, Written)>,
+    pub released: Map<(Id, u8), (Id, Option<u8>)>,
+    pub freed: Map<(Id, u8, u8), (Id, bool)>,
+    pub entries: Map<Id, Entries>,
+    pub decided: Map<(Id, u8, Known), Verdict>,
+    pub stood: Map<(Id, Found, bool), Stands>,
+    pub facts: Map<Id, Facts>,
+    pub aged: Map<Id, Id>,
 }
 
 /// The records of a model.
 pub struct Records {
     /// The owner of each pod that wants the fixed address; `None` wants any.
-    owners: [Option<u8>; super::state::PODS],
-    cidr: IpNetwork,
-    kept: RefCell<Kept>,
+    pub owners: [Option<u8>; super::state::PODS],
+    pub cidr: IpNetwork,
+    /// Whether an ADD judges a holder by the block that it read before the claim, as it once did.
+    pub looks_once: bool,
+    /// Whether an ADD answers however long ago it took its claim, as it once did.
+    pub answers_late: bool,
+    pub kept: RefCell<Kept>,
 }
 
 pub fn now() -> Timestamp {
     Timestamp::UNIX_EPOCH + SignedDuration::from_secs(10 * AGE)
 }
 
-fn long_ago() -> Timestamp {
-    Timestamp::UNIX_EPOCH + SignedDuration::from_secs(AGE)
-}
-
 fn handle(container: u8) -> String {
     format!("net.c{container}")
 }
 
-fn container_of(handle: &str) -> u8 {
+pub fn container_of(handle: &str) -> u8 {
     handle.strip_prefix("net.c").unwrap().parse().unwrap()
-}
-
-fn owner(number: u8) -> Owner {
-    Owner {
-        namespace: "default".into(),
-        group: "apps".into(),
-        version: None,
-        kind: "Deployment".into(),
-        name: format!("app{number}"),
-        ordinal: None,
-    }
-}
-
-/// The container as a holder; `paused` if its ADD began long ago.
-fn holder(container: u8, paused: bool) -> Holder {
-    let pod = State::pod_of(container);
-    Holder {
-        pod_uid: format!("uid{pod}"),
-        pod: format!("pod{pod}"),
-        container_id: format!("c{container}"),
-        interface: "eth0".into(),
-        node: format!("node{pod}"),
-        node_uid: Some(format!("node-uid{pod}")),
-        since: if paused { long_ago() } else { now() },
-        unknown: Default::default(),
-    }
-}
-
-fn policy() -> Policy {
-    Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(60) }
-}
-
-fn evidence(found: &Found, in_block: bool) -> Evidence {
-    let pod = match found.pod {
-        Pod::Alive => PodState::Alive,
-        Pod::Terminating => PodState::Terminating,
-        Pod::Gone { .. } => PodState::Gone,
-    };
-    Evidence { pod, node: if found.node.ready { NodeState::Ready } else { NodeState::NotReady }, in_block }
 }
 
 impl Records {
     pub fn new(owners: [Option<u8>; super::state::PODS]) -> Self {
-        Self { owners, cidr: CIDR.parse().unwrap(), kept: RefCell::default() }
+        Self { owners, cidr: CIDR.parse().unwrap(), looks_once: false, answers_late: false, kept: RefCell::default() }
     }
 
     pub fn owner_of(&self, container: u8) -> Option<u8> {
         self.owners[State::pod_of(container)]
     }
 
-    fn address(&self, number: u8) -> IpAddr {
+    pub fn address(&self, number: u8) -> IpAddr {
         self.cidr.iter().nth(usize::from(number)).unwrap()
     }
 
@@ -288,111 +219,6 @@ impl Records {
             return count;
         }
         (!spec.is_empty()).then(|| u8::try_from(spec.count(&self.cidr)).unwrap())
-    }
-
-    // === claims ===
-
-    fn keep_claim(&self, claim: Claim) -> Id {
-        let mut kept = self.kept.borrow_mut();
-        let key = serde_json::to_string(&claim).unwrap();
-        if let Some(known) = kept.claim_ids.get(&key) {
-            return *known;
-        }
-        kept.claims.push(claim);
-        let id = Id::try_from(kept.claims.len()).unwrap();
-        kept.claim_ids.insert(key, id);
-        id
-    }
-
-    fn claim(&self, id: Id) -> Option<Claim> {
-        usize::from(id).checked_sub(1).map(|index| self.kept.borrow().claims[index].clone())
-    }
-
-    pub fn facts(&self, id: Id) -> Option<Facts> {
-        if id == 0 {
-            return None;
-        }
-        if let Some(facts) = self.kept.borrow().facts.get(&id) {
-            return Some(*facts);
-        }
-        let claim = self.claim(id)?;
-        let holder = claim.holder.as_ref().map(|holder| container_of(&format!("net.{}", holder.container_id)));
-        let owner = claim.owner.name.strip_prefix("app").unwrap().parse().unwrap();
-        let facts = Facts { owner, holder, generation: claim.generation };
-        self.kept.borrow_mut().facts.insert(id, facts);
-        Some(facts)
-    }
-
-    pub fn holder(&self, id: Id) -> Option<u8> {
-        self.facts(id)?.holder
-    }
-
-    pub fn released(&self, id: Id) -> Id {
-        self.claim(id).map_or(0, |claim| self.keep_claim(claim.released()))
-    }
-
-    /// What a container's ADD is to do about the claim that it has read.
-    pub fn decide(&self, id: Id, container: u8, known: Known, paused: bool) -> Verdict {
-        if let Some(verdict) = self.kept.borrow().decided.get(&(id, container, known, paused)) {
-            return *verdict;
-        }
-        let (owner, holder) = (owner(self.owner_of(container).unwrap()), holder(container, paused));
-        let asker = Asker { owner: &owner, holder: &holder };
-        let evidence = known.map(|(found, in_block)| evidence(&found, in_block));
-        let claim = self.claim(id);
-        let decision = decide(self.address(FIXED), claim.as_ref(), &asker, evidence.as_ref(), &policy(), now());
-        let verdict = self.verdict(decision);
-        self.kept.borrow_mut().decided.insert((id, container, known, paused), verdict);
-        verdict
-    }
-
-    /// The same once it is known whether the owner of a claim that nobody holds still exists.
-    pub fn take_over(&self, id: Id, container: u8, owner_exists: bool, paused: bool) -> Verdict {
-        let (owner, holder) = (owner(self.owner_of(container).unwrap()), holder(container, paused));
-        let asker = Asker { owner: &owner, holder: &holder };
-        self.verdict(claim::take_over(&self.claim(id).unwrap(), &asker, owner_exists, now()))
-    }
-
-    fn verdict(&self, decision: Decision) -> Verdict {
-        match decision {
-            Decision::Take(claim) => Verdict::Take(self.keep_claim(*claim)),
-            Decision::Contest(claim) => Verdict::Contest(self.keep_claim(*claim)),
-            Decision::Held => Verdict::Held,
-            Decision::Examine => Verdict::Examine,
-            Decision::ExamineOwner => Verdict::ExamineOwner,
-            Decision::Wait(_) => Verdict::Wait,
-            Decision::Refuse(_) => Verdict::Refuse,
-        }
-    }
-
-    /// How the holder of a claim stands, by the collector's look.
-    pub fn standing(&self, id: Id, found: Found, in_block: bool) -> Stands {
-        if let Some(stands) = self.kept.borrow().stood.get(&(id, found, in_block)) {
-            return *stands;
-        }
-        let stands = match standing(&self.claim(id).unwrap(), &evidence(&found, in_block), &policy(), now()) {
-            Standing::Lost => Stands::Lost,
-            Standing::Contest(claim) => Stands::Contest(self.keep_claim(*claim)),
-            Standing::Keeps(_) => Stands::Keeps,
-        };
-        self.kept.borrow_mut().stood.insert((id, found, in_block), stands);
-        stands
-    }
-
-    /// The claim after a pause: everything in it was long ago.
-    pub fn aged(&self, id: Id) -> Id {
-        if let Some(aged) = self.kept.borrow().aged.get(&id) {
-            return *aged;
-        }
-        let Some(mut claim) = self.claim(id) else { return 0 };
-        claim.contested = claim.contested.map(|_| long_ago());
-        claim.created = long_ago();
-        if let Some(holder) = &mut claim.holder {
-            holder.since = long_ago();
-        }
-        let aged = self.keep_claim(claim);
-        self.kept.borrow_mut().aged.insert(id, aged);
-        aged
     }
 
     /// How many versions of blocks and claims there were.

@@ -1,5 +1,7 @@
 //! What the model is in at one moment: the records, the cluster, and every call under way at its next request.
 
+use std::hash::{Hash, Hasher};
+
 /// Pods, and their nodes: pod `n` is on node `n`.
 pub const PODS: usize = 3;
 /// Each pod has at most this many sandboxes, one after the other.
@@ -39,8 +41,10 @@ pub enum Sandbox {
     Adding,
     /// ADD has answered with this address.
     Given(u8),
-    /// DEL is to be called, once more if need be.
+    /// DEL is to be called, before the pod gets another sandbox.
     Ended,
+    /// DEL is to be called, but something went wrong with the container, and it may come late.
+    Left,
     Deleting,
     Deleted,
 }
@@ -86,7 +90,7 @@ pub struct Found {
 }
 
 /// A call under way. What it does not need any more is as in [`Call::IDLE`], so that equal futures are equal states.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
     pub at: At,
     /// The claim as it was read last.
@@ -167,9 +171,8 @@ pub enum Action {
     /// The collector begins a repair, or goes on with it.
     Begin(Repair),
     Repair(Fault),
-    /// A pod is deleted; its last container has ended.
+    /// A pod is deleted. Its object goes with its last container.
     Delete(u8),
-    Vanish(u8),
     /// Faults of the cluster: deleted by force, the sandbox died, the node died, the node is cut off, a pause that is
     /// longer than every lease.
     DeleteByForce(u8),
@@ -190,6 +193,28 @@ pub enum Fault {
     /// It is answered by an error, and was not carried out, or was.
     FailBefore,
     FailAfter,
+}
+
+/// Two words: most of the time goes into the hashes of states.
+impl Hash for Call {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let small = |number: Option<u8>| number.map_or(0, |n| u64::from(n) + 1);
+        let found = self.found.map_or(0, |found| {
+            let pod = match found.pod {
+                Pod::Alive => 1,
+                Pod::Terminating => 2,
+                Pod::Gone { long } => 3 + u64::from(long),
+            };
+            pod << 2 | u64::from(found.node.ready) << 1 | u64::from(found.node.runs)
+        });
+        let flags = [self.contests, self.reserved, self.handle, self.paused];
+        let flags = flags.iter().fold(0, |bits, flag| bits << 1 | u64::from(*flag));
+        let first = self.first.map_or(0, |first| 1 + u64::from(first));
+        let ids = [self.claim, self.next, self.took].iter().fold(0, |bits, id| bits << 16 | u64::from(*id));
+        hasher.write_u64(ids << 8 | self.at as u64);
+        let numbers = small(self.entry) | small(self.displaced) << 4 | small(self.address) << 8;
+        hasher.write_u64(numbers | first << 12 | flags << 14 | found << 20);
+    }
 }
 
 impl Call {
