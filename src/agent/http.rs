@@ -59,7 +59,7 @@ async fn serve(mut listener: impl axum::serve::Listener, routes: Router) {
     protocol.keep_alive(false).max_buf_size(BUFFER);
     loop {
         let (stream, _) = listener.accept().await;
-        let place = room.enter();
+        let place = room.enter().await;
         let serving = protocol.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes.clone()));
         tokio::spawn(async move {
             tokio::select! {

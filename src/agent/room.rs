@@ -17,10 +17,15 @@ const MEMORY: usize = 48 << 10;
 pub(super) struct Room {
     places: usize,
     inside: Mutex<VecDeque<CancellationToken>>,
+    /// For those inside and as many on their way out.
+    all: Arc<Semaphore>,
 }
 
 /// A place, until it is dropped or lost.
-pub(super) struct Place(CancellationToken);
+pub(super) struct Place {
+    token: CancellationToken,
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
 /// What calls take while they are under way.
 pub(super) struct Load {
@@ -32,11 +37,12 @@ pub(super) struct Load {
 
 impl Room {
     pub(super) fn new(places: usize) -> Self {
-        Self { places, inside: Mutex::default() }
+        Self { places, inside: Mutex::default(), all: Arc::new(Semaphore::new(places * 2)) }
     }
 
-    /// A place. If there is none left, the one who came first loses his.
-    pub(super) fn enter(&self) -> Place {
+    /// A place. If there is none left, the one who came first loses his; waits while too many have yet to go.
+    pub(super) async fn enter(&self) -> Place {
+        let permit = self.all.clone().acquire_owned().await.ok();
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.retain(|place| !place.is_cancelled());
         while inside.len() >= self.places {
@@ -45,7 +51,7 @@ impl Room {
         }
         let token = CancellationToken::new();
         inside.push_back(token.clone());
-        Place(token)
+        Place { token, _permit: permit }
     }
 }
 
@@ -54,13 +60,13 @@ impl Room {
 impl Place {
     /// Returns once somebody else needs it.
     pub(super) async fn lost(&self) {
-        self.0.cancelled().await;
+        self.token.cancelled().await;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.token.cancel();
     }
 }
 
@@ -89,15 +95,22 @@ impl Load {
 mod tests {
     use super::*;
 
-    #[test]
-    fn whoever_came_first_makes_room_and_nobody_else() {
+    #[tokio::test]
+    async fn whoever_came_first_makes_room_and_nobody_else() {
         let room = Room::new(2);
-        let (first, second) = (room.enter(), room.enter());
+        let (first, second) = (room.enter().await, room.enter().await);
         drop(first);
-        let third = room.enter();
-        assert!(!second.0.is_cancelled(), "there was a place left");
-        let fourth = room.enter();
-        assert!(second.0.is_cancelled() && !third.0.is_cancelled() && !fourth.0.is_cancelled());
+        let third = room.enter().await;
+        assert!(!second.token.is_cancelled(), "there was a place left");
+        let fourth = room.enter().await;
+        assert!(second.token.is_cancelled() && !third.token.is_cancelled() && !fourth.token.is_cancelled());
+        let fifth = room.enter().await;
+        let soon = std::time::Duration::from_millis(1);
+        let sixth = tokio::time::timeout(soon, room.enter()).await;
+        assert!(sixth.is_err(), "two have yet to go");
+        drop((second, third));
+        assert!(!fifth.token.is_cancelled());
+        room.enter().await;
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Listener {
                 }
             };
             if is_ours(&stream) {
-                let serving = exchange(agent.clone(), stream, room.enter(), load.clone());
+                let serving = exchange(agent.clone(), stream, room.enter().await, load.clone());
                 agent.tasks.spawn(serving);
             }
         }
@@ -187,7 +187,6 @@ async fn exchange(agent: Arc<Agent>, stream: UnixStream, place: Place, load: Arc
         taken = tokio::time::timeout(REQUEST_TIME, take(&mut requests, &load)) => taken.unwrap_or(Err(Untaken::Silent)),
         () = place.lost() => Err(busy("others came, and no request had")),
     };
-    drop(place);
     let taken = match taken {
         Ok(_) if agent.stopping.is_cancelled() => {
             let reason = "the agent is stopping".to_owned();
@@ -204,6 +203,7 @@ async fn exchange(agent: Arc<Agent>, stream: UnixStream, place: Place, load: Arc
             return;
         }
     };
+    drop(place);
     if !say(&mut write, &Reply::Accepted {}).await {
         return;
     }

@@ -55,9 +55,9 @@ pub struct CniError {
 }
 
 impl CniError {
-    /// An error from its parts.
+    /// An error from its parts, in one line whatever they hold: they name keys and variables that others wrote.
     pub fn new(code: u32, msg: impl Into<String>, details: impl Into<String>) -> CniError {
-        CniError { code, msg: msg.into(), details: details.into() }
+        CniError { code, msg: one_line(msg.into()), details: one_line(details.into()) }
     }
 
     /// The JSON object the runtime reads from stdout. Without a known version the newest is named.
@@ -87,6 +87,21 @@ impl CniError {
     pub(crate) fn variable(name: &str, value: &str, wrong: impl AsRef<str>, right: impl Into<String>) -> CniError {
         CniError { code: code::INVALID_ENVIRONMENT, ..CniError::field(name, value, wrong, right) }
     }
+}
+
+/// Control characters escaped: raw, they would write lines of their own in a log, or move a terminal's cursor.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let mut line = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 /// A value as an error shows it: quoted, control characters escaped, cut to a length that fits a log line and an Event. What looks like

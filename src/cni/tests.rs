@@ -181,7 +181,8 @@ fn stdin_that_is_not_one_object_is_refused() {
     refused(parse_stdin(b"7"), 6, &["bare"]);
     refused(parse_stdin(b"{} {}"), 6, &["not JSON"]);
     refused(parse_stdin(&[b'{', 0xff]), 6, &["not JSON"]);
-    refused(parse_stdin("[".repeat(100_000).as_bytes()), 6, &["recursion limit"]);
+    refused(parse_stdin("[".repeat(10_000).as_bytes()), 6, &["recursion limit"]);
+    refused(parse_stdin("[".repeat(100_000).as_bytes()), 5, &["32768 JSON values"]);
     refused(parse_stdin(&vec![b' '; READ_STDIN_LIMIT + 1]), 5, &["1048576 bytes"]);
     assert!(parse_stdin(b" {\"a\": 1}\n").is_ok());
 }

@@ -220,7 +220,11 @@ async fn an_agent_that_is_locked_out_and_finds_broken_files_tells_nobody_why_in_
     let alone = call.with("/log_level", json!("trace")).with("/ipam/stateDir", json!(path("elsewhere")));
     let outcome = alone.run().await;
     assert!(!outcome.is_ok(), "{outcome:?}");
-    until("the agent hears of it", async || agent.log().contains("401").then_some(())).await;
+    // A pod that no watch has told of is asked for, and the answer is 401.
+    let stranger = ground.call("ADD", "unknown", "unknown").run().await;
+    assert_eq!(stranger.error().map(|error| error.code), Some(104), "{stranger:?}");
+    assert!(agent.log().contains("Unauthorized"), "it was not the agent who answered");
+    assert_silent("the agent's answer", &stranger.stdout);
     let told = [
         ("the plugin", format!("{}{}", outcome.stdout, outcome.stderr)),
         ("the plugin's log", ground.log()),
