@@ -10,6 +10,7 @@ mod objects;
 mod pods;
 mod read;
 mod rules;
+mod slim;
 pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};

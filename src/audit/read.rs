@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::StreamExt as _;
 use futures::stream;
 
-use super::Snapshot;
+use super::{Snapshot, slim};
 use crate::pod::Owner;
 use crate::store::{Failure, Ledger, Object, Objects, StoreError, if_any};
 
@@ -28,13 +28,13 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
     let mut lists = Lists { objects, progress, unread: Vec::new() };
     let mut snapshot = Snapshot {
         // Pods before blocks: what a listed pod has was on record before its status said so.
-        pods: lists.all("pods").await,
-        blocks: lists.all("blocks").await,
-        handles: lists.all("handles").await,
-        affinities: lists.all("affinities").await,
-        pools: lists.all("pools").await,
+        pods: lists.all("pods", slim::pod).await,
+        blocks: lists.all("blocks", slim::block).await,
+        handles: lists.all("handles", slim::handle).await,
+        affinities: lists.all("affinities", slim::affinity).await,
+        pools: lists.all("pools", |_| {}).await,
         reservations: lists.optional("reservations").await,
-        nodes: lists.all("nodes").await,
+        nodes: lists.all("nodes", slim::node).await,
         ..Snapshot::default()
     };
     progress("configuration");
@@ -65,9 +65,9 @@ struct Lists<'a, O> {
 }
 
 impl<O: Objects> Lists<'_, O> {
-    async fn all<K: Object>(&mut self, what: &str) -> Vec<K> {
+    async fn all<K: Object>(&mut self, what: &str, keep: fn(&mut K)) -> Vec<K> {
         (self.progress)(what);
-        let listed = self.objects.list("").await;
+        let listed = self.objects.list_parts("", keep).await;
         listed.unwrap_or_else(|error| {
             self.unread.push(error);
             Vec::new()

@@ -183,11 +183,15 @@ impl Objects for KubeStore {
     }
 
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
-        self.list_by(ListParams::default(), selector).await
+        self.list_by(ListParams::default(), selector, |_| {}).await
+    }
+
+    async fn list_parts<K: Object>(&self, selector: &str, keep: fn(&mut K)) -> Result<Vec<K>, StoreError> {
+        self.list_by(ListParams::default(), selector, keep).await
     }
 
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
-        self.list_by(ListParams::default().match_any(), selector).await
+        self.list_by(ListParams::default().match_any(), selector, |_| {}).await
     }
 
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
@@ -243,26 +247,35 @@ impl Objects for KubeStore {
 }
 
 impl KubeStore {
-    async fn list_by<K: Object>(&self, params: ListParams, selector: &str) -> Result<Vec<K>, StoreError> {
+    async fn list_by<K: Object>(
+        &self,
+        params: ListParams,
+        selector: &str,
+        keep: fn(&mut K),
+    ) -> Result<Vec<K>, StoreError> {
         let params = if selector.is_empty() { params } else { params.labels(selector) };
         // From the API server's cache a list comes whole, whatever the limit is.
         if params.resource_version.is_some() || params.version_match.is_some() {
-            return Ok(self.list_page(&params).await?.items);
+            return Ok(self.list_page(&params, keep).await?.items);
         }
-        match self.list_in_pages(&params).await? {
+        match self.list_in_pages(&params, keep).await? {
             Some(items) => Ok(items),
-            None => Ok(self.list_page(&params).await?.items),
+            None => Ok(self.list_page(&params, keep).await?.items),
         }
     }
 
     /// Page by page, as of one moment: ten thousand blocks are neither one answer that takes too long nor a text of
     /// many megabytes beside what is read from it. `None` if that moment was forgotten before the last page.
-    async fn list_in_pages<K: Object>(&self, params: &ListParams) -> Result<Option<Vec<K>>, StoreError> {
+    async fn list_in_pages<K: Object>(
+        &self,
+        params: &ListParams,
+        keep: fn(&mut K),
+    ) -> Result<Option<Vec<K>>, StoreError> {
         let mut page = params.clone().limit(PAGE);
         let mut items = Vec::new();
         loop {
             let begun = page.continue_token.is_some();
-            let list: ObjectList<K> = match self.list_page(&page).await {
+            let list: ObjectList<K> = match self.list_page(&page, keep).await {
                 // 410 Gone: the token has expired.
                 Err(StoreError { failure: Failure::Refused(_), .. }) if begun => return Ok(None),
                 list => list?,
@@ -275,11 +288,14 @@ impl KubeStore {
         }
     }
 
-    async fn list_page<K: Object>(&self, params: &ListParams) -> Result<ObjectList<K>, StoreError> {
+    async fn list_page<K: Object>(&self, params: &ListParams, keep: fn(&mut K)) -> Result<ObjectList<K>, StoreError> {
         let mut list: ObjectList<K> =
             self.call("list", K::plural(&()).into_owned(), Request::new(K::url_path(&(), None)).list(params)).await?;
-        // Often more than the object itself, and a write without them changes nothing of them.
-        list.items.iter_mut().for_each(|item| item.meta_mut().managed_fields = None);
+        for item in &mut list.items {
+            // Often more than the object itself, and a write without them changes nothing of them.
+            item.meta_mut().managed_fields = None;
+            keep(item);
+        }
         Ok(list)
     }
 

@@ -73,6 +73,21 @@ pub trait Objects: Send + Sync {
         self.list(selector)
     }
 
+    /// The same as [`Objects::list`], of which `keep` drops what the caller does not look at: the parts of all objects
+    /// may be much smaller than all objects.
+    fn list_parts<K: Object>(
+        &self,
+        selector: &str,
+        keep: fn(&mut K),
+    ) -> impl Future<Output = Result<Vec<K>, StoreError>> + Send {
+        let listed = self.list(selector);
+        async move {
+            let mut items = listed.await?;
+            items.iter_mut().for_each(keep);
+            Ok(items)
+        }
+    }
+
     /// Creates a cluster-scoped object and returns it as stored; [`Failure::Exists`] if the name is taken.
     fn create<K: Object>(&self, object: &K) -> impl Future<Output = Result<K, StoreError>> + Send;
 
