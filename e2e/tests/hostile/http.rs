@@ -48,7 +48,8 @@ async fn slow_peers_keep_nobody_from_the_probes_and_the_status() {
         own.push(stream);
     }
     let during = Usage::of(&agent);
-    assert!(during.files < before.files + 2 * CONNECTIONS + 32, "{before:?} {during:?}");
+    // Two listeners, and as many as may be inside may be on their way out.
+    assert!(during.files < before.files + 2 * 2 * CONNECTIONS + 8, "{before:?} {during:?}");
     assert!(during.files > before.files + CONNECTIONS, "nothing was held: {before:?} {during:?}");
     assert!(during.peak < before.peak + (32 << 10), "{before:?} {during:?}");
     for path in ["/healthz", "/readyz", "/metrics"] {

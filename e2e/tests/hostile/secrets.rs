@@ -232,7 +232,7 @@ async fn an_agent_that_is_locked_out_and_finds_broken_files_tells_nobody_why_in_
         ("the status", said(&run(&["status", "--state-dir", &path("state")]))),
         (
             "an object of the cluster",
-            ground.server().snapshot().into_iter().map(|(_, object)| object.to_string()).collect(),
+            ground.server().snapshot().into_values().map(|object| object.to_string()).collect(),
         ),
         ("the agent's log", agent.log()),
     ];
