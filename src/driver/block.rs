@@ -1,5 +1,7 @@
 //! Claiming blocks for this node, and taking empty ones back from others.
 
+use std::time::Duration;
+
 use calico::{AffinityState, BlockAffinity, IPAMBlock, IPAMBlockSpec, affinity_name, cidr_name};
 use ipnetwork::IpNetwork;
 use jiff::SignedDuration;
@@ -12,6 +14,9 @@ use crate::store::{Ledger, Objects};
 
 /// A block claimed more recently is left to its node even if it is empty: that node is about to use it.
 const YOUNG: SignedDuration = SignedDuration::from_secs(60);
+
+/// Time for what follows the block, if the call's own is used up.
+const SECOND_PHASE: Duration = Duration::from_secs(5);
 
 /// Whose block it turned out to be.
 pub(super) enum Claimed {
@@ -38,6 +43,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             })
             .await?;
         let block = settled.object.ok_or(Error::Late("a claimed block vanished"))?;
+        // However long that took: a block is not left without its affinity for want of time.
+        let deadline = deadline.max(Instant::now() + SECOND_PHASE);
         if block.spec.host() != Some(node) {
             self.drop_affinity(affinity, deadline).await?;
             return Ok(Claimed::Theirs(block));

@@ -75,7 +75,11 @@ async fn schedule(sim: &Arc<Sim>, pod: &Arc<PodCell>, rng: &mut Rng) {
         let ready: Vec<usize> = {
             let truth = sim.truth();
             let is_ready = |node: &usize| pods::is_ready(truth.get::<Node>(None, &sim.hosts[*node].name).as_ref());
-            (0..sim.hosts.len()).filter(is_ready).collect()
+            // One plugin for each node: calico-ipam has the last one, if its pods are there at all.
+            let last = sim.hosts.len() - 1;
+            let mixed = sim.plan.workloads.iter().any(|w| w.kind == Kind::Calico);
+            let suits = |node: &usize| !mixed || (*node == last) == pod.foreign;
+            (0..sim.hosts.len()).filter(is_ready).filter(suits).collect()
         };
         if let Some(node) = rng.pick(&ready).copied() {
             pods::bind(sim, pod, node);

@@ -1,8 +1,8 @@
 //! A kubelet with its runtime: sandboxes are made until one stands, torn down when their pod goes, and DEL is
 //! called until it succeeds, at times once more.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -16,8 +16,8 @@ use super::sim::Sim;
 
 /// Longest time in milliseconds from a pod's deletion to the end of its containers, on a node that is not cut off.
 const REACTION: u64 = 2000;
-/// How long a runtime waits for an ADD.
-const PATIENCE: Duration = Duration::from_secs(25);
+/// How long a runtime waits for an ADD, in milliseconds.
+const PATIENCE: (u64, u64) = (3000, 25_000);
 
 struct Worker {
     sim: Arc<Sim>,
@@ -38,13 +38,16 @@ pub fn start(sim: &Arc<Sim>, node: usize) {
         let host = &sim.hosts[node];
         let life = sim.nth(&format!("kubelet {}", host.name));
         let mut rng = Rng::new(mix(&[sim.plan.seed, hash(&host.name), life]));
-        let known: Vec<Arc<PodCell>> = sim.pods().values().filter(|pod| is_known(&sim, pod, node)).cloned().collect();
-        if let Some(any) = known.first().filter(|_| life > 1 && rng.chance(500)) {
-            let running = sim.truth().oracle.alive_on(node);
-            sim.tell(&format!("kubelet {}", host.name), "gc", &host.name, || format!("{running:?}"));
-            host.gc(&sim, any, &running).await;
+        let known =
+            || -> Vec<Arc<PodCell>> { sim.pods().values().filter(|pod| is_known(&sim, pod, node)).cloned().collect() };
+        if let Some(any) = known().first().filter(|pod| !pod.foreign && life > 1 && rng.chance(500)) {
+            let alive = sim.truth().oracle.alive_on(node);
+            sim.tell(&format!("kubelet {}", host.name), "gc", &host.name, || format!("{alive:?}"));
+            host.collecting.store(true, Ordering::Relaxed);
+            host.gc(&sim, any, &alive).await;
+            host.collecting.store(false, Ordering::Relaxed);
         }
-        known.iter().for_each(|pod| take_up(&sim, node, pod));
+        known().iter().for_each(|pod| take_up(&sim, node, pod));
     });
     sim.hosts[node].keep(task.abort_handle());
 }
@@ -59,9 +62,12 @@ fn is_known(sim: &Sim, pod: &PodCell, node: usize) -> bool {
 
 /// A pod was bound to the node, or is found there.
 pub fn take_up(sim: &Arc<Sim>, node: usize, pod: &Arc<PodCell>) {
-    if !sim.hosts[node].is_up() {
+    let host = &sim.hosts[node];
+    let known = host.workers.lock().unwrap_or_else(PoisonError::into_inner).contains(&pod.uid);
+    if !host.is_up() || known || host.collecting.load(Ordering::Relaxed) {
         return;
     }
+    host.workers.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.uid.clone());
     let life = sim.nth(&format!("worker {}", pod.uid));
     let rng = Rng::new(mix(&[sim.plan.seed, hash(&pod.uid), life]));
     let worker = Worker { sim: sim.clone(), node, pod: pod.clone(), rng, garbage: Vec::new(), backoff: 800 };
@@ -77,6 +83,8 @@ impl Worker {
         if current.is_some() {
             self.report();
         }
+        // What does not run any more is torn down before anything new is made.
+        self.clean_up_once().await;
         while self.pod.stage() == Stage::Alive {
             if current.is_none() {
                 current = self.make_sandbox().await;
@@ -147,7 +155,8 @@ impl Worker {
         let id = self.pod.sandbox(&self.sim, self.node);
         let who = self.name();
         self.sim.tell(&who, "add", &id, || format!("pod {}", self.pod.name));
-        let deadline = timeout(PATIENCE, add(&self.sim, self.node, &self.pod, &id));
+        let patience = Duration::from_millis(self.rng.between(PATIENCE.0, PATIENCE.1));
+        let deadline = timeout(patience, add(&self.sim, self.node, &self.pod, &id));
         let leaves = async {
             self.pod.reaches(Stage::Terminating).await;
             sleep(Duration::from_millis(self.rng.below(REACTION))).await;
@@ -168,9 +177,8 @@ impl Worker {
             return Some(id);
         }
         self.stop(&id);
-        if self.rng.chance(800) {
-            self.clean_up_once().await;
-        }
+        // A runtime tears down what failed before it tries again, though it does not insist.
+        self.clean_up_once().await;
         let backoff = self.backoff;
         self.backoff = (backoff * 2).min(20_000);
         self.pause(backoff).await;

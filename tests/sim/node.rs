@@ -32,6 +32,10 @@ pub struct Host {
     pub epoch: AtomicU64,
     pub tmpfs: Mutex<Arc<Tmpfs>>,
     agent: Mutex<Option<NodeDriver>>,
+    /// Pods that the kubelet looks after by now.
+    pub workers: Mutex<BTreeSet<String>>,
+    /// Whether GC runs, beside which the runtime makes no other call.
+    pub collecting: AtomicBool,
     /// The kubelet's tasks.
     pub tasks: Mutex<Vec<AbortHandle>>,
     /// CNI calls under way, and an agent's work beside them.
@@ -125,6 +129,8 @@ impl Host {
             epoch: AtomicU64::new(0),
             tmpfs: Mutex::default(),
             agent: Mutex::default(),
+            workers: Mutex::default(),
+            collecting: AtomicBool::new(false),
             tasks: Mutex::default(),
             calls: Mutex::default(),
         }
@@ -162,6 +168,8 @@ impl Host {
 
     /// Kubelet and runtime stop.
     pub fn kill_kubelet(&self) {
+        lock(&self.workers).clear();
+        self.collecting.store(false, Ordering::Relaxed);
         lock(&self.tasks).drain(..).for_each(|task| task.abort());
     }
 
@@ -239,13 +247,16 @@ impl Host {
     pub async fn add(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, container: &str) -> Answer {
         let (driver, caller) = self.driver(sim, &format!("ADD {container}"));
         let (of, kill) = (sim, hash(container) % 2 == 0);
+        let hung_up = Arc::new(AtomicBool::new(false));
+        let _plugin = Plugin(hung_up.clone());
         let (state, sim, pod, id, node) =
             (self.state(), sim.clone(), pod.clone(), container.to_owned(), self.name.clone());
         let answer = self.call(of, caller, kill, async move {
             let handle = format!("{}.{id}", sim.net.network);
             let _turn = state.turn(&handle, 30).await;
             lock(&state.files).deleted.remove(&handle);
-            let cancelled = || state.is_deleted(&handle);
+            // An agent hears that the plugin has hung up.
+            let cancelled = || state.is_deleted(&handle) || (sim.plan.agents && hung_up.load(Ordering::Relaxed));
             driver.add(&attachment(&sim, &pod, &id, &node, &cancelled)).await
         });
         let answer = answer.await;
@@ -305,6 +316,15 @@ impl Host {
         let work = async move { driver.gc(&attachment(&sim, &pod, "gc", &node, &|| false), &valid).await };
         let outcome: Option<Result<_, Error>> = self.call(of, caller, false, work).await;
         drop(outcome);
+    }
+}
+
+/// The plugin's end of its connection to the agent.
+struct Plugin(Arc<AtomicBool>);
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

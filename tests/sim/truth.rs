@@ -82,11 +82,6 @@ impl Truth {
         self.objects.get(&key::<K>(namespace, name)).and_then(|stored| decode(stored.current.as_ref()))
     }
 
-    /// As it was `lag` milliseconds ago, but at most one version back.
-    pub fn get_as_of<K: Object>(&self, namespace: Option<&str>, name: &str, lag: u64) -> Option<K> {
-        self.objects.get(&key::<K>(namespace, name)).and_then(|stored| decode(stored.as_of(lag)))
-    }
-
     pub fn list<K: Object>(&self, selector: &str, lag: u64) -> Vec<K> {
         let kind = TypeId::of::<K>();
         let from = (kind, String::new(), String::new());
