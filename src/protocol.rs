@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::error::Category;
 
 use crate::cni::{MOST_VALUES, value_count};
 
@@ -85,15 +86,27 @@ impl Request {
             protocol: u32,
         }
         let declined = |reason: String| Reply::Declined { reason };
-        let Spoken { protocol } =
-            serde_json::from_slice(line).map_err(|e| declined(format!("the request cannot be read: {e}")))?;
+        // Where it is wrong, not what stands there: that may be long, or a secret.
+        let unread = |e: serde_json::Error| {
+            declined(format!("the request cannot be read: wrong {} at byte {}", kind(&e), e.column()))
+        };
+        let Spoken { protocol } = serde_json::from_slice(line).map_err(unread)?;
         if value_count(line) > MOST_VALUES {
             return Err(declined(format!("the request has more than {MOST_VALUES} JSON values")));
         }
         if protocol > VERSION {
             return Err(declined(format!("protocol {protocol} is not spoken here, only up to {VERSION}")));
         }
-        serde_json::from_slice(line).map_err(|e| declined(format!("the request cannot be read: {e}")))
+        serde_json::from_slice(line).map_err(unread)
+    }
+}
+
+fn kind(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        Category::Io => "reading",
+        Category::Syntax => "syntax",
+        Category::Data => "value or missing field",
+        Category::Eof => "end",
     }
 }
 
