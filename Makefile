@@ -23,13 +23,26 @@ fast: build
 	$(CARGO) test -p e2e --test manifests -- --skip server::
 	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test claims --test agent --test embedded --test embedded_objects
 
-# Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents.
+# Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents, the
+# larger models, and bugs of this field planted one by one, each of which some test must catch.
 deep: build
-	$(CARGO) test -p e2e --test faults --test collector --test agent_status --test embedded_agents --test embedded_objects_agents
+	$(CARGO) test -p e2e --test faults --test collector --test agent_status --test hostile --test embedded_agents --test embedded_objects_agents
+	$(CARGO) test -p kube-ipam --test model -- --ignored
+	$(CARGO) test -p kube-ipam --test bugs -- --ignored --nocapture
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
 	$(CARGO) test -p e2e --test manifests --test policy --test addon --test rules --test real --test real_agents
+
+# A simulated cluster, one run for each seed: make sim SEEDS=1000000 [FIRST=<seed>]; make sim SEED=<seed> tells its story.
+.PHONY: sim
+sim:
+	$(CARGO) test --profile tool -p kube-ipam --test sim -- --nocapture
+
+# Parsers and edits by coverage: make fuzz [TARGET_NAME=block] [SECONDS=60]. Needs a C++ compiler.
+.PHONY: fuzz
+fuzz:
+	CARGO=$(CARGO) tests/fuzz/run.sh $(or $(TARGET_NAME),all) $(or $(SECONDS),60)
 
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
@@ -64,6 +77,17 @@ release: static
 	cd target/release-files && tar -czf kube-ipam-v$(VERSION)-$(ARCH).tgz kube-ipam-v$(VERSION)-$(ARCH) && \
 	  sha256sum kube-ipam-v$(VERSION)-$(ARCH).tgz | tee kube-ipam-v$(VERSION)-$(ARCH).tgz.sha256
 
+# What the binary is made of, as CycloneDX: target/release-files/kube-ipam-v<version>-<architecture>.cdx.json
+.PHONY: sbom
+SBOM = kube-ipam-v$(VERSION)-$(ARCH).cdx
+sbom:
+	@$(CARGO) cyclonedx --version >/dev/null 2>&1 || { echo 'make sbom needs cargo-cyclonedx (cargo install cargo-cyclonedx --locked)' >&2; exit 2; }
+	mkdir -p target/release-files
+	$(CARGO) cyclonedx --quiet --format json --spec-version 1.5 --target $(TARGET) --no-build-deps --override-filename $(SBOM)
+	rm -f calico/$(SBOM).json e2e/$(SBOM).json
+	sed 's|file://$(CURDIR)||g' $(SBOM).json >target/release-files/$(SBOM).json
+	rm $(SBOM).json
+
 # A real cluster of two nodes to try things on, until Ctrl-C: make cluster [CALICO_BIN=<dir> CALICO_CRDS=<file>]
 cluster: build
 	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) run --quiet -p e2e --bin cluster
@@ -77,7 +101,7 @@ bench: static
 lint: deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh e2e/kind/run.sh; \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh e2e/kind/run.sh tests/fuzz/run.sh; \
 	else echo 'LINT SKIPPED: shellcheck is not installed' >&2; fi
 
 # Licences, banned crates and sources of all dependencies.

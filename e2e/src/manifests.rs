@@ -16,6 +16,8 @@ pub const NAMESPACE: &str = "kube-system";
 pub const NODE_ACCOUNT: &str = "kube-ipam";
 /// The ClusterRole of that account.
 pub const NODE_ROLE: &str = "kube-ipam";
+/// Name of the role by which an agent asks for the plugin's token.
+pub const TOKEN_ROLE: &str = "kube-ipam-token";
 /// The ClusterRole of people who use the command line.
 pub const ADMIN_ROLE: &str = "kube-ipam-admin";
 

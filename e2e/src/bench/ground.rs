@@ -198,7 +198,7 @@ impl Ground {
         let offset = u32::try_from(number * STRIDE % SEEDABLE)? << (32 - u32::from(BLOCK_SIZE));
         let cidr = IpNetwork::new(std::net::Ipv4Addr::from(FIRST_SEEDED + offset).into(), BLOCK_SIZE)?;
         let node = format!("other-{}", number / BLOCKS_OF_A_NODE);
-        if number % BLOCKS_OF_A_NODE == 0 {
+        if number.is_multiple_of(BLOCKS_OF_A_NODE) {
             // Or else whoever leads the collector would rightly take its blocks away.
             self.create_node(&node).await?;
         }

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
 use e2e::lab::{Lab, Ledger, User};
-use e2e::manifests::{self, ADMIN_ROLE, NODE_ROLE, Right};
+use e2e::manifests::{self, ADMIN_ROLE, NODE_ROLE, Right, TOKEN_ROLE};
 use e2e::real::audit::Call;
 use e2e::run::{Errand, Tier};
 
@@ -61,6 +61,7 @@ fn none_is_unused() -> Result<()> {
     let documents = manifests::documents("kube-ipam.yaml")?;
     let mut granted = manifests::rights_of(&documents, "ClusterRole", NODE_ROLE)?;
     granted.extend(manifests::rights_of(&documents, "Role", NODE_ROLE)?);
+    granted.extend(manifests::rights_of(&documents, "Role", TOKEN_ROLE)?);
     let unused: Vec<String> =
         granted.difference(&used(&[User::Node, User::Counted])).map(|right| format!("nodes: {right}")).collect();
     let granted = manifests::rights_of(&documents, "ClusterRole", ADMIN_ROLE)?;
