@@ -75,7 +75,7 @@ fn service_account(kubeconfig: &Path, token: &str, directory: &Path) -> Result<(
     std::fs::write(directory.join("ca.crt"), authority)?;
     std::fs::write(directory.join("token"), token)?;
     let server: http::Uri = cluster["server"].as_str().context("no server")?.parse()?;
-    Ok((server.host().context("no host")?.to_owned(), server.port().context("no port")?.to_string()))
+    Ok((server.host().context("no host")?.to_owned(), server.port_u16().unwrap_or(443).to_string()))
 }
 
 async fn may_list(kubeconfig: &Path) -> Result<()> {
