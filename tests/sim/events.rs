@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::controllers;
 use super::kubelet;
 use super::oracle::{Container, Life};
-use super::plan::What;
+use super::plan::{Kind, What};
 use super::pods::{self, PodCell, Stage};
 use super::sim::Sim;
 use super::time;
@@ -96,7 +96,8 @@ fn act(sim: &Arc<Sim>, what: What) {
             pick(which, &all).into_iter().for_each(|workload| controllers::remove_workload(sim, *workload));
         }
         What::Surge(which) => {
-            let all: Vec<usize> = (0..sim.plan.workloads.len()).filter(|w| controllers::exists(sim, *w)).collect();
+            let surges = |w: &usize| sim.plan.workloads[*w].kind != Kind::StatefulSet && controllers::exists(sim, *w);
+            let all: Vec<usize> = (0..sim.plan.workloads.len()).filter(surges).collect();
             if let Some(workload) = pick(which, &all) {
                 tokio::spawn(controllers::surge(sim.clone(), *workload));
             }

@@ -111,6 +111,8 @@ fn search(first: u64, count: u64) -> Vec<(u64, Violation)> {
         }
     });
     let seconds = started.elapsed().as_secs_f64();
+    // After twenty failures the rest is left.
+    let count = next.into_inner().min(count);
     println!(
         "{count} seeds in {seconds:.1} s ({:.0} a second): {} ADDs answered, {} takeovers, {} events",
         count as f64 / seconds,

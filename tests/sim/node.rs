@@ -246,7 +246,7 @@ impl Host {
 
     pub async fn add(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, container: &str) -> Answer {
         let (driver, caller) = self.driver(sim, &format!("ADD {container}"));
-        let (of, kill) = (sim, hash(container) % 2 == 0);
+        let (of, kill) = (sim, hash(container).is_multiple_of(2));
         let hung_up = Arc::new(AtomicBool::new(false));
         let _plugin = Plugin(hung_up.clone());
         let (state, sim, pod, id, node) =
