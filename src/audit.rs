@@ -10,7 +10,6 @@ mod objects;
 mod pods;
 mod read;
 mod rules;
-mod slim;
 pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};

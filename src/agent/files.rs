@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::Agent;
-use crate::install::{Login, NodeFiles, PluginToken, Watcher};
+use crate::install::{NodeFiles, PluginToken, Watcher};
 
 /// Until a watch that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ impl Agent {
         {
             tracing::warn!(%error, "the plugin has no new token yet; trying again");
         }
-        let outcome = files.put(token.as_ref().map_or(Login::AsItIs, PluginToken::login));
+        let outcome = files.put(token.as_ref());
         for written in &outcome.written {
             tracing::info!(file = %written.path.display(), "{}", written.what);
             self.witness.metrics.file_written();

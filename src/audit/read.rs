@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::StreamExt as _;
 use futures::stream;
 
-use super::{Snapshot, slim};
+use super::Snapshot;
 use crate::pod::Owner;
-use crate::store::{Failure, Ledger, Object, Objects, StoreError, if_any};
+use crate::store::{Failure, Ledger, Object, Objects, StoreError, if_any, trim};
 
 /// How many owners are looked up side by side.
 const SIDE_BY_SIDE: usize = 8;
@@ -28,13 +28,13 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
     let mut lists = Lists { objects, progress, unread: Vec::new() };
     let mut snapshot = Snapshot {
         // Pods before blocks: what a listed pod has was on record before its status said so.
-        pods: lists.all("pods", slim::pod).await,
-        blocks: lists.all("blocks", slim::block).await,
-        handles: lists.all("handles", slim::handle).await,
-        affinities: lists.all("affinities", slim::affinity).await,
+        pods: lists.all("pods", trim::pod).await,
+        blocks: lists.all("blocks", |_| {}).await,
+        handles: lists.all("handles", |_| {}).await,
+        affinities: lists.all("affinities", |_| {}).await,
         pools: lists.all("pools", |_| {}).await,
         reservations: lists.optional("reservations").await,
-        nodes: lists.all("nodes", slim::node).await,
+        nodes: lists.all("nodes", trim::node).await,
         ..Snapshot::default()
     };
     progress("configuration");

@@ -9,9 +9,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
-use crate::install::{
-    InstallError, Login, NodeFiles, PluginToken, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico,
-};
+use crate::install::{InstallError, NodeFiles, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico};
 use crate::netconf::STATE_DIR;
 use crate::protocol::SOCKET;
 
@@ -93,7 +91,7 @@ impl Install {
         {
             println!("{error}; the agent tries again");
         }
-        let outcome = files.put(token.as_ref().map_or(Login::AsItIs, PluginToken::login));
+        let outcome = files.put(token.as_ref());
         outcome.written.iter().for_each(say);
         if !outcome.has_list {
             let directory = files.cni_conf_dir.display();

@@ -23,7 +23,8 @@ pub use self::binary::place_binary;
 pub use self::kubeconfig::SERVICE_ACCOUNT;
 pub(crate) use self::lists::configurations;
 pub use self::lists::restore_calico;
-pub use self::token::{Login, PluginToken};
+use self::token::Login;
+pub use self::token::PluginToken;
 pub use self::watch::Watcher;
 
 /// Where the node's files are, and where what goes into them comes from.
@@ -107,11 +108,12 @@ impl NodeFiles {
         self.ipam.as_deref().map_or(Ok(()), |path| read_section(path).map(drop))
     }
 
-    /// Makes the files what they should be. What is so already is not touched.
-    pub fn put(&self, login: Login<'_>) -> Outcome {
+    /// Makes the files what they should be. What is so already is not touched. `token` is what [`NodeFiles::token`] gave.
+    pub fn put(&self, token: Option<&PluginToken>) -> Outcome {
         let mut outcome = Outcome { has_list: true, ..Outcome::default() };
         // First, so that a plugin that is called by the new list finds it.
         if let Some(path) = &self.kubeconfig {
+            let login = token.map_or(Login::AsItIs, PluginToken::login);
             outcome.take(
                 kubeconfig::write(&self.service_account, path, login).map(|written| written.into_iter().collect()),
             );

@@ -71,7 +71,7 @@ fn calicos_list_gets_our_section_and_has_its_own_again() {
     fs::set_permissions(node.path("net.d/10-calico.conflist"), Permissions::from_mode(0o640)).unwrap();
     node.write("net.d/00-multus.conf", r#"{"name": "multus", "type": "multus"}"#);
     node.write("net.d/99-broken.conflist", "{");
-    let outcome = node.files.put(Login::Pod);
+    let outcome = node.files.put(None);
     assert!(outcome.failed.is_empty() && outcome.has_list, "{outcome:?}");
     assert_eq!(outcome.written.len(), 1);
     let mut expected = calicos();
@@ -79,7 +79,7 @@ fn calicos_list_gets_our_section_and_has_its_own_again() {
     assert_eq!(node.read("net.d/10-calico.conflist"), expected);
     let mode = fs::metadata(node.path("net.d/10-calico.conflist")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
-    let again = node.files.put(Login::Pod);
+    let again = node.files.put(None);
     assert!(again.written.is_empty() && again.failed.is_empty(), "{again:?}");
     let kept = "10-calico.conflist.before-kube-ipam";
     assert_eq!(node.names(), ["00-multus.conf", "10-calico.conflist", kept, "99-broken.conflist"]);
@@ -100,7 +100,7 @@ fn a_bad_section_is_never_written() {
         (r#"{"type": "kube-ipam", "subnet": "10.244.0.0/33"}"#, "10.244.0.0/33"),
     ] {
         node.write("config/ipam.json", text);
-        let outcome = node.files.put(Login::Pod);
+        let outcome = node.files.put(None);
         let texts = outcome.failed.iter().map(ToString::to_string).collect::<String>();
         assert!(texts.contains(said) && texts.contains("ipam.json"), "{texts}");
         assert_eq!(node.read("net.d/10-calico.conflist"), calicos());
@@ -111,7 +111,7 @@ fn a_bad_section_is_never_written() {
 #[test]
 fn without_a_list_there_is_nothing_to_do_yet() {
     let node = Node::new();
-    let outcome = node.files.put(Login::Pod);
+    let outcome = node.files.put(None);
     assert!(outcome.failed.is_empty() && outcome.written.is_empty() && !outcome.has_list, "{outcome:?}");
 }
 

@@ -30,7 +30,7 @@ const REFUSED_RETRY: Duration = Duration::from_secs(60);
 
 /// By which token the plugin's kubeconfig logs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Login<'a> {
+pub(super) enum Login<'a> {
     /// The plugin's own.
     Plugin(&'a str),
     /// The pod's, since the plugin gets none.
@@ -71,7 +71,7 @@ impl PluginToken {
     }
 
     /// What the kubeconfig is to have now.
-    pub fn login(&self) -> Login<'_> {
+    pub(super) fn login(&self) -> Login<'_> {
         match &self.token {
             Some(token) => Login::Plugin(token),
             None if self.refused => Login::Pod,

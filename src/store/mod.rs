@@ -14,6 +14,7 @@ mod ledgers;
 pub mod memory;
 mod tls;
 mod transport;
+pub(crate) mod trim;
 
 pub use self::ledgers::{AnyLedger, LazyLedger};
 

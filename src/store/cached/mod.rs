@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use calico::block_affinity::label_selector;
 use calico::{Affinity, BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 
 pub use self::shelf::{Lookup, Scope, Shelf, ShelfState};
 use self::shelf::{key, key_of};
-use super::{Objects, StoreError};
+use super::{Objects, StoreError, trim};
 use crate::pod::Owner;
 use crate::store::Object;
 
@@ -63,12 +63,12 @@ impl Shelves {
             pods: Shelf::new(
                 Scope::Part,
                 move |pod: &Pod| pod.spec.as_ref().is_some_and(|s| s.node_name.as_deref() == Some(of_pods.as_str())),
-                trim_pod,
+                trim::pod,
             ),
             nodes: Shelf::new(
                 Scope::Part,
                 move |n: &Node| n.metadata.name.as_deref() == Some(of_node.as_str()),
-                trim_node,
+                trim::node,
             ),
             namespaces: Shelf::new(Scope::All, |_| true, trim_namespace),
             pools: Shelf::new(Scope::All, |_| true, |_| ()),
@@ -132,29 +132,6 @@ impl Shelves {
             &self.handles,
         ];
         shelves.into_iter().find_map(|shelf| shelf.downcast_ref())
-    }
-}
-
-/// Of a pod: who it is, whose, where, and whether it lives.
-fn trim_pod(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
-    pod.spec = pod.spec.take().map(|spec| PodSpec {
-        node_name: spec.node_name,
-        host_network: spec.host_network,
-        ..PodSpec::default()
-    });
-    pod.status = pod.status.take().map(|status| PodStatus {
-        phase: status.phase,
-        pod_ip: status.pod_ip,
-        pod_ips: status.pod_ips,
-        ..PodStatus::default()
-    });
-}
-
-fn trim_node(node: &mut Node) {
-    node.metadata.managed_fields = None;
-    if let Some(status) = &mut node.status {
-        status.images = None;
     }
 }
 
