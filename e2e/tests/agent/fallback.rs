@@ -111,28 +111,13 @@ async fn a_socket_that_others_could_have_made_is_not_trusted() {
 async fn a_second_agent_and_a_directory_that_is_not_private_are_refused() {
     let ground = Ground::prepare().await;
     let agent = Agent::start(&ground, false).await;
-    let second = |state: std::path::PathBuf| {
-        let ground = &ground;
-        async move {
-            let output = tokio::process::Command::new(e2e::tools::kube_ipam().unwrap())
-                .args(["agent", "--node-name", "n1", "--kubeconfig"])
-                .arg(ground.cluster.kubeconfig())
-                .arg("--state-dir")
-                .arg(state)
-                .env_remove("CNI_COMMAND")
-                .output();
-            let output = tokio::time::timeout(std::time::Duration::from_secs(20), output).await.unwrap().unwrap();
-            assert_eq!(output.status.code(), Some(2));
-            String::from_utf8_lossy(&output.stderr).into_owned()
-        }
-    };
-    assert!(second(ground.path("state")).await.contains("another agent serves"));
+    assert!(Agent::refused(&ground, &ground.path("state")).await.contains("another agent serves"));
     let open = ground.path("open");
     std::fs::create_dir(&open).unwrap();
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(second(open).await.contains("mode 0700"));
+    assert!(Agent::refused(&ground, &open).await.contains("mode 0700"));
     std::os::unix::fs::symlink(ground.path("state"), ground.path("link")).unwrap();
-    assert!(second(ground.path("link")).await.contains("mode 0700"));
+    assert!(Agent::refused(&ground, &ground.path("link")).await.contains("mode 0700"));
     assert!(ground.path("state/agent.sock").exists());
     drop(agent);
 }

@@ -1,6 +1,6 @@
 //! An agent of node n1, started and ended by the test's hand.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use calico::{AllocationAttribute, Entry, IPAMBlock};
@@ -25,6 +25,22 @@ impl Agent {
         std::fs::create_dir_all(&networks).unwrap();
         std::fs::write(networks.join("10-calico.conflist"), ground.conflist().to_string()).unwrap();
         Self::start_with(ground, take_ahead, |_| ()).await
+    }
+
+    /// Runs one with `state` as its directory, which must refuse to serve; what it says.
+    pub async fn refused(ground: &Ground, state: &Path) -> String {
+        let output = Command::new(tools::kube_ipam().unwrap())
+            .args(["agent", "--node-name", "n1", "--kubeconfig"])
+            .arg(ground.cluster.kubeconfig())
+            .arg("--state-dir")
+            .arg(state)
+            .env_remove("CNI_COMMAND")
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(Duration::from_secs(20), output).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        said
     }
 
     /// The same with the network configurations that are there already, and further flags.

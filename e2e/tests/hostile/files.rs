@@ -75,15 +75,8 @@ async fn a_link_in_place_of_the_socket_is_neither_trusted_nor_replaced() {
     assert_eq!(ground.recorded("a"), bare(&outcome));
     assert!(ground.log().contains("is not private to this user"), "{}", ground.log());
     assert!(listener.accept().is_err(), "somebody came");
-    let agent = Command::new(tools::kube_ipam().unwrap())
-        .args(["agent", "--node-name", "n1", "--kubeconfig"])
-        .arg(ground.cluster.kubeconfig())
-        .arg("--state-dir")
-        .arg(ground.path("state"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&agent.stderr);
-    assert!(agent.status.code() == Some(2) && said.contains("is there and is no socket"), "{said}");
+    let said = Agent::refused(&ground, &ground.path("state")).await;
+    assert!(said.contains("is there and is no socket"), "{said}");
     assert!(listener.accept().is_err(), "somebody came");
     assert!(fs::symlink_metadata(ground.path("state/agent.sock")).unwrap().is_symlink());
 }

@@ -36,6 +36,16 @@ async fn served(ground: &Ground, agent: &Agent, pod: &str) {
     ground.runs(pod, &outcome);
 }
 
+/// An agent that has answered once, and what it takes then.
+async fn at_work() -> (Ground, Agent, Usage) {
+    many_files();
+    let ground = Ground::prepare().await;
+    let agent = agent(&ground).await;
+    served(&ground, &agent, "before").await;
+    let before = Usage::of(&agent);
+    (ground, agent, before)
+}
+
 fn bounded(before: Usage, after: Usage, mebibytes: u64, files: usize) {
     assert!(after.peak < before.peak + (mebibytes << 10), "memory: {before:?} {after:?}");
     assert!(after.files < before.files + files, "files: {before:?} {after:?}");
@@ -43,11 +53,7 @@ fn bounded(before: Usage, after: Usage, mebibytes: u64, files: usize) {
 
 #[tokio::test]
 async fn two_thousand_that_say_nothing_or_half_a_line_keep_nobody_from_being_served() {
-    many_files();
-    let ground = Ground::prepare().await;
-    let agent = agent(&ground).await;
-    served(&ground, &agent, "before").await;
-    let before = Usage::of(&agent);
+    let (ground, agent, before) = at_work().await;
     let socket = ground.path("state/agent.sock");
     let half = format!("{{\"protocol\":1,\"calledAs\":\"{}", "x".repeat(20 << 10));
     let mut held = Vec::new();
@@ -103,11 +109,7 @@ fn costly() -> Vec<u8> {
 
 #[tokio::test]
 async fn requests_that_are_far_too_large_cost_bounded_memory() {
-    many_files();
-    let ground = Ground::prepare().await;
-    let agent = agent(&ground).await;
-    served(&ground, &agent, "before").await;
-    let before = Usage::of(&agent);
+    let (ground, agent, before) = at_work().await;
     let socket = ground.path("state/agent.sock");
     let (endless, costly) = (vec![b'x'; 3 << 20], costly());
     let mut writers = Vec::new();

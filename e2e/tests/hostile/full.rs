@@ -113,15 +113,8 @@ async fn an_agent_that_finds_no_room_for_its_socket_says_so() {
     let ground = Ground::prepare().await;
     let Some(small) = Small::mount(&ground.path("state"), "size=16k,nr_inodes=16") else { return };
     small.fill();
-    let output = Command::new(e2e::tools::kube_ipam().unwrap())
-        .args(["agent", "--node-name", "n1", "--kubeconfig"])
-        .arg(ground.cluster.kubeconfig())
-        .arg("--state-dir")
-        .arg(ground.path("state"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && said.contains("agent.sock") && said.contains("No space"), "{said}");
+    let said = Agent::refused(&ground, &ground.path("state")).await;
+    assert!(said.contains("agent.sock") && said.contains("No space"), "{said}");
     // The node's pods are served all the same.
     ground.random("r-0");
     assert_ok(&ground.call("STATUS", "", "").with("/log_level", json!("debug")).run().await);
