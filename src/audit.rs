@@ -7,8 +7,9 @@
 
 mod claims;
 mod objects;
+pub(crate) mod party;
 mod pods;
-mod read;
+pub(crate) mod read;
 mod rules;
 pub(crate) mod view;
 

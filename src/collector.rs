@@ -11,11 +11,13 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`repair`] | what is repaired and reported |
+//! | `census` | what a round knows of the cluster |
 //! | `decide` | pure: from a snapshot to what ought to be repaired |
 //! | `sightings` | since when something has been as it is |
 //! | `execute` | the confirming reads, and the writes through the driver |
 //! | [`lead`](mod@lead) | one collector in the cluster at a time, by a Lease |
 
+mod census;
 mod decide;
 mod execute;
 pub mod lead;
@@ -34,9 +36,9 @@ pub use self::lead::{Election, News, lead};
 pub use self::mandate::{Always, Mandate};
 pub use self::repair::{Claims, Failed, Kind, PodName, Repair, Report};
 
+use self::census::Census;
 use self::decide::{Rules, Scene};
 use self::sightings::Sightings;
-use crate::audit::{self, Snapshot};
 use crate::claim::LONGEST_ADD;
 use crate::driver::Driver;
 use crate::netconf::NetConf;
@@ -108,12 +110,14 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
 
     async fn pass(&mut self, mandate: &dyn Mandate) -> Result<Report, Unread> {
         let begun = self.driver.now();
-        let reading = audit::read(self.driver.objects(), self.driver.ledger(), &|_| {}).await;
-        let Some(snapshot) = reading.snapshot else { return Err(Unread { unread: reading.unread }) };
-        let findings = self.findings(&snapshot, begun);
+        let reading = Instant::now();
+        let (census, unread) = census::read(self.driver.objects(), self.driver.ledger()).await;
+        let Some(census) = census else { return Err(Unread { unread }) };
+        let findings = self.findings(&census, begun);
         let due = self.sightings.note(&findings, Instant::now());
-        let claims = snapshot.claims.as_deref().map(Claims::of);
-        let mut report = Report { unread: reading.unread, claims, ..Report::default() };
+        let read_in = reading.elapsed();
+        let claims = census.claims.as_deref().map(Claims::of);
+        let mut report = Report { unread, claims, read_in, ..Report::default() };
         for (finding, due) in findings.iter().zip(due) {
             if !due {
                 *report.waiting.entry(finding.repair.kind).or_default() += 1;
@@ -124,14 +128,14 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
                 report.interrupted = true;
                 break;
             }
-            self.execute(finding, &snapshot, &mut report).await;
+            self.execute(finding, &census, &mut report).await;
         }
         Ok(report)
     }
 
     /// `begun`: when the first of it was read. What was not there may have come since.
-    fn findings(&self, snapshot: &Snapshot, begun: Timestamp) -> Vec<decide::Finding> {
-        decide::findings(&Scene::new(snapshot, &self.rules, begun))
+    fn findings(&self, census: &Census, begun: Timestamp) -> Vec<decide::Finding> {
+        decide::findings(&Scene { census, rules: &self.rules, now: begun })
     }
 }
 

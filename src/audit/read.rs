@@ -6,8 +6,9 @@ use futures::StreamExt as _;
 use futures::stream;
 
 use super::Snapshot;
+use crate::claim::Claim;
 use crate::pod::Owner;
-use crate::store::{Failure, Ledger, Object, Objects, StoreError, if_any, trim};
+use crate::store::{Failure, Ledger, Object, Objects, StoreError, Versioned, if_any, trim};
 
 /// How many owners are looked up side by side.
 const SIDE_BY_SIDE: usize = 8;
@@ -51,7 +52,7 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
             Err(error) => unread.push(error),
         }
         progress("owners of claims");
-        let (owners, failed) = owners(objects, &snapshot).await;
+        let (owners, failed) = owners(objects, snapshot.claims.iter().flatten()).await;
         snapshot.owners = owners;
         unread.extend(failed);
     }
@@ -67,7 +68,11 @@ struct Lists<'a, O> {
 impl<O: Objects> Lists<'_, O> {
     async fn all<K: Object>(&mut self, what: &str, keep: fn(&mut K)) -> Vec<K> {
         (self.progress)(what);
-        let listed = self.objects.list_parts("", keep).await;
+        let parts = |parts: &mut Vec<K>, mut object: K| {
+            keep(&mut object);
+            parts.push(object);
+        };
+        let listed = self.objects.fold("", Vec::new, parts).await;
         listed.unwrap_or_else(|error| {
             self.unread.push(error);
             Vec::new()
@@ -90,8 +95,10 @@ impl<O: Objects> Lists<'_, O> {
 
 /// Which owners exist. One that cannot be looked up is left out, with the reason; one that is only a name has
 /// no object to be looked up.
-async fn owners<O: Objects>(objects: &O, snapshot: &Snapshot) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
-    let claims = snapshot.claims.iter().flatten();
+pub(crate) async fn owners<O: Objects>(
+    objects: &O,
+    claims: impl Iterator<Item = &Versioned<Claim>>,
+) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
     let owners: BTreeSet<Owner> = claims.map(|c| c.value.owner.clone()).filter(|owner| !owner.is_named()).collect();
     let lookups = stream::iter(owners).map(|owner| async move {
         let exists = objects.owner_exists(&owner).await;

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use calico::{AllocationAttribute, Entry, IPAMBlock};
+use calico::{AllocationAttribute, Entry, Expect, IPAMBlock};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 
 use super::Snapshot;
+use super::party::{Party, Seen, staleness};
 use crate::claim::PodState;
-use crate::driver::{CLAIM_KEY, POD_UID_KEY, pod_state};
+use crate::driver::pod_state;
 
 /// The snapshot, indexed.
 pub(crate) struct View<'a> {
@@ -93,72 +94,45 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Why nobody uses an allocation any more; `None` while somebody does or may. The rules by which Calico's
-    /// own collector believes in one: its pod exists on that node and has the address, or has none yet.
+    /// Why nobody uses an allocation any more, see [`staleness`].
     pub(crate) fn staleness(&self, used: &Use<'_>) -> Option<String> {
-        let node = used.attribute.secondary("node");
-        let Some((namespace, name)) = used.pod() else {
-            let gone = node.filter(|node| !self.nodes.contains_key(*node))?;
-            return Some(format!("node {gone} does not exist"));
-        };
-        let Some(pod) = self.pods.get(&(namespace, name)) else {
-            return Some(format!("pod {namespace}/{name} does not exist"));
-        };
-        if let (Some(recorded), Some(uid)) = (used.attribute.secondary(POD_UID_KEY), pod.pod.metadata.uid.as_deref())
-            && recorded != uid
-        {
-            return Some(format!("pod {namespace}/{name} is another by now: its UID is {uid}, not {recorded}"));
-        }
-        if pod.state == PodState::Finished {
-            return Some(format!("pod {namespace}/{name} has finished"));
-        }
-        match (pod.node(), node) {
-            (Some(runs), Some(recorded)) if runs != recorded => {
-                return Some(format!("pod {namespace}/{name} is on node {runs}, the allocation is of node {recorded}"));
-            }
-            _ => {}
-        }
-        if pod.addresses.is_empty() || pod.addresses.contains(&used.address) {
-            return None;
-        }
-        let has: Vec<String> = pod.addresses.iter().map(IpAddr::to_string).collect();
-        Some(format!("pod {namespace}/{name} has {}", has.join(", ")))
+        let party = used.party();
+        let pod = party.pod().and_then(|key| self.pods.get(&key)).map(PodView::seen);
+        staleness(used.address, &party, pod.as_ref(), |node| self.nodes.contains_key(node))
     }
-}
-
-/// Whether a handle id has the form `<network>.<containerID>`.
-pub(crate) fn is_handle_of(network: &str, handle: &str) -> bool {
-    handle.strip_prefix(network).and_then(|rest| rest.strip_prefix('.')).is_some_and(|container| !container.is_empty())
 }
 
 impl<'a> Use<'a> {
+    pub(crate) fn party(&self) -> Party<'a> {
+        Party::of(self.attribute)
+    }
+
     /// Namespace and name of the pod, if it is a pod's.
     pub(crate) fn pod(&self) -> Option<(&'a str, &'a str)> {
-        Some((self.attribute.secondary("namespace")?, self.attribute.secondary("pod")?))
+        self.party().pod()
     }
 
     pub(crate) fn is_fixed(&self) -> bool {
-        self.attribute.secondary(CLAIM_KEY).is_some()
+        self.party().fixed
     }
 
     /// Whether the allocation is of `network`: by its handle, or because it was made ahead for a pod.
     pub(crate) fn is_of_network(&self, network: &str) -> bool {
-        self.attribute.secondary(POD_UID_KEY).is_some()
-            || self.attribute.handle().is_some_and(|handle| is_handle_of(network, handle))
+        self.party().is_of_network(network)
     }
 
     pub(crate) fn object(&self) -> String {
         format!("IPAMBlock/{}", self.block.name_any())
     }
 
+    /// What must still be so for the allocation to be this one.
+    pub(crate) fn expect(&self) -> Expect {
+        Expect { handle: self.attribute.handle().map(str::to_owned), sequence: self.sequence }
+    }
+
     /// "pod default/web (handle net.c1)"
     pub(crate) fn user(&self) -> String {
-        let handle = self.attribute.handle().unwrap_or("none");
-        match (self.pod(), self.attribute.secondary("node")) {
-            (Some((namespace, name)), _) => format!("pod {namespace}/{name} (handle {handle})"),
-            (None, Some(node)) => format!("node {node} (handle {handle})"),
-            (None, None) => format!("handle {handle}"),
-        }
+        self.party().to_string()
     }
 
     /// Whether the handle is that of `container`, in any network.
@@ -170,20 +144,18 @@ impl<'a> Use<'a> {
 
 impl<'a> PodView<'a> {
     fn of(pod: &'a Pod) -> Option<Self> {
-        if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
-            return None;
-        }
-        let status = pod.status.as_ref();
-        let one = status.and_then(|s| s.pod_ip.as_deref()).into_iter();
-        let several = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
-        let addresses: BTreeSet<IpAddr> = one.chain(several).filter_map(|text| text.parse().ok()).collect();
         Some(Self {
             pod,
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
             name: pod.metadata.name.as_deref().unwrap_or_default(),
             state: pod_state(Some(pod), pod.metadata.uid.as_deref().unwrap_or_default()),
-            addresses: addresses.into_iter().collect(),
+            addresses: own_addresses(pod)?,
         })
+    }
+
+    fn seen(&self) -> Seen<'_> {
+        let uid = self.pod.metadata.uid.as_deref();
+        Seen { uid, node: self.node(), state: self.state, addresses: &self.addresses }
     }
 
     pub(crate) fn node(&self) -> Option<&'a str> {
@@ -193,4 +165,16 @@ impl<'a> PodView<'a> {
     pub(crate) fn object(&self) -> String {
         format!("Pod/{}/{}", self.namespace, self.name)
     }
+}
+
+/// What a pod's status says that it has; `None` for one that has no address of its own, as it shares its node's.
+pub(crate) fn own_addresses(pod: &Pod) -> Option<Vec<IpAddr>> {
+    if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
+        return None;
+    }
+    let status = pod.status.as_ref();
+    let one = status.and_then(|s| s.pod_ip.as_deref()).into_iter();
+    let several = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    let addresses: BTreeSet<IpAddr> = one.chain(several).filter_map(|text| text.parse().ok()).collect();
+    Some(addresses.into_iter().collect())
 }

@@ -18,11 +18,10 @@ use calico::{BlockAffinity, Expect, IPAMBlock, IPAMHandle};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 
+use super::census::Census;
 use super::{Kind, Options, Repair};
-use crate::audit::Snapshot;
-use crate::audit::view::View;
 use crate::claim::{Claim, NodeState, Policy};
-use crate::driver::{Shown, node_state};
+use crate::driver::Shown;
 use crate::netconf::Ipam;
 use crate::pod::Owner;
 use crate::store::Versioned;
@@ -39,8 +38,7 @@ pub(super) struct Rules {
 
 /// What is judged, by what, at what time.
 pub(super) struct Scene<'a> {
-    pub snapshot: &'a Snapshot,
-    pub view: View<'a>,
+    pub census: &'a Census,
     pub rules: &'a Rules,
     pub now: Timestamp,
 }
@@ -119,19 +117,15 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
 
 // === impl Scene ===
 
-impl<'a> Scene<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, rules: &'a Rules, now: Timestamp) -> Self {
-        Self { snapshot, view: View::of(snapshot), rules, now }
-    }
-
+impl Scene<'_> {
     /// The block an address lies in by today's pools, whether or not it exists.
     fn block_of(&self, address: IpAddr) -> Option<IpNetwork> {
-        Some(calico::covering(&self.snapshot.pools, address)?.spec.block_of(address))
+        Some(calico::covering(&self.census.pools, address)?.spec.block_of(address))
     }
 
     /// A node's state; of any UID, as Calico records names only.
     fn node(&self, name: &str) -> NodeState {
-        node_state(self.view.node(name), None)
+        self.census.nodes.state(name, None)
     }
 
     /// Whether nothing runs on a node any more, by the word of whoever deleted or tainted it.

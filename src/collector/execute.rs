@@ -1,15 +1,14 @@
 //! The confirming reads, and the writes through the driver.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPReservation, ReleaseError, cidr_name};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::time::{Instant, timeout_at};
 
+use super::census::{Census, Judged, by_address};
 use super::decide::{Allocation, Finding, Needs, Task};
 use super::{Collector, Failed, Report};
-use crate::audit::Snapshot;
 use crate::driver::{ClaimFate, Error, NotWithdrawn};
 use crate::store::{Ledger, Object, Objects, StoreError, if_any};
 
@@ -19,7 +18,7 @@ pub const REPAIR_TIME: Duration = Duration::from_secs(8);
 
 impl<O: Objects, L: Ledger> Collector<O, L> {
     /// Carries out what was found, if live reads come to the same finding.
-    pub(super) async fn execute(&self, finding: &Finding, listed: &Snapshot, report: &mut Report) {
+    pub(super) async fn execute(&self, finding: &Finding, listed: &Census, report: &mut Report) {
         let deadline = Instant::now() + REPAIR_TIME;
         let outcome = timeout_at(deadline, self.confirm_and_write(finding, listed, deadline)).await;
         let repair = finding.repair.clone();
@@ -41,7 +40,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
     }
 
     /// Whether it was done; false if it needs no doing any more.
-    async fn confirm_and_write(&self, finding: &Finding, listed: &Snapshot, deadline: Instant) -> Result<bool, Error> {
+    async fn confirm_and_write(&self, finding: &Finding, listed: &Census, deadline: Instant) -> Result<bool, Error> {
         let begun = self.driver.now();
         let live = self.look(&finding.needs, listed).await?;
         // A node that is there after all has a longer grace than the one that was waited for.
@@ -54,35 +53,41 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
 
     /// Reads what a finding is about, object by object. Pools and configuration, which nothing is removed for,
     /// are as they were listed.
-    async fn look(&self, needs: &Needs, listed: &Snapshot) -> Result<Snapshot, StoreError> {
-        let mut live = Snapshot { pools: listed.pools.clone(), config: listed.config.clone(), ..Snapshot::default() };
+    async fn look(&self, needs: &Needs, listed: &Census) -> Result<Census, StoreError> {
+        let mut live = Census { pools: listed.pools.clone(), config: listed.config.clone(), ..Census::default() };
         for (namespace, name) in &needs.pods {
-            live.pods.extend(self.driver.objects().get::<Pod>(Some(namespace), name).await?);
+            let pod = self.driver.objects().get::<Pod>(Some(namespace), name).await?;
+            pod.into_iter().for_each(|pod| live.pods.add(pod));
         }
-        live.nodes = self.each::<Node>(&needs.nodes).await?;
-        let mut owners = BTreeMap::new();
+        live.pods.sort();
+        self.each(&needs.nodes).await?.into_iter().for_each(|node| live.nodes.add(node));
         for owner in &needs.owners {
-            owners.insert(owner.clone(), self.driver.objects().owner_exists(owner).await?);
+            live.owners.insert(owner.clone(), self.driver.objects().owner_exists(owner).await?);
         }
-        live.owners = owners;
         if let Some(ledger) = self.driver.ledger() {
-            live.claims = Some(Vec::new());
+            let mut claims = Some(Vec::new());
             for address in &needs.claims {
                 match if_any(ledger.read(*address).await)? {
-                    Some(claim) => live.claims.get_or_insert_default().extend(claim),
+                    Some(claim) => claims.get_or_insert_default().extend(claim),
                     None => {
-                        live.claims = None;
+                        claims = None;
                         break;
                     }
                 }
             }
+            live.claims = claims.map(by_address);
         }
         // Handles before blocks: an ADD writes them in this order.
-        live.handles = self.each::<IPAMHandle>(&needs.handles).await?;
-        live.affinities = self.each::<BlockAffinity>(&needs.affinities).await?;
+        let handles = self.each::<IPAMHandle>(&needs.handles).await?;
+        let affinities = self.each::<BlockAffinity>(&needs.affinities).await?;
         live.reservations = self.each::<IPReservation>(&needs.reservations).await?;
         let blocks: Vec<String> = needs.blocks.iter().map(cidr_name).collect();
-        live.blocks = self.each::<IPAMBlock>(&blocks).await?;
+        let judged = Judged { pods: &live.pods, nodes: &live.nodes };
+        self.each::<IPAMBlock>(&blocks).await?.into_iter().for_each(|block| live.blocks.add(block, &judged));
+        live.blocks.sort();
+        handles.into_iter().for_each(|handle| live.handles.add(handle, &live.blocks));
+        live.handles.sort();
+        live.affinities = affinities.into_iter().filter_map(|affinity| live.affinity(affinity)).collect();
         Ok(live)
     }
 

@@ -33,7 +33,8 @@ pub struct Election {
     /// How long a lease lasts without being renewed, in whole seconds. It is renewed when half of it is left,
     /// which must be more than [`REPAIR_TIME`].
     pub duration: Duration,
-    /// Time between the beginnings of two rounds.
+    /// Time between the beginnings of two rounds; longer if a cluster is so large that to read it takes more than a
+    /// twentieth of that.
     pub interval: Duration,
 }
 
@@ -60,6 +61,9 @@ pub struct TooShort {
 
 /// Pause before another attempt to take part in the election.
 const RETRY: Duration = Duration::from_secs(5);
+/// After a round the cluster is left alone for at least this many times as long as it took to read it: the API server
+/// has others to serve.
+const SPARED: u32 = 20;
 /// Longest wait for the Lease, and for its release at the end.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -195,8 +199,12 @@ impl Candidate {
                     break true;
                 }
             };
-            if let Err(error) = &report {
-                tracing::warn!(%error, "a round of the collector");
+            match &report {
+                Ok(report) if SPARED * report.read_in > election.interval => {
+                    rounds.reset_after(SPARED * report.read_in)
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a round of the collector"),
             }
             hear(News::Round(&report));
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -88,6 +89,8 @@ pub struct Report {
     pub unread: Vec<StoreError>,
     /// The claims of the network as they were when the round began; `None` without a ledger that could be read.
     pub claims: Option<Claims>,
+    /// How long it took to read everything.
+    pub read_in: Duration,
     /// Whether the round ended early because it might not go on.
     pub interrupted: bool,
 }

@@ -330,9 +330,14 @@ fn records(block: &IPAMBlock, address: IpAddr, network: &str, holder: &Holder) -
 
 /// Whether an allocation is the holder's: by its container, or by its pod where it bears the pod's UID.
 pub(crate) fn is_holders(attribute: &AllocationAttribute, network: &str, holder: &Holder) -> bool {
-    match attribute.secondary(POD_UID_KEY) {
+    is_held_by(attribute.handle(), attribute.secondary(POD_UID_KEY), network, holder)
+}
+
+/// The same by the handle and the pod's UID that an allocation bears.
+pub(crate) fn is_held_by(handle: Option<&str>, uid: Option<&str>, network: &str, holder: &Holder) -> bool {
+    match uid {
         Some(uid) => uid == holder.pod_uid,
-        None => attribute.handle() == Some(&handle_of(network, &holder.container_id)),
+        None => handle == Some(&handle_of(network, &holder.container_id)),
     }
 }
 

@@ -183,15 +183,27 @@ impl Objects for KubeStore {
     }
 
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
-        self.list_by(ListParams::default(), selector, |_| {}).await
+        self.fold(selector, Vec::new, Vec::push).await
     }
 
-    async fn list_parts<K: Object>(&self, selector: &str, keep: fn(&mut K)) -> Result<Vec<K>, StoreError> {
-        self.list_by(ListParams::default(), selector, keep).await
+    async fn fold<K: Object, T: Send>(
+        &self,
+        selector: &str,
+        start: impl Fn() -> T + Send + Sync,
+        add: impl Fn(&mut T, K) + Send + Sync,
+    ) -> Result<T, StoreError> {
+        let params = matching(ListParams::default(), selector);
+        if let Some(sum) = self.fold_pages(&params, start(), &add).await? {
+            return Ok(sum);
+        }
+        let mut sum = start();
+        self.list_page(&params).await?.items.into_iter().for_each(|object| add(&mut sum, object));
+        Ok(sum)
     }
 
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
-        self.list_by(ListParams::default().match_any(), selector, |_| {}).await
+        // From the API server's cache a list comes whole, whatever the limit is.
+        Ok(self.list_page(&matching(ListParams::default().match_any(), selector)).await?.items)
     }
 
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
@@ -247,54 +259,36 @@ impl Objects for KubeStore {
 }
 
 impl KubeStore {
-    async fn list_by<K: Object>(
-        &self,
-        params: ListParams,
-        selector: &str,
-        keep: fn(&mut K),
-    ) -> Result<Vec<K>, StoreError> {
-        let params = if selector.is_empty() { params } else { params.labels(selector) };
-        // From the API server's cache a list comes whole, whatever the limit is.
-        if params.resource_version.is_some() || params.version_match.is_some() {
-            return Ok(self.list_page(&params, keep).await?.items);
-        }
-        match self.list_in_pages(&params, keep).await? {
-            Some(items) => Ok(items),
-            None => Ok(self.list_page(&params, keep).await?.items),
-        }
-    }
-
     /// Page by page, as of one moment: ten thousand blocks are neither one answer that takes too long nor a text of
     /// many megabytes beside what is read from it. `None` if that moment was forgotten before the last page.
-    async fn list_in_pages<K: Object>(
+    async fn fold_pages<K: Object, T>(
         &self,
         params: &ListParams,
-        keep: fn(&mut K),
-    ) -> Result<Option<Vec<K>>, StoreError> {
+        mut sum: T,
+        add: &(impl Fn(&mut T, K) + Sync),
+    ) -> Result<Option<T>, StoreError> {
         let mut page = params.clone().limit(PAGE);
-        let mut items = Vec::new();
         loop {
             let begun = page.continue_token.is_some();
-            let list: ObjectList<K> = match self.list_page(&page, keep).await {
+            let list: ObjectList<K> = match self.list_page(&page).await {
                 // 410 Gone: the token has expired.
                 Err(StoreError { failure: Failure::Refused(_), .. }) if begun => return Ok(None),
                 list => list?,
             };
-            items.extend(list.items);
+            list.items.into_iter().for_each(|object| add(&mut sum, object));
             match list.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page.continue_token = Some(token),
-                None => return Ok(Some(items)),
+                None => return Ok(Some(sum)),
             }
         }
     }
 
-    async fn list_page<K: Object>(&self, params: &ListParams, keep: fn(&mut K)) -> Result<ObjectList<K>, StoreError> {
+    async fn list_page<K: Object>(&self, params: &ListParams) -> Result<ObjectList<K>, StoreError> {
         let mut list: ObjectList<K> =
             self.call("list", K::plural(&()).into_owned(), Request::new(K::url_path(&(), None)).list(params)).await?;
         for item in &mut list.items {
             // Often more than the object itself, and a write without them changes nothing of them.
             item.meta_mut().managed_fields = None;
-            keep(item);
         }
         Ok(list)
     }
@@ -377,4 +371,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+fn matching(params: ListParams, selector: &str) -> ListParams {
+    if selector.is_empty() { params } else { params.labels(selector) }
 }

@@ -74,18 +74,19 @@ pub trait Objects: Send + Sync {
         self.list(selector)
     }
 
-    /// The same as [`Objects::list`], of which `keep` drops what the caller does not look at: the parts of all objects
-    /// may be much smaller than all objects.
-    fn list_parts<K: Object>(
+    /// Goes through what [`Objects::list`] gives, object by object, and keeps only what `add` makes of each: the
+    /// parts of all objects may be much smaller than all objects. Begins anew with `start` if it has to read anew.
+    fn fold<K: Object, T: Send>(
         &self,
         selector: &str,
-        keep: fn(&mut K),
-    ) -> impl Future<Output = Result<Vec<K>, StoreError>> + Send {
+        start: impl Fn() -> T + Send + Sync,
+        add: impl Fn(&mut T, K) + Send + Sync,
+    ) -> impl Future<Output = Result<T, StoreError>> + Send {
         let listed = self.list(selector);
         async move {
-            let mut items = listed.await?;
-            items.iter_mut().for_each(keep);
-            Ok(items)
+            let mut sum = start();
+            listed.await?.into_iter().for_each(|object| add(&mut sum, object));
+            Ok(sum)
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use calico::{AllowedUse, Entry, Expect, Family, covering};
+use calico::{AllowedUse, Family, covering};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -136,12 +136,7 @@ fn item(
 }
 
 fn wanted(claim: Claim, standing: Option<&Versioned<Claim>>, cidr: IpNetwork, used: &Use<'_>) -> Wanted {
-    let sequence = match used.block.spec.entry(used.address) {
-        Entry::Used { sequence, .. } => sequence,
-        _ => None,
-    };
-    let expect = Expect { handle: used.attribute.handle().map(str::to_owned), sequence };
-    Wanted { claim, standing: standing.cloned(), cidr, entry: Some((used.block.spec.cidr, expect)) }
+    Wanted { claim, standing: standing.cloned(), cidr, entry: Some((used.block.spec.cidr, used.expect())) }
 }
 
 /// The claim as it is to be: the standing one, if it says the same.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use calico::{Entry, Expect};
+use calico::Entry;
 use kube::ResourceExt as _;
 use serde::Serialize;
 
@@ -89,7 +89,7 @@ impl Plan {
         }
         let shown = Shown {
             address,
-            entry: used.map(|used| (used.block.spec.cidr, expect(used))),
+            entry: used.map(|used| (used.block.spec.cidr, used.expect())),
             claim: claim.cloned(),
             cidr: calico::covering(&snapshot.pools, address).map(|pool| pool.spec.block_of(address)),
         };
@@ -198,14 +198,6 @@ fn may_be_released(view: &View<'_>, used: &Use<'_>) -> Result<(), Refusal> {
 }
 
 // === what would be written ===
-
-fn expect(used: &Use<'_>) -> Expect {
-    let sequence = match used.block.spec.entry(used.address) {
-        Entry::Used { sequence, .. } => sequence,
-        _ => None,
-    };
-    Expect { handle: used.attribute.handle().map(str::to_owned), sequence }
-}
 
 fn of_entry(used: &Use<'_>) -> Step {
     Step { record: used.object(), now: format!("{} has {}", used.user(), used.address), after: "released".into() }

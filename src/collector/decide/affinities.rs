@@ -1,21 +1,17 @@
 //! Affinities that stayed on their way in or out, and those of nodes that are gone. Only those of hosts: a
 //! virtual owner's are its own affair.
 
-use std::collections::BTreeMap;
-
-use calico::{Affinity, AffinityState, BlockAffinity, IPAMBlock, affinity_name};
-use ipnetwork::IpNetwork;
+use calico::{Affinity, AffinityState, BlockAffinity, affinity_name};
 use kube::ResourceExt as _;
 
 use super::{Finding, Needs, Scene, Task};
 use crate::claim::NodeState;
+use crate::collector::census::Block;
 use crate::collector::{Kind, Repair};
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
-    let present = scene.snapshot.blocks.iter().filter(|block| !block.spec.is_deleted());
-    let blocks: BTreeMap<IpNetwork, &IPAMBlock> = present.map(|block| (block.spec.cidr, block)).collect();
-    let of_hosts = scene.snapshot.affinities.iter().filter(|affinity| is_of_host(affinity));
-    of_hosts.filter_map(|affinity| judge(scene, affinity, blocks.get(&affinity.spec.cidr).copied())).collect()
+    let of_hosts = scene.census.affinities.iter().filter(|affinity| is_of_host(affinity));
+    of_hosts.filter_map(|affinity| judge(scene, affinity, scene.census.blocks.get(&affinity.spec.cidr))).collect()
 }
 
 /// A host's, under the name that every writer looks for.
@@ -24,10 +20,10 @@ fn is_of_host(affinity: &BlockAffinity) -> bool {
     matches!(spec.owner(), Ok(Affinity::Host(_))) && affinity.name_any() == affinity_name(&spec.node, &spec.cidr)
 }
 
-fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&IPAMBlock>) -> Option<Finding> {
+fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> Option<Finding> {
     let (spec, options) = (&affinity.spec, &scene.rules.options);
     let node_is_gone = scene.node(&spec.node) == NodeState::Deleted;
-    let leads_to_block = block.is_some_and(|block| block.spec.host() == Some(spec.node.as_str()));
+    let leads_to_block = block.is_some_and(|block| block.host() == Some(spec.node.as_str()));
     let half_done = [AffinityState::Pending, AffinityState::PendingDeletion].iter().any(|s| spec.state == s.as_str());
     let (kind, patience, why) = if affinity.is_deleted() {
         let why = "was marked deleted and had not been deleted".to_owned();
@@ -45,7 +41,7 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&IPAMBlock>)
                 (Kind::AffinityRemoved, options.half_done_grace, why)
             }
             // A block in use keeps its owner, even one that is gone, until it is empty.
-            (_, true) if half_done && (!node_is_gone || block.is_some_and(|block| !block.spec.is_empty())) => {
+            (_, true) if half_done && (!node_is_gone || block.is_some_and(|block| !block.empty)) => {
                 let why = format!("stayed {}, and its block says the same host", spec.state);
                 (Kind::AffinityConfirmed, options.half_done_grace, why)
             }
@@ -81,8 +77,8 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&IPAMBlock>)
 }
 
 /// "stayed pending, and its block belongs to host:n2"
-fn without_block(what: &str, block: Option<&IPAMBlock>) -> String {
-    match block.map(|block| block.spec.affinity.as_deref()) {
+fn without_block(what: &str, block: Option<&Block>) -> String {
+    match block.map(|block| block.affinity.as_deref()) {
         None => format!("{what}, and its block does not exist"),
         Some(None) => format!("{what}, and its block belongs to nobody"),
         Some(Some(other)) => format!("{what}, and its block belongs to {other}"),

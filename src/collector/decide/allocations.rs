@@ -1,45 +1,52 @@
 //! Allocations of this network whose pod does not use them any more, by the rules of Calico's own collector:
 //! all addresses of a handle, or none.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use calico::Expect;
+use calico::{Expect, handle_name};
 use ipnetwork::IpNetwork;
 
 use super::{Allocation, Finding, Needs, Scene, Task};
-use crate::audit::view::Use;
+use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
-use crate::driver::{POD_UID_KEY, is_holders};
 
 /// What belongs together: the addresses of one container, or those made ahead for one pod (then with its UID).
-type Group<'a> = (&'a str, Option<&'a str>);
+type Group = (String, Option<String>);
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
-    let mut groups: BTreeMap<Group<'_>, Vec<&Use<'_>>> = BTreeMap::new();
+    let census = scene.census;
     // Tunnel addresses and those of other networks bear other handles.
-    let ours = scene.view.used.values().filter(|used| used.pod().is_some());
-    for used in ours.filter(|used| used.is_of_network(&scene.rules.network)) {
-        if let Some(handle) = used.attribute.handle() {
-            groups.entry((handle, used.attribute.secondary(POD_UID_KEY))).or_default().push(used);
-        }
-    }
-    let live: BTreeSet<&IpAddr> = scene.view.live().flat_map(|pod| &pod.addresses).collect();
-    groups.into_iter().filter_map(|(group, uses)| leak(scene, group, &uses, &live)).collect()
+    let ours = |used: &Used<'_>| used.party.pod().is_some() && used.party.is_of_network(&scene.rules.network);
+    let used = census.blocks.all(&census.pods).filter(ours);
+    let group = |used: &Used<'_>| Some((used.party.handle?.to_owned(), used.party.uid.map(str::to_owned)));
+    let stale = used.filter(|used| census.staleness(used).is_some());
+    let groups: BTreeSet<Group> = stale.filter_map(|used| group(&used)).collect();
+    let members = |group: Group| {
+        let bearers = census.blocks.under(handle_name(&group.0), &census.pods).filter(ours);
+        let same = |used: &Used<'_>| used.party.handle == Some(&group.0) && used.party.uid == group.1.as_deref();
+        let members: Vec<Used<'_>> = bearers.filter(same).collect();
+        (group, members)
+    };
+    let groups: Vec<_> = groups.into_iter().map(members).collect();
+    let addresses = groups.iter().flat_map(|(_, uses)| uses).map(|used| used.address).collect();
+    let live = census.pods.live_among(&addresses);
+    groups.iter().filter_map(|(group, uses)| leak(scene, group, uses, &live)).collect()
 }
 
-fn leak(scene: &Scene<'_>, (handle, uid): Group<'_>, uses: &[&Use<'_>], live: &BTreeSet<&IpAddr>) -> Option<Finding> {
+fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTreeSet<IpAddr>) -> Option<Finding> {
+    let uid = uid.as_deref();
     let mut reason = None;
     for used in uses {
         // An address that a live pod has is never freed, whatever the block says of it.
         if live.contains(&used.address) || is_left_to_claim(scene, used) {
             return None;
         }
-        reason = Some(scene.view.staleness(used)?);
+        reason = Some(scene.census.staleness(used)?);
     }
     let (reason, first) = (reason?, uses.first()?);
-    let (namespace, name) = first.pod()?;
-    let node = first.attribute.secondary("node");
+    let (namespace, name) = first.party.pod()?;
+    let node = first.party.node;
     let options = &scene.rules.options;
     let patience = match node {
         Some(node) if scene.is_out(node) => options.settle,
@@ -49,11 +56,11 @@ fn leak(scene: &Scene<'_>, (handle, uid): Group<'_>, uses: &[&Use<'_>], live: &B
     let addresses: Vec<String> = uses.iter().map(|used| used.address.to_string()).collect();
     let versions: Vec<String> =
         uses.iter().map(|used| format!("{}@{}", used.address, used.sequence.unwrap_or_default())).collect();
-    let blocks: BTreeSet<IpNetwork> = uses.iter().map(|used| used.block.spec.cidr).collect();
-    let allocation = |used: &&Use<'_>| Allocation {
+    let blocks: BTreeSet<IpNetwork> = uses.iter().map(|used| used.block.cidr).collect();
+    let allocation = |used: &Used<'_>| Allocation {
         address: used.address,
-        cidr: used.block.spec.cidr,
-        expect: Expect { handle: Some(handle.to_owned()), sequence: used.sequence },
+        cidr: used.block.cidr,
+        expect: Expect { handle: Some(handle.clone()), sequence: used.sequence },
     };
     Some(Finding {
         key: (kind, format!("{handle} {} {}", uid.unwrap_or_default(), versions.join(" "))),
@@ -68,7 +75,7 @@ fn leak(scene: &Scene<'_>, (handle, uid): Group<'_>, uses: &[&Use<'_>], live: &B
         repair: Repair {
             kind,
             object: first.object(),
-            detail: format!("recorded {} for {}, but {reason}", addresses.join(" and "), first.user()),
+            detail: format!("recorded {} for {}, but {reason}", addresses.join(" and "), first.party),
             pod: Some(PodName { namespace: namespace.into(), name: name.into(), uid: uid.map(str::to_owned) }),
             node: node.map(str::to_owned),
         },
@@ -77,9 +84,10 @@ fn leak(scene: &Scene<'_>, (handle, uid): Group<'_>, uses: &[&Use<'_>], live: &B
 }
 
 /// Whether its claim decides about an allocation: it names this very container as its holder, or it is not known.
-fn is_left_to_claim(scene: &Scene<'_>, used: &Use<'_>) -> bool {
-    let Some(claims) = &scene.snapshot.claims else { return used.is_fixed() };
-    let claim = claims.iter().find(|claim| claim.value.address == used.address);
-    let holder = claim.and_then(|claim| claim.value.holder.as_ref());
-    holder.is_some_and(|holder| is_holders(used.attribute, &scene.rules.network, holder))
+fn is_left_to_claim(scene: &Scene<'_>, used: &Used<'_>) -> bool {
+    if scene.census.claims.is_none() {
+        return used.party.fixed;
+    }
+    let holder = scene.census.claim(used.address).and_then(|claim| claim.holder.as_ref());
+    holder.is_some_and(|holder| used.party.is_holders(&scene.rules.network, holder))
 }

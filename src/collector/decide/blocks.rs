@@ -8,7 +8,7 @@ use crate::claim::NodeState;
 use crate::collector::{Kind, Repair};
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
-    scene.snapshot.blocks.iter().filter_map(|block| judge(scene, block)).collect()
+    scene.census.blocks.kept.iter().filter_map(|block| judge(scene, block)).collect()
 }
 
 fn judge(scene: &Scene<'_>, block: &IPAMBlock) -> Option<Finding> {
@@ -20,7 +20,7 @@ fn judge(scene: &Scene<'_>, block: &IPAMBlock) -> Option<Finding> {
         (Kind::BlockRemoved, version, why, Task::RemoveBlock(Box::new(block.clone())))
     } else {
         let gone = node.as_ref().filter(|node| scene.node(node) == NodeState::Deleted)?;
-        let cooldown = scene.snapshot.config.as_ref().map_or(0, |config| config.spec.cooldown_seconds());
+        let cooldown = scene.census.config.as_ref().map_or(0, |config| config.spec.cooldown_seconds());
         let mut collected = block.clone();
         collected.spec.collect(cooldown, scene.now);
         if !collected.spec.is_empty() || collected.spec.validate().is_err() {

@@ -1,25 +1,18 @@
 //! Claims whose holder has lost the address by the rules, and claims whose owner is gone.
 
-use std::collections::BTreeSet;
-
 use calico::Expect;
 
 use super::{Finding, Key, Needs, Scene, Task};
-use crate::claim::{Claim, Evidence, Holder, PodState, Standing, standing};
+use crate::claim::{Claim, Evidence, Holder, Standing, standing};
 use crate::collector::{Kind, PodName, Repair};
-use crate::driver::{Shown, is_holders, node_state};
-use crate::pod::Owner;
+use crate::driver::Shown;
 use crate::store::Versioned;
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
-    let claims: Vec<&Versioned<Claim>> = scene.snapshot.claims.iter().flatten().collect();
+    let claims: Vec<&Versioned<Claim>> = scene.census.claims.iter().flatten().collect();
     let mut found: Vec<Finding> = claims.iter().filter_map(|claim| lost(scene, claim)).collect();
-    let mut orphans = claims.into_iter().filter(|claim| is_orphan(scene, &claim.value)).peekable();
-    if orphans.peek().is_some() {
-        // A pod outlives its owner that was deleted with `--cascade=orphan`, and may be between two containers.
-        let running: BTreeSet<Owner> = scene.snapshot.pods.iter().filter_map(|pod| Owner::of(pod).ok()).collect();
-        found.extend(orphans.filter(|c| !running.contains(&c.value.owner)).map(|claim| orphan(scene, claim)));
-    }
+    let orphans = claims.into_iter().filter(|claim| is_orphan(scene, &claim.value));
+    found.extend(orphans.map(|claim| orphan(scene, claim)));
     found
 }
 
@@ -28,14 +21,13 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
     let value = &claim.value;
     let holder = value.holder.as_ref()?;
     let network = &scene.rules.network;
-    let entry = scene.view.used.get(&value.address).filter(|used| is_holders(used.attribute, network, holder));
-    let pod = scene.view.by_uid(&value.owner.namespace, &holder.pod, &holder.pod_uid);
+    let entry = scene.census.used(value.address).filter(|used| used.party.is_holders(network, holder));
     let evidence = Evidence {
-        pod: pod.map_or(PodState::Gone, |pod| pod.state),
-        node: node_state(scene.view.node(&holder.node), holder.node_uid.as_deref()),
+        pod: scene.census.pods.state(&value.owner.namespace, &holder.pod, &holder.pod_uid),
+        node: scene.census.nodes.state(&holder.node, holder.node_uid.as_deref()),
         in_block: entry.is_some(),
     };
-    let cidr = entry.map(|used| used.block.spec.cidr).or_else(|| scene.block_of(value.address));
+    let cidr = entry.map(|used| used.block.cidr).or_else(|| scene.block_of(value.address));
     let (kind, patience, so, task) = match standing(value, &evidence, &scene.rules.policy, scene.now) {
         Standing::Keeps(_) => return None,
         Standing::Contest(contested) => {
@@ -44,8 +36,8 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
         }
         Standing::Lost => {
             let entry = entry.map(|used| {
-                let handle = used.attribute.handle().map(str::to_owned);
-                (used.block.spec.cidr, Expect { handle, sequence: used.sequence })
+                let handle = used.party.handle.map(str::to_owned);
+                (used.block.cidr, Expect { handle, sequence: used.sequence })
             });
             let shown = Shown { address: value.address, entry, claim: Some(claim.clone()), cidr };
             let so = "the address is its owner's to use again";
@@ -78,8 +70,10 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
 fn is_orphan(scene: &Scene<'_>, claim: &Claim) -> bool {
     claim.holder.is_none()
         && !claim.owner.is_named()
-        && scene.snapshot.owners.get(&claim.owner) == Some(&false)
-        && !scene.view.used.contains_key(&claim.address)
+        && scene.census.owners.get(&claim.owner) == Some(&false)
+        && scene.census.used(claim.address).is_none()
+        // A pod outlives its owner that was deleted with `--cascade=orphan`, and may be between two containers.
+        && !scene.census.pods.outlive(&claim.owner)
 }
 
 fn orphan(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Finding {

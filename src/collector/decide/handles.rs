@@ -1,18 +1,16 @@
 //! Handles whose deletion stopped half way, and those of this network that do not count what the blocks bear.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use calico::{IPAMHandle, handle_name};
 use ipnetwork::IpNetwork;
 use kube::ResourceExt as _;
 
 use super::{Finding, Needs, Scene, Task};
-use crate::audit::view::is_handle_of;
+use crate::audit::party::is_handle_of;
+use crate::collector::census::{Counts, counted};
 use crate::collector::{Kind, PodName, Repair};
 use crate::driver::POD_UID_KEY;
-
-/// Allocations by block.
-type Counts = BTreeMap<IpNetwork, i64>;
 
 /// What the blocks say of one handle.
 #[derive(Default)]
@@ -26,52 +24,44 @@ struct Borne {
 }
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
-    let borne = borne(scene);
     // A block that contradicts itself may not tell who has its addresses.
-    let malformed = scene.snapshot.blocks.iter().filter(|block| block.spec.validate().is_err());
-    let malformed: BTreeSet<IpNetwork> = malformed.map(|block| block.spec.cidr).collect();
+    let malformed = &scene.census.blocks.malformed;
     let readable = |counts: &Counts| counts.keys().all(|cidr| !malformed.contains(cidr));
-    let nothing = Borne::default();
     let mut found = Vec::new();
-    for handle in &scene.snapshot.handles {
+    for handle in &scene.census.handles.kept {
         if handle.spec.is_deleted() {
             found.push(unfinished(scene, handle));
             continue;
         }
-        let bears = borne.get(&handle.name_any()).unwrap_or(&nothing);
+        let bears = borne(scene, handle.name_any());
         let counted = counted(handle);
         let right = counted.as_ref() == Some(&bears.counts) && !bears.counts.is_empty();
         let counted = counted.unwrap_or_default();
-        if !right && is_ours(scene, handle, bears) && readable(&bears.counts) && readable(&counted) {
-            found.push(miscounted(scene, handle, &counted, bears));
+        if !right && is_ours(scene, handle, &bears) && readable(&bears.counts) && readable(&counted) {
+            found.push(miscounted(scene, handle, &counted, &bears));
         }
     }
-    let known: BTreeSet<String> = scene.snapshot.handles.iter().map(|handle| handle.name_any()).collect();
-    let absentees = borne.iter().filter(|(name, bears)| bears.ours && !known.contains(*name));
-    found.extend(absentees.filter(|(_, bears)| readable(&bears.counts)).map(|(_, bears)| absent(scene, bears)));
+    let ids = scene.census.blocks.all(&scene.census.pods).filter_map(|used| used.party.handle);
+    let unknown = ids.filter(|id| !id.is_empty() && !scene.census.handles.has(id));
+    let unknown: BTreeSet<String> = unknown.map(handle_name).collect();
+    let absentees = unknown.into_iter().map(|name| borne(scene, name)).filter(|bears| bears.ours);
+    found.extend(absentees.filter(|bears| readable(&bears.counts)).map(|bears| absent(scene, &bears)));
     found
 }
 
-fn borne(scene: &Scene<'_>) -> BTreeMap<String, Borne> {
-    let mut borne: BTreeMap<String, Borne> = BTreeMap::new();
-    for used in scene.view.used.values() {
-        let Some(handle) = used.attribute.handle().filter(|handle| !handle.is_empty()) else { continue };
-        let bears = borne.entry(handle_name(handle)).or_default();
-        handle.clone_into(&mut bears.id);
-        bears.ours |= used.is_of_network(&scene.rules.network);
-        bears.pod = used.pod().map(|(namespace, name)| PodName {
+fn borne(scene: &Scene<'_>, name: String) -> Borne {
+    let mut bears = Borne::default();
+    for used in scene.census.blocks.under(name, &scene.census.pods) {
+        bears.id = used.party.handle.unwrap_or_default().to_owned();
+        bears.ours |= used.party.is_of_network(&scene.rules.network);
+        bears.pod = used.party.pod().map(|(namespace, name)| PodName {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            uid: used.attribute.secondary(POD_UID_KEY).map(str::to_owned),
+            uid: used.party.uid.map(str::to_owned),
         });
-        *bears.counts.entry(used.block.spec.cidr).or_default() += 1;
+        *bears.counts.entry(used.block.cidr).or_default() += 1;
     }
-    borne
-}
-
-/// What a handle counts; `None` if it names what is no block.
-fn counted(handle: &IPAMHandle) -> Option<Counts> {
-    handle.spec.block.iter().map(|(cidr, count)| Some((cidr.parse().ok()?, *count))).collect()
+    bears
 }
 
 fn is_ours(scene: &Scene<'_>, handle: &IPAMHandle, bears: &Borne) -> bool {

@@ -14,7 +14,7 @@ use crate::store::Versioned;
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     // Claims that were not read are not "no claims".
-    let Some(claims) = &scene.snapshot.claims else { return Vec::new() };
+    let Some(claims) = &scene.census.claims else { return Vec::new() };
     let reserved = reserved(scene);
     let listed: BTreeSet<IpAddr> = reserved.iter().map(|(address, _)| *address).collect();
     let claimed: BTreeSet<IpAddr> = claims.iter().map(|claim| claim.value.address).collect();
@@ -28,7 +28,7 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
 /// Every single address in our reservations, in the form that we write, with the reservation's name.
 fn reserved(scene: &Scene<'_>) -> BTreeSet<(IpAddr, String)> {
     let mut found = BTreeSet::new();
-    for reservation in scene.snapshot.reservations.iter().filter(|r| is_own_reservation(&r.name_any())) {
+    for reservation in scene.census.reservations.iter().filter(|r| is_own_reservation(&r.name_any())) {
         for text in &reservation.spec.reserved_cidrs {
             let address = text.split_once('/').and_then(|(address, _)| address.parse::<IpAddr>().ok());
             // Anything else was put there by a person, who may have meant it.
@@ -44,7 +44,7 @@ fn reserved(scene: &Scene<'_>) -> BTreeSet<(IpAddr, String)> {
 fn is_ours(scene: &Scene<'_>, address: IpAddr) -> bool {
     let ranges = scene.rules.ipam.ranges(Family::of(address));
     let permitted = ranges.is_none_or(|ranges| ranges.permits_fixed(address).is_ok());
-    permitted && !scene.view.used.get(&address).is_some_and(|used| used.is_fixed())
+    permitted && !scene.census.used(address).is_some_and(|used| used.party.fixed)
 }
 
 fn missing_entry(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {

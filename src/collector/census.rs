@@ -1,0 +1,130 @@
+//! What a round knows of the cluster: of every object only what decisions ask for.
+//!
+//! A pod or a block as the API server gives it is some thousand bytes, and a large cluster has a quarter of a
+//! million of them. Here a pod is about two hundred, an allocation as much, a block that stands in order a
+//! hundred, and an affinity or a handle in order nothing at all: they are judged as they come, and only those
+//! with something odd about them are kept whole.
+//!
+//! The same is made of the few objects that are read again before a write, so that both are judged alike.
+//!
+//! # Layout
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `pods` | which pods there are, and what they have |
+//! | `nodes` | which nodes there are, and whether they work |
+//! | `blocks` | the blocks, and every allocation with whose it is |
+//! | `read` | reading all that, page by page |
+
+mod blocks;
+mod nodes;
+mod pods;
+mod read;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use calico::{BlockAffinity, IPAMConfig, IPAMHandle, IPPool, IPReservation, handle_name};
+use kube::ResourceExt as _;
+
+pub(super) use self::blocks::{Block, Blocks, Counts, Judged, Used};
+pub(super) use self::nodes::Nodes;
+pub(super) use self::pods::Pods;
+pub(super) use self::read::{by_address, read};
+
+use crate::audit::party::staleness;
+use crate::claim::Claim;
+use crate::pod::Owner;
+use crate::store::Versioned;
+
+/// The cluster, as far as decisions ask for it.
+#[derive(Default)]
+pub(super) struct Census {
+    /// Calico's configuration, if there is one.
+    pub config: Option<IPAMConfig>,
+    /// All pools.
+    pub pools: Vec<IPPool>,
+    /// All nodes.
+    pub nodes: Nodes,
+    /// All claims of the network, by address; `None` if they were not looked at, and then nothing is said about them.
+    pub claims: Option<Vec<Versioned<Claim>>>,
+    /// Which owners of claims exist; one that is not listed was not looked for.
+    pub owners: BTreeMap<Owner, bool>,
+    /// All pods.
+    pub pods: Pods,
+    /// All blocks.
+    pub blocks: Blocks,
+    /// The handles.
+    pub handles: Handles,
+    /// The affinities that are not simply confirmed with a block that says the same.
+    pub affinities: Vec<BlockAffinity>,
+    /// All reservations, ours and others'.
+    pub reservations: Vec<IPReservation>,
+}
+
+/// The handles, of which those that count what the blocks bear are only known to be there.
+#[derive(Default)]
+pub(super) struct Handles {
+    /// Those that do not.
+    pub kept: Vec<IPAMHandle>,
+    /// A digest of every handle's name, in order.
+    known: Vec<u64>,
+}
+
+// === impl Census ===
+
+impl Census {
+    /// An allocation, or what the network's pod of that name says, by address.
+    pub(super) fn used(&self, address: IpAddr) -> Option<Used<'_>> {
+        self.blocks.used(address, &self.pods)
+    }
+
+    /// The claim on an address.
+    pub(super) fn claim(&self, address: IpAddr) -> Option<&Claim> {
+        let claims = self.claims.as_deref()?;
+        let at = claims.binary_search_by_key(&address, |claim| claim.value.address).ok()?;
+        Some(&claims[at].value)
+    }
+
+    /// Why nobody uses an allocation any more, see [`staleness`].
+    pub(super) fn staleness(&self, used: &Used<'_>) -> Option<String> {
+        let pod = used.party.pod().and_then(|(namespace, name)| self.pods.get(namespace, name));
+        staleness(used.address, &used.party, pod.as_ref(), |node| self.nodes.exists(node))
+    }
+
+    /// Takes down an affinity, unless it stands in order.
+    pub(super) fn affinity(&self, affinity: BlockAffinity) -> Option<BlockAffinity> {
+        let spec = &affinity.spec;
+        let leads_to_block = self.blocks.get(&spec.cidr).is_some_and(|block| block.host() == Some(&spec.node));
+        let in_order = affinity.is_confirmed() && !affinity.is_deleted() && leads_to_block;
+        (!in_order).then_some(affinity)
+    }
+}
+
+// === impl Handles ===
+
+impl Handles {
+    /// Takes down a handle: as a whole, if it does not count what the blocks bear.
+    pub(super) fn add(&mut self, handle: IPAMHandle, blocks: &Blocks) {
+        let name = handle.name_any();
+        self.known.push(blocks::digest(&name));
+        if handle.spec.is_deleted() || handle.spec.is_empty() || counted(&handle) != Some(blocks.borne_by(&name)) {
+            self.kept.push(handle);
+        }
+    }
+
+    /// To be called once all are in.
+    pub(super) fn sort(&mut self) {
+        self.known.sort_unstable();
+    }
+
+    /// Whether there is a handle for an id.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.known.binary_search(&blocks::digest(&handle_name(id))).is_ok()
+    }
+}
+
+/// What a handle counts; `None` if it names what is no block.
+pub(super) fn counted(handle: &IPAMHandle) -> Option<Counts> {
+    handle.spec.block.iter().map(|(cidr, count)| Some((cidr.parse().ok()?, *count))).collect()
+}

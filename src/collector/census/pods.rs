@@ -1,0 +1,126 @@
+//! Which pods there are, and what they have.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::audit::party::Seen;
+use crate::audit::view::own_addresses;
+use crate::claim::PodState;
+use crate::driver::pod_state;
+use crate::pod::Owner;
+
+/// The pods with addresses of their own, and some words about the others.
+#[derive(Default)]
+pub(in crate::collector) struct Pods {
+    /// By namespace and name, once sorted.
+    records: Vec<Record>,
+    names: Names,
+    /// Owners whose objects do not exist.
+    missing: BTreeSet<Owner>,
+    /// Those of them whose pods do.
+    running: BTreeSet<Owner>,
+}
+
+struct Record {
+    namespace: Arc<str>,
+    name: Box<str>,
+    uid: Option<Box<str>>,
+    node: Option<Arc<str>>,
+    state: PodState,
+    addresses: Box<[IpAddr]>,
+}
+
+/// Texts that many records share.
+#[derive(Default)]
+pub(super) struct Names(HashSet<Arc<str>>);
+
+// === impl Pods ===
+
+impl Pods {
+    /// No pods yet; of the owners `missing` is to be said whether pods of theirs exist.
+    pub(in crate::collector) fn new(missing: BTreeSet<Owner>) -> Self {
+        Self { missing, ..Self::default() }
+    }
+
+    pub(in crate::collector) fn add(&mut self, pod: Pod) {
+        if !self.missing.is_empty() {
+            self.running.extend(Owner::of(&pod).ok().filter(|owner| self.missing.contains(owner)));
+        }
+        let Some(addresses) = own_addresses(&pod) else { return };
+        let state = pod_state(Some(&pod), pod.metadata.uid.as_deref().unwrap_or_default());
+        self.records.push(Record {
+            namespace: self.names.get(pod.metadata.namespace.as_deref().unwrap_or_default()),
+            name: pod.metadata.name.unwrap_or_default().into(),
+            uid: pod.metadata.uid.map(Into::into),
+            node: pod.spec.and_then(|spec| spec.node_name).map(|node| self.names.get(&node)),
+            state,
+            addresses: addresses.into(),
+        });
+    }
+
+    /// To be called once all are in: only then they are found.
+    pub(in crate::collector) fn sort(&mut self) {
+        self.records.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
+    }
+
+    /// The pod of that name.
+    pub(in crate::collector) fn get(&self, namespace: &str, name: &str) -> Option<Seen<'_>> {
+        self.position(namespace, name).map(|at| self.records[at].seen())
+    }
+
+    /// The state of the pod of that UID.
+    pub(in crate::collector) fn state(&self, namespace: &str, name: &str, uid: &str) -> PodState {
+        let pod = self.get(namespace, name).filter(|pod| pod.uid == Some(uid));
+        pod.map_or(PodState::Gone, |pod| pod.state)
+    }
+
+    /// Those of `addresses` that a live pod has, neither finished nor on its way out.
+    pub(in crate::collector) fn live_among(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        let live = self.records.iter().filter(|pod| pod.state == PodState::Alive);
+        live.flat_map(|pod| &*pod.addresses).filter(|address| addresses.contains(address)).copied().collect()
+    }
+
+    /// Whether pods exist whose owner is `owner`, of which only those are known that do not exist themselves.
+    pub(in crate::collector) fn outlive(&self, owner: &Owner) -> bool {
+        self.running.contains(owner)
+    }
+
+    pub(super) fn position(&self, namespace: &str, name: &str) -> Option<usize> {
+        self.records.binary_search_by(|record| record.key().cmp(&(namespace, name))).ok()
+    }
+
+    /// Namespace, name and what was seen of the pod at a [`Pods::position`].
+    pub(super) fn at(&self, position: usize) -> (&str, &str, Seen<'_>) {
+        let record = &self.records[position];
+        (&record.namespace, &record.name, record.seen())
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    fn key(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+
+    fn seen(&self) -> Seen<'_> {
+        let (uid, node) = (self.uid.as_deref(), self.node.as_deref());
+        Seen { uid, node, state: self.state, addresses: &self.addresses }
+    }
+}
+
+// === impl Names ===
+
+impl Names {
+    pub(super) fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return known.clone();
+        }
+        let name: Arc<str> = name.into();
+        self.0.insert(name.clone());
+        name
+    }
+}
