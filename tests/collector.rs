@@ -591,6 +591,28 @@ async fn an_affinity_that_stays_half_done_is_confirmed_if_its_block_says_the_sam
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_block_whose_affinity_was_lost_gets_it_back_as_long_as_its_node_exists() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    let block = town.block_of(address).await;
+    let name = calico::affinity_name("n1", &block.spec.cidr);
+    town.world.objects.remove::<BlockAffinity>(None, &name);
+    town.rounds_for(240).await;
+    assert!(town.affinity(&name).await.is_none(), "its node may be at work on it");
+    let repairs = town.repairs(60, &[Kind::AffinityRestored]).await;
+    assert_eq!(repairs[0].node.as_deref(), Some("n1"));
+    assert!(town.affinity(&name).await.unwrap().is_confirmed());
+    assert_eq!(town.block_of(address).await.spec.allocations, block.spec.allocations);
+    town.assert_clean().await;
+    town.world.objects.remove::<BlockAffinity>(None, &name);
+    town.remove_node("n1");
+    town.world.remove_pod("r");
+    town.repairs(120, &[Kind::AllocationFreed, Kind::BlockReleased]).await;
+    assert!(town.affinity(&name).await.is_none());
+    town.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_affinity_that_a_node_works_on_meanwhile_is_left_alone() {
     let mut town = Town::new();
     let name = plant(&town, &Affinity::host("n1"), "10.244.1.0/26", AffinityState::Pending);

@@ -24,7 +24,7 @@ mod read;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use calico::{BlockAffinity, IPAMConfig, IPAMHandle, IPPool, IPReservation, handle_name};
+use calico::{BlockAffinity, IPAMConfig, IPAMHandle, IPPool, IPReservation, affinity_name, handle_name};
 use kube::ResourceExt as _;
 
 pub(super) use self::blocks::{Block, Blocks, Counts, Judged, Used};
@@ -56,8 +56,8 @@ pub(super) struct Census {
     pub blocks: Blocks,
     /// The handles.
     pub handles: Handles,
-    /// The affinities that are not simply confirmed with a block that says the same.
-    pub affinities: Vec<BlockAffinity>,
+    /// The affinities.
+    pub affinities: Affinities,
     /// All reservations, ours and others'.
     pub reservations: Vec<IPReservation>,
 }
@@ -68,6 +68,15 @@ pub(super) struct Handles {
     /// Those that do not.
     pub kept: Vec<IPAMHandle>,
     /// A digest of every handle's name, in order.
+    known: Vec<u64>,
+}
+
+/// The affinities, of which those that are confirmed with a block that says the same are only known to be there.
+#[derive(Default)]
+pub(super) struct Affinities {
+    /// The others.
+    pub kept: Vec<BlockAffinity>,
+    /// A digest of every affinity's name, in order.
     known: Vec<u64>,
 }
 
@@ -91,14 +100,6 @@ impl Census {
         let pod = used.party.pod().and_then(|(namespace, name)| self.pods.get(namespace, name));
         staleness(used.address, &used.party, pod.as_ref(), |node| self.nodes.exists(node))
     }
-
-    /// Takes down an affinity, unless it stands in order.
-    pub(super) fn affinity(&self, affinity: BlockAffinity) -> Option<BlockAffinity> {
-        let spec = &affinity.spec;
-        let leads_to_block = self.blocks.get(&spec.cidr).is_some_and(|block| block.host() == Some(&spec.node));
-        let in_order = affinity.is_confirmed() && !affinity.is_deleted() && leads_to_block;
-        (!in_order).then_some(affinity)
-    }
 }
 
 // === impl Handles ===
@@ -121,6 +122,31 @@ impl Handles {
     /// Whether there is a handle for an id.
     pub(super) fn has(&self, id: &str) -> bool {
         self.known.binary_search(&blocks::digest(&handle_name(id))).is_ok()
+    }
+}
+
+// === impl Affinities ===
+
+impl Affinities {
+    /// Takes down an affinity: as a whole, unless it stands in order.
+    pub(super) fn add(&mut self, affinity: BlockAffinity, blocks: &Blocks) {
+        let spec = &affinity.spec;
+        // By the name that every writer looks for, whatever its own is.
+        self.known.push(blocks::digest(&affinity_name(&spec.node, &spec.cidr)));
+        let leads_to_block = blocks.get(&spec.cidr).is_some_and(|block| block.host() == Some(&spec.node));
+        if !affinity.is_confirmed() || affinity.is_deleted() || !leads_to_block {
+            self.kept.push(affinity);
+        }
+    }
+
+    /// To be called once all are in.
+    pub(super) fn sort(&mut self) {
+        self.known.sort_unstable();
+    }
+
+    /// Whether there is an affinity that goes by that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.known.binary_search(&blocks::digest(name)).is_ok()
     }
 }
 

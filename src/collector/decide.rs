@@ -91,6 +91,8 @@ pub(super) enum Task {
     RemoveAffinity(Box<BlockAffinity>),
     /// Confirm an affinity.
     ConfirmAffinity(Box<BlockAffinity>),
+    /// Make the affinity of a block for the node that it names.
+    RestoreAffinity(IpNetwork, String),
     /// Delete a block in this version.
     RemoveBlock(Box<IPAMBlock>),
     /// Release an empty block and its affinity.
@@ -111,6 +113,7 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     found.extend(reservations::findings(scene));
     found.extend(handles::findings(scene));
     found.extend(affinities::findings(scene));
+    found.extend(affinities::missing(scene));
     found.extend(blocks::findings(scene));
     found
 }

@@ -87,7 +87,8 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         live.blocks.sort();
         handles.into_iter().for_each(|handle| live.handles.add(handle, &live.blocks));
         live.handles.sort();
-        live.affinities = affinities.into_iter().filter_map(|affinity| live.affinity(affinity)).collect();
+        affinities.into_iter().for_each(|affinity| live.affinities.add(affinity, &live.blocks));
+        live.affinities.sort();
         Ok(live)
     }
 
@@ -112,6 +113,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
             Task::Recount(id, seen, among) => driver.recount(&id, seen.as_deref(), &among, deadline).await,
             Task::RemoveAffinity(affinity) => driver.remove_as_seen(&*affinity, deadline).await,
             Task::ConfirmAffinity(affinity) => driver.confirm_as_seen(&affinity, deadline).await,
+            Task::RestoreAffinity(cidr, node) => driver.restore_affinity(cidr, &node, deadline).await,
             Task::RemoveBlock(block) => driver.remove_as_seen(&*block, deadline).await,
             Task::ReleaseBlock(block) => driver.reclaim_block(&block, deadline).await,
         }

@@ -33,6 +33,8 @@ pub enum Kind {
     AffinityRemoved,
     /// An affinity that stayed half done was confirmed, as its block says the same.
     AffinityConfirmed,
+    /// An affinity was made for a block that names a node as its owner and had none.
+    AffinityRestored,
     /// A block whose deletion had begun was deleted.
     BlockRemoved,
     /// An empty block of a node that is gone was released, with its affinity.
@@ -127,7 +129,7 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimDropped,
@@ -138,6 +140,7 @@ impl Kind {
         Self::HandleCorrected,
         Self::AffinityRemoved,
         Self::AffinityConfirmed,
+        Self::AffinityRestored,
         Self::BlockRemoved,
         Self::BlockReleased,
     ];
@@ -155,6 +158,7 @@ impl Kind {
             Self::HandleCorrected => "handle_corrected",
             Self::AffinityRemoved => "affinity_removed",
             Self::AffinityConfirmed => "affinity_confirmed",
+            Self::AffinityRestored => "affinity_restored",
             Self::BlockRemoved => "block_removed",
             Self::BlockReleased => "block_released",
         }

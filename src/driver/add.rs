@@ -20,7 +20,7 @@ use super::release::other_interface;
 use super::reservation::is_reserved;
 use super::snapshot::{Snapshot, check_coverage, host};
 use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace, UnmetPool};
-use crate::claim::{Asker, Holder};
+use crate::claim::{Asker, Claim, Holder};
 use crate::cni::{CniError, code};
 use crate::pod::{FixedRequest, Owner, PoolAnnotations, check_namespace};
 use crate::store::{Failure, Ledger, Objects, StoreError};
@@ -230,12 +230,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let Some(claim) = standing.filter(|c| attachment.is_holder(&c.value)) else {
                 return Err(Error::Superseded(held.address));
             };
-            // Whoever found the entry missing after that time was right to take it for released, and may be about to
-            // write so.
-            let late = claim.value.holder.is_some_and(|holder| !in_flight(&holder, self.now()));
-            if late && held.taken.is_some() {
-                return Err(Error::Late("the claim was taken too long ago for an answer"));
-            }
+            self.in_time(held, &claim.value)?;
+        }
+        Ok(())
+    }
+
+    /// Whoever finds a claim's entry missing long after it was taken is right to take it for released, and may be
+    /// about to write so.
+    fn in_time(&self, held: &Held, claim: &Claim) -> Result<(), Error> {
+        let late = claim.holder.as_ref().is_some_and(|holder| !in_flight(holder, self.now()));
+        if late && held.taken.is_some() {
+            return Err(Error::Late("the claim was taken too long ago for an answer"));
         }
         Ok(())
     }
@@ -261,6 +266,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 self.placements(attachment, snapshot, round, wants, done, &reservations, &own, &full).await?;
             drop(own);
             let counts = counts(&placements);
+            // What is written from here on only DEL takes away, and this container's may be over.
+            if (attachment.cancelled)() {
+                return Err(Error::Cancelled);
+            }
+            done.claims.iter().try_for_each(|held| self.in_time(held, &held.claim.value))?;
             let deadline = self.late(attachment);
             if placing > 0 {
                 self.set_handle(attachment, &counts, deadline).await?;
@@ -471,8 +481,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let deadline = Instant::now() + UNDO_TIME;
         let held = attachment.held();
         if done.handle
-            && let Err(error) =
-                self.release_handle(&attachment.handle(), &attachment.whose(), Some(&held), deadline).await
+            && let Err(error) = self.undo_handle(attachment, deadline).await
         {
             tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
         }
@@ -492,6 +501,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 && let Err(error) = self.unreserve(address, &cidr, deadline).await
             {
                 tracing::warn!(%address, %error, "a reservation could not be taken back");
+            }
+        }
+    }
+
+    /// Releases what stands under the handle, however often that is tried: the DEL may have been before it.
+    async fn undo_handle(&self, attachment: &Attachment<'_>, deadline: Instant) -> Result<(), Error> {
+        let (handle, held, mut backoff) = (attachment.handle(), attachment.held(), Backoff::new(deadline));
+        loop {
+            match self.release_handle(&handle, &attachment.whose(), Some(&held), deadline).await {
+                Err(Error::Store(error)) => backoff.pause(error).await?,
+                outcome => return outcome.map(drop),
             }
         }
     }

@@ -108,6 +108,30 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
+    /// Gives a block the affinity that its node lost: an ADD dropped it for half done while another claimed the
+    /// block, and was killed. The block is written in between, so that nobody who saw no affinity deletes it. False
+    /// if it is the node's no more.
+    pub(crate) async fn restore_affinity(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<bool, Error> {
+        let affinity = self.pending_affinity(cidr, node, deadline).await?;
+        let settled = self
+            .converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), Known::Unread, deadline, |current| {
+                Ok(match current {
+                    Some(mut block) if !block.spec.is_deleted() && block.spec.host() == Some(node) => {
+                        block.spec.advance();
+                        Step::Replace(block, true)
+                    }
+                    _ => Step::Done(false),
+                })
+            })
+            .await?;
+        if settled.value {
+            self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
+        } else {
+            self.drop_affinity(affinity, deadline).await?;
+        }
+        Ok(settled.value)
+    }
+
     /// Frees an empty block of another node, so that it can be claimed; false if it is in use, young, or has
     /// changed since it was read.
     pub(crate) async fn reclaim_block(&self, block: &IPAMBlock, deadline: Instant) -> Result<bool, Error> {

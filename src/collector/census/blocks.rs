@@ -159,6 +159,11 @@ impl Blocks {
         self.by_cidr.get(cidr).map(|position| &self.present[*position])
     }
 
+    /// Every block that is not being deleted.
+    pub(in crate::collector) fn present(&self) -> impl Iterator<Item = &Block> {
+        self.present.iter()
+    }
+
     /// An address in use.
     pub(super) fn used<'a>(&'a self, address: IpAddr, pods: &'a Pods) -> Option<Used<'a>> {
         let position = self.allocations.binary_search_by_key(&address, |allocation| allocation.address).ok()?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPReservation};
 
-use super::{Blocks, Census, Handles, Judged, Nodes, Pods};
+use super::{Affinities, Blocks, Census, Handles, Judged, Nodes, Pods};
 use crate::audit::read::owners;
 use crate::claim::Claim;
 use crate::pod::Owner;
@@ -47,8 +47,9 @@ pub(in crate::collector) async fn read<O: Objects, L: Ledger>(
     let of_blocks = |handles: &mut Handles, handle: IPAMHandle| handles.add(handle, &census.blocks);
     census.handles = lists.fold(Handles::default, of_blocks).await;
     census.handles.sort();
-    let odd = |kept: &mut Vec<BlockAffinity>, affinity| kept.extend(census.affinity(affinity));
-    census.affinities = lists.fold(Vec::new, odd).await;
+    let to_blocks = |affinities: &mut Affinities, affinity: BlockAffinity| affinities.add(affinity, &census.blocks);
+    census.affinities = lists.fold(Affinities::default, to_blocks).await;
+    census.affinities.sort();
     census.reservations = lists.optional::<IPReservation>().await;
     let complete = complete && lists.unread.is_empty();
     unread.append(&mut lists.unread);

@@ -10,8 +10,42 @@ use crate::collector::census::Block;
 use crate::collector::{Kind, Repair};
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
-    let of_hosts = scene.census.affinities.iter().filter(|affinity| is_of_host(affinity));
+    let of_hosts = scene.census.affinities.kept.iter().filter(|affinity| is_of_host(affinity));
     of_hosts.filter_map(|affinity| judge(scene, affinity, scene.census.blocks.get(&affinity.spec.cidr))).collect()
+}
+
+/// Blocks of nodes that have no affinity for them: their nodes would not find them, nor anybody free them.
+pub(super) fn missing(scene: &Scene<'_>) -> Vec<Finding> {
+    scene.census.blocks.present().filter_map(|block| judge_block(scene, block)).collect()
+}
+
+fn judge_block(scene: &Scene<'_>, block: &Block) -> Option<Finding> {
+    let node = block.host()?;
+    let affinity = affinity_name(node, &block.cidr);
+    // A node that is gone gets none: its block goes once it is empty.
+    let is_gone = || scene.node(node) == NodeState::Deleted;
+    if scene.census.affinities.has(&affinity) || scene.census.blocks.malformed.contains(&block.cidr) || is_gone() {
+        return None;
+    }
+    let (kind, options) = (Kind::AffinityRestored, &scene.rules.options);
+    Some(Finding {
+        key: (kind, affinity.clone()),
+        patience: Some(options.half_done_grace.max(options.settle)),
+        needs: Needs {
+            nodes: vec![node.to_owned()],
+            affinities: vec![affinity.clone()],
+            blocks: vec![block.cidr],
+            ..Needs::default()
+        },
+        repair: Repair {
+            kind,
+            object: format!("BlockAffinity/{affinity}"),
+            detail: format!("did not exist, though block {} belongs to {node}", block.cidr),
+            pod: None,
+            node: Some(node.to_owned()),
+        },
+        task: Task::RestoreAffinity(block.cidr, node.to_owned()),
+    })
 }
 
 /// A host's, under the name that every writer looks for.
