@@ -32,7 +32,8 @@ deep: build
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
-	$(CARGO) test -p e2e --test manifests --test policy --test addon --test rules --test real --test real_agents
+	$(CARGO) test -p e2e --test manifests --test policy --test addon --test rules --test real --test real_agents --test hammer
+	$(CARGO) test -p e2e --test chaos -- --nocapture
 
 # A simulated cluster, one run for each seed: make sim SEEDS=1000000 [FIRST=<seed>]; make sim SEED=<seed> tells its story.
 .PHONY: sim
@@ -43,6 +44,13 @@ sim:
 .PHONY: fuzz
 fuzz:
 	CARGO=$(CARGO) tests/fuzz/run.sh $(or $(TARGET_NAME),all) $(or $(SECONDS),60)
+
+# The real parts, killed and harmed in an order that a seed gives: make chaos [SEED=<seed>] [KILLS=1000]
+# [CALICO_BIN=<dir> CALICO_CRDS=<file>]. As the real tier; clocks are set back where libfaketime is installed.
+KILLS ?= 1000
+.PHONY: chaos
+chaos: build
+	CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) $(CARGO) run --quiet -p e2e --bin chaos -- --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 # The scenarios under Calico's own plugin: make e2e CALICO_BIN=<dir> CALICO_CRDS=<file>
 e2e: build
@@ -97,6 +105,12 @@ cluster: build
 bench: static
 	$(CARGO) build --profile tool -p e2e --bin bench
 	KUBE_IPAM_BIN=$(abspath $(STATIC)) CALICO_BIN=$(CALICO_BIN) CALICO_CRDS=$(CALICO_CRDS) target/tool/bench $(ARGS)
+
+# Many nodes whose pods all come and go: make hammer [ARGS="--nodes 1500 --pods 10 --rounds 10 --fixed 10 --seed 1 -o json"]
+.PHONY: hammer
+hammer:
+	$(CARGO) build --profile tool -p e2e --bin hammer
+	target/tool/hammer $(ARGS)
 
 lint: deny
 	$(CARGO) fmt --all --check

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod calls;
 pub mod conformance;
 pub mod embedded;
+pub mod hammer;
 pub mod lab;
 pub mod manifests;
 pub mod real;

@@ -30,7 +30,7 @@ use crate::tools::Tools;
 
 /// The pool, and the subnet of every configuration: 16384 blocks of 64 addresses.
 pub(super) const SUBNET: &str = "10.240.0.0/12";
-const BLOCK_SIZE: u8 = 26;
+pub(crate) const BLOCK_SIZE: u8 = 26;
 /// Blocks of other nodes lie from here on, in three quarters of the pool.
 const FIRST_SEEDED: u32 = u32::from_be_bytes([10, 244, 0, 0]);
 const SEEDABLE: usize = 12288;
@@ -75,43 +75,8 @@ impl Ground {
         });
         let store = KubeStore::from_kubeconfig(&file("counted"), None).await?;
         let ground = Ground { control_plane, ledger, store, directory, etcd_config, seeded: 0 };
-        ground.served::<IPAMBlock>().await?;
-        ground.served::<BlockAffinity>().await?;
-        ground.served::<IPAMHandle>().await?;
-        ground.served::<IPReservation>().await?;
-        ground.served::<IPPool>().await?;
-        ground.furnish().await?;
+        furnish(&ground.store, ground.client(), SUBNET, NAMESPACE).await?;
         Ok(ground)
-    }
-
-    /// Waits until the API server lists a kind: for a moment after a definition was established it answers 429.
-    async fn served<K: Object>(&self) -> Result<()> {
-        let started = Instant::now();
-        loop {
-            match self.store.list::<K>("").await {
-                Ok(_) => return Ok(()),
-                Err(StoreError { failure: Failure::Busy(wait), .. }) if started.elapsed() < SERVED_LIMIT => {
-                    tokio::time::sleep(wait).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    async fn furnish(&self) -> Result<()> {
-        let pool = json!({
-            "cidr": SUBNET, "blockSize": BLOCK_SIZE, "ipipMode": "Never", "vxlanMode": "Never",
-            "nodeSelector": "all()", "allowedUses": ["Workload", "Tunnel"],
-        });
-        self.store.create(&object::<IPPool>("IPPool", "default-ipv4-ippool", pool)?).await?;
-        let ready = json!({"datastoreReady": true, "clusterType": "k8s"});
-        self.store.create(&object::<ClusterInformation>("ClusterInformation", "default", ready)?).await?;
-        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?;
-        Api::all(self.client()).create(&PostParams::default(), &namespace).await?;
-        // No controller makes it, and without it no pod is admitted.
-        let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
-        Api::namespaced(self.client(), NAMESPACE).create(&PostParams::default(), &account).await?;
-        Ok(())
     }
 
     fn client(&self) -> Client {
@@ -238,6 +203,43 @@ impl Ground {
         });
         let pods: Api<Pod> = Api::namespaced(self.client(), NAMESPACE);
         pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await.with_context(|| format!("pod {name}"))
+    }
+}
+
+/// Waits until Calico's kinds are served, and makes what a cluster has before its first pod: a pool, and a namespace
+/// in which pods are admitted.
+pub(crate) async fn furnish(store: &KubeStore, client: Client, subnet: &str, namespace: &str) -> Result<()> {
+    served::<IPAMBlock>(store).await?;
+    served::<BlockAffinity>(store).await?;
+    served::<IPAMHandle>(store).await?;
+    served::<IPReservation>(store).await?;
+    served::<IPPool>(store).await?;
+    let pool = json!({
+        "cidr": subnet, "blockSize": BLOCK_SIZE, "ipipMode": "Never", "vxlanMode": "Never",
+        "nodeSelector": "all()", "allowedUses": ["Workload", "Tunnel"],
+    });
+    store.create(&object::<IPPool>("IPPool", "default-ipv4-ippool", pool)?).await?;
+    let ready = json!({"datastoreReady": true, "clusterType": "k8s"});
+    store.create(&object::<ClusterInformation>("ClusterInformation", "default", ready)?).await?;
+    let wanted: Namespace = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
+    Api::all(client.clone()).create(&PostParams::default(), &wanted).await?;
+    // No controller makes it, and without it no pod is admitted.
+    let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
+    Api::namespaced(client, namespace).create(&PostParams::default(), &account).await?;
+    Ok(())
+}
+
+/// Waits until the API server lists a kind: for a moment after a definition was established it answers 429.
+async fn served<K: Object>(store: &KubeStore) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        match store.list::<K>("").await {
+            Ok(_) => return Ok(()),
+            Err(StoreError { failure: Failure::Busy(wait), .. }) if started.elapsed() < SERVED_LIMIT => {
+                tokio::time::sleep(wait).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

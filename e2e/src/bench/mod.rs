@@ -8,7 +8,7 @@
 
 mod agent;
 mod floor;
-mod ground;
+pub(crate) mod ground;
 mod handoff;
 mod report;
 mod seat;
@@ -20,7 +20,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub use report::{CallRow, Report, Row, Section};
+pub use report::{CallRow, Machine, Report, Row, Section};
+pub(crate) use report::table;
 pub use spread::Spread;
 pub use way::{Way, When};
 

@@ -87,7 +87,8 @@ pub struct CallRow {
 // === impl Machine ===
 
 impl Machine {
-    pub(super) fn here() -> Machine {
+    /// This one.
+    pub fn here() -> Machine {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let known = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let name = known.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -215,7 +216,8 @@ fn order(verb: &str) -> usize {
         .unwrap_or(usize::MAX)
 }
 
-fn table(header: impl Iterator<Item = String>) -> Table {
+/// An empty table: what is below its header stands to the right, but for the first column.
+pub(crate) fn table(header: impl Iterator<Item = String>) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
     for column in table.column_iter_mut().skip(1) {

@@ -1,4 +1,4 @@
-//! A picture of what `make bench ARGS="-o json"` measured: plot <bench.json> <picture.svg>
+//! A picture of what `make bench ARGS="-o json"` or `make hammer ARGS="-o json"` measured: plot <report.json> <picture.svg>
 
 use anyhow::{Context as _, Result, bail};
 use plotters::coord::Shift;
@@ -21,10 +21,13 @@ const SCALE: (f64, f64) = (1.0, 40_000.0);
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (Some(input), Some(output), None) = (arguments.next(), arguments.next(), arguments.next()) else {
-        bail!("give the report of `make bench ARGS=\"-o json\"`, and the name of the picture (.svg)");
+        bail!("give the report of `make bench` or `make hammer` with ARGS=\"-o json\", and the name of the picture (.svg)");
     };
     let text = std::fs::read_to_string(&input).with_context(|| input.clone())?;
     let report: Value = serde_json::from_str(&text).with_context(|| input.clone())?;
+    if report["rounds"].is_array() {
+        return e2e::hammer::picture::draw(&report, &output);
+    }
     let sections = report["sections"].as_array().with_context(|| format!("{input}: no sections"))?;
     let area = SVGBackend::new(&output, (1080, 420)).into_drawing_area();
     area.fill(&WHITE)?;

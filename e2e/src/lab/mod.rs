@@ -7,7 +7,7 @@ mod conflist;
 mod crowd;
 mod ground;
 mod machine;
-mod restricted;
+pub(crate) mod restricted;
 mod standins;
 mod world;
 

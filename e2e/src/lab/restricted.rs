@@ -92,7 +92,7 @@ impl Restricted {
             for document in user.role().into_iter().flat_map(|role| bound(user, role)) {
                 manifests::apply(&client, &document).await?;
             }
-            let token = token(&client, user).await?;
+            let token = token(&client, user.account()).await?;
             self.control_plane.write_token_kubeconfig(&self.kubeconfig(user), &token)?;
         }
         Ok(())
@@ -135,11 +135,12 @@ fn bound(user: User, role: &str) -> [Value; 2] {
     ]
 }
 
-async fn token(client: &Client, user: User) -> Result<String> {
+/// A token of a service account in the add-on's namespace.
+pub(crate) async fn token(client: &Client, account: &str) -> Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
     let spec = TokenRequestSpec { expiration_seconds: Some(TOKEN_LIFE), ..Default::default() };
     let request = TokenRequest { spec, ..Default::default() };
-    let answer = accounts.create_token_request(user.account(), &PostParams::default(), &request).await;
-    let status = answer.with_context(|| format!("a token of {}", user.account()))?.status;
+    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
+    let status = answer.with_context(|| format!("a token of {account}"))?.status;
     Ok(status.context("a token request without an answer")?.token)
 }
