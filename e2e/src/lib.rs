@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod calls;
+pub mod chaos;
 pub mod conformance;
 pub mod embedded;
 pub mod hammer;

@@ -16,7 +16,7 @@ const START_TIME: Duration = Duration::from_secs(20);
 
 /// The running agents by node.
 #[derive(Default)]
-pub(super) struct Agents {
+pub(crate) struct Agents {
     running: Mutex<BTreeMap<String, Child>>,
 }
 
@@ -26,7 +26,7 @@ impl Agents {
     }
 
     /// Starts a node's agent; returns when plugins can reach it. `state` is its state directory as seen from here.
-    pub(super) async fn start(&self, name: &str, mut command: Command, state: &Path, log: &Path) -> Result<()> {
+    pub(crate) async fn start(&self, name: &str, mut command: Command, state: &Path, log: &Path) -> Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(state)?;
         let socket = state.join("agent.sock");
         let _ = std::fs::remove_file(&socket);
@@ -35,6 +35,7 @@ impl Agents {
         }
         let output = File::options().create(true).append(true).open(log)?;
         command.args(["--node-name", name, "--log-level", "info"]).env_remove("CNI_COMMAND").stdin(Stdio::null());
+        command.envs(kube_ipam::agent::ALLOCATOR);
         let child = command.stdout(output.try_clone()?).stderr(output).spawn().context("starting an agent")?;
         self.running().insert(name.to_owned(), child);
         let until = tokio::time::Instant::now() + START_TIME;
@@ -52,7 +53,7 @@ impl Agents {
     }
 
     /// SIGKILL for a node's agent.
-    pub(super) fn kill(&self, name: &str) {
+    pub(crate) fn kill(&self, name: &str) {
         if let Some(mut child) = self.running().remove(name) {
             let _ = child.kill();
             let _ = child.wait();
@@ -60,15 +61,19 @@ impl Agents {
     }
 
     /// SIGTERM for a node's agent, which goes on until it has finished what it began.
-    pub(super) fn terminate(&self, name: &str) -> Result<()> {
+    pub(crate) fn terminate(&self, name: &str) -> Result<()> {
+        self.signal(name, Signal::TERM)
+    }
+
+    /// A signal for a node's agent.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         let running = self.running();
         let pid = running.get(name).and_then(|child| Pid::from_raw(child.id().try_into().ok()?));
-        kill_process(pid.with_context(|| format!("no agent of {name} runs"))?, Signal::TERM)?;
-        Ok(())
+        Ok(kill_process(pid.with_context(|| format!("no agent of {name} runs"))?, signal)?)
     }
 
     /// Whether a node's agent has ended.
-    pub(super) fn has_ended(&self, name: &str) -> Result<bool> {
+    pub(crate) fn has_ended(&self, name: &str) -> Result<bool> {
         Ok(self.running().get_mut(name).map(Child::try_wait).transpose()?.is_none_or(|status| status.is_some()))
     }
 }

@@ -1,7 +1,7 @@
 //! A lab: one cluster of any tier with kube-ipam on its nodes, and what the scenarios ask of it.
 //! Scenarios know this type only, so that every tier runs the same ones.
 
-mod agents;
+pub(crate) mod agents;
 mod calicoctl;
 mod conflist;
 mod crowd;

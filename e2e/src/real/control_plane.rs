@@ -41,6 +41,8 @@ pub struct ControlPlane {
     processes: Mutex<Processes>,
     client: kube::Client,
     audit: Option<AuditLog>,
+    /// Client URLs of an etcd that somebody else runs; none: one member of its own.
+    etcd_servers: Vec<String>,
     site: Arc<Site>,
 }
 
@@ -61,17 +63,25 @@ impl ControlPlane {
     }
 
     /// Makes the network that nodes join, and a client for later. Nothing runs yet.
-    pub(super) async fn prepare(site: Arc<Site>, options: &ControlPlaneOptions) -> Result<ControlPlane> {
+    pub(crate) async fn prepare(site: Arc<Site>, options: &ControlPlaneOptions) -> Result<ControlPlane> {
         join_host(&site.slot, &site.netns(NETNS))?;
         write_files(&site, options.restricted)?;
         let client = client(&admin_kubeconfig(&site)).await?;
         let audit = options.audit.then(|| AuditLog::new(&site.slot.directory().join("audit.log")));
-        Ok(ControlPlane { processes: Mutex::default(), client, audit, site })
+        Ok(ControlPlane { processes: Mutex::default(), client, audit, etcd_servers: Vec::new(), site })
+    }
+
+    /// The same on an etcd that somebody else runs.
+    pub(crate) fn on_etcd(mut self, etcd_servers: Vec<String>) -> ControlPlane {
+        self.etcd_servers = etcd_servers;
+        self
     }
 
     /// Returns when the API server is ready and the CRDs are served.
-    pub(super) async fn run(&self, options: ControlPlaneOptions) -> Result<()> {
-        self.start_etcd()?;
+    pub(crate) async fn run(&self, options: ControlPlaneOptions) -> Result<()> {
+        if self.etcd_servers.is_empty() {
+            self.start_etcd()?;
+        }
         self.start_api_server().await?;
         fs::write(self.site.api_ready_file(), "")?;
         if options.controllers {
@@ -128,7 +138,7 @@ impl ControlPlane {
     }
 
     /// The network namespace with the bridge that all nodes are joined to.
-    pub(super) fn netns(&self) -> String {
+    pub(crate) fn netns(&self) -> String {
         self.site.netns(NETNS)
     }
 
@@ -212,8 +222,10 @@ impl ControlPlane {
         let directory = self.site.slot.directory();
         let pki = |name: &str| self.site.pki.path(name).display().to_string();
         let address = self.site.api_server().replace("https://", "");
+        let own = ["http://127.0.0.1:2379".to_owned()];
+        let etcd = if self.etcd_servers.is_empty() { &own[..] } else { &self.etcd_servers };
         let mut flags = vec![
-            "--etcd-servers=http://127.0.0.1:2379".into(),
+            format!("--etcd-servers={}", etcd.join(",")),
             "--secure-port=443".into(),
             "--bind-address=0.0.0.0".into(),
             format!("--advertise-address={address}"),

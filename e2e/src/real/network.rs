@@ -15,7 +15,8 @@ pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 pub const API_SERVICE_ADDRESS: &str = "10.96.0.1";
 /// The host part of the control plane's address.
 pub const CONTROL_PLANE_HOST: u8 = 1;
-const TEST_PROCESS_HOST: u8 = 254;
+/// The host part of the address by which the test process is reached.
+pub const TEST_PROCESS_HOST: u8 = 254;
 
 /// Runs `ip <arguments>` in a named namespace or the host's, and returns what it printed.
 pub fn ip(netns: Option<&str>, arguments: &str) -> Result<String> {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
@@ -15,15 +16,16 @@ use crate::tools::{Tools, target_directory};
 /// The common ground of one cluster.
 #[derive(Debug)]
 pub struct Site {
-    pub(super) tools: Tools,
-    pub(super) pki: Pki,
+    pub(crate) tools: Tools,
+    pub(crate) pki: Pki,
     logs: PathBuf,
-    pub(super) slot: Slot,
+    keeps_logs: AtomicBool,
+    pub(crate) slot: Slot,
 }
 
 impl Site {
     /// Claims a number and makes its certificates.
-    pub(super) fn prepare(tools: Tools) -> Result<Site> {
+    pub(crate) fn prepare(tools: Tools) -> Result<Site> {
         let slot = Slot::claim()?;
         let pki = Pki::create(&slot.directory().join("pki"))?;
         let address = slot.ipv4(CONTROL_PLANE_HOST);
@@ -33,7 +35,7 @@ impl Site {
         pki.write_server("server", &addresses, &names)?;
         let logs = target_directory()?.join("e2e-logs").join(std::process::id().to_string()).join(slot.name("logs"));
         fs::create_dir_all(&logs)?;
-        Ok(Site { tools, pki, logs, slot })
+        Ok(Site { tools, pki, logs, keeps_logs: AtomicBool::new(false), slot })
     }
 
     /// `https://172.29.<number>.1`: reachable from the host and from every node.
@@ -56,23 +58,28 @@ impl Site {
         &self.logs
     }
 
-    pub(super) fn log(&self, name: &str) -> PathBuf {
+    /// Logs are not removed at the end.
+    pub(crate) fn keep_logs(&self) {
+        self.keeps_logs.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
 
-    pub(super) fn netns(&self, part: &str) -> String {
+    pub(crate) fn netns(&self, part: &str) -> String {
         self.slot.name(part)
     }
 
     /// Made when the API server answers: nodes wait for it before they start their kubelet.
-    pub(super) fn api_ready_file(&self) -> PathBuf {
+    pub(crate) fn api_ready_file(&self) -> PathBuf {
         self.slot.directory().join("api-ready")
     }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() || self.keeps_logs.load(Ordering::Relaxed) {
             eprintln!("the cluster's logs: {}", self.logs.display());
             return;
         }

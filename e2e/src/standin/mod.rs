@@ -10,7 +10,7 @@ mod network;
 mod node;
 mod plugin;
 mod runtime;
-mod status;
+pub(crate) mod status;
 
 pub use network::Network;
 pub use node::{Backoff, Node, Options};

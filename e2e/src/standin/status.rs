@@ -20,7 +20,7 @@ fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
 }
 
 /// Registers a node as Ready, or says that it is Ready again.
-pub(super) async fn register(client: &Client, name: &str, address: IpAddr, labels: &[(String, String)]) -> Result<()> {
+pub(crate) async fn register(client: &Client, name: &str, address: IpAddr, labels: &[(String, String)]) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut all = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"});
     for (key, value) in labels {

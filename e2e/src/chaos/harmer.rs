@@ -1,0 +1,219 @@
+//! Does what the plan says, and sets it right again some time later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::harms::{Harm, Plan};
+use super::members::{Cut, MEMBERS};
+use super::node::freeze;
+use super::runtime::Runtime;
+use super::tally::Line;
+
+/// Longest wait for a leader that can be harmed.
+const LEADER_LIMIT: Duration = Duration::from_secs(60);
+
+/// Harms one thing at a time in one way at a time: what was harmed is locked until it is well again.
+pub(super) struct Harmer {
+    runtime: Arc<Runtime>,
+    agents: Vec<Arc<Mutex<()>>>,
+    disks: Vec<Arc<Mutex<()>>>,
+    clocks: Vec<Arc<Mutex<()>>>,
+    members: [Arc<Mutex<()>>; MEMBERS],
+    api_server: Arc<Mutex<()>>,
+    recoveries: JoinSet<Result<()>>,
+}
+
+// === impl Harmer ===
+
+impl Harmer {
+    pub(super) fn new(runtime: Arc<Runtime>) -> Harmer {
+        let locks = || runtime.ground.nodes.iter().map(|_| Arc::default()).collect();
+        Harmer {
+            agents: locks(),
+            disks: locks(),
+            clocks: locks(),
+            members: Default::default(),
+            api_server: Arc::default(),
+            recoveries: JoinSet::new(),
+            runtime,
+        }
+    }
+
+    /// Follows the plan until there were so many kills, or something was found wrong.
+    pub(super) async fn follow(&mut self, plan: Plan, kills: u64) -> Result<()> {
+        for (pause, harm) in plan {
+            sleep(pause).await;
+            while self.runtime.tally.kills() < kills
+                && self.runtime.tally.kills() + self.runtime.doomed() as u64 >= kills
+                && self.runtime.observer.is_content()
+            {
+                // Calls that are to be killed will come.
+                sleep(Duration::from_millis(50)).await;
+            }
+            if self.runtime.tally.kills() >= kills || !self.runtime.observer.is_content() {
+                break;
+            }
+            self.runtime.note(&format!("{harm:?}"));
+            self.harm(harm).await.with_context(|| format!("{harm:?}"))?;
+            while let Some(recovered) = self.recoveries.try_join_next() {
+                recovered??;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when everything is well again.
+    pub(super) async fn heal(&mut self) -> Result<()> {
+        self.runtime.spare();
+        while let Some(recovered) = self.recoveries.join_next().await {
+            recovered??;
+        }
+        Ok(())
+    }
+
+    async fn harm(&mut self, harm: Harm) -> Result<()> {
+        match harm {
+            Harm::KillPlugin { after } => self.runtime.doom(after),
+            Harm::KillAgent { node, down } => self.kill_agent(node, down).await,
+            Harm::KillApiServer { down } => self.kill_api_server(down).await,
+            Harm::KillLeader { down } => {
+                let (leader, guard) = self.member(0).await?;
+                self.kill_member("etcd leader", leader, guard, down);
+            }
+            Harm::KillFollower { next, down } => {
+                let (follower, guard) = self.member(next).await?;
+                self.kill_member("etcd follower", follower, guard, down);
+            }
+            Harm::KillMajority { down } => {
+                let (follower, second) = self.member(1).await?;
+                let (leader, first) = self.member(0).await?;
+                self.kill_member("etcd leader", leader, first, down);
+                self.kill_member("etcd follower", follower, second, down);
+                self.runtime.tally.count(Line::Harm("etcd without a majority"));
+            }
+            Harm::Partition { leader, cut, lasts } => self.partition(leader, cut, lasts).await?,
+            Harm::FillDisk { node, lasts } => self.fill_disk(node, lasts).await?,
+            Harm::Freeze { node, lasts } => self.freeze(node, lasts).await?,
+            Harm::SetClockBack { node, seconds, lasts } => self.set_clock_back(node, seconds, lasts).await?,
+        }
+        Ok(())
+    }
+
+    fn recover(&mut self, guard: OwnedMutexGuard<()>, recovery: impl Future<Output = Result<()>> + Send + 'static) {
+        self.recoveries.spawn(async move {
+            let recovered = recovery.await;
+            drop(guard);
+            recovered
+        });
+    }
+
+    async fn kill_agent(&mut self, node: usize, down: Duration) {
+        let guard = self.agents[node].clone().lock_owned().await;
+        let (runtime, node) = (self.runtime.clone(), self.runtime.ground.nodes[node].clone());
+        runtime.ground.agents.kill(&node.name);
+        runtime.tally.count(Line::Kill("agent"));
+        self.recover(guard, async move {
+            sleep(down).await;
+            runtime.ground.start_agent(&node).await;
+            Ok(())
+        });
+    }
+
+    async fn kill_api_server(&mut self, down: Duration) {
+        let guard = self.api_server.clone().lock_owned().await;
+        let runtime = self.runtime.clone();
+        runtime.ground.control_plane.kill_api_server();
+        runtime.tally.count(Line::Kill("API server"));
+        self.recover(guard, async move {
+            sleep(down).await;
+            runtime.ground.start_api_server().await;
+            Ok(())
+        });
+    }
+
+    /// A member that is well, counted from the one that leads.
+    async fn member(&self, next: usize) -> Result<(usize, OwnedMutexGuard<()>)> {
+        let until = Instant::now() + LEADER_LIMIT;
+        loop {
+            if let Some(leader) = self.runtime.ground.members.leader().await {
+                let member = (leader + next) % MEMBERS;
+                if let Ok(guard) = self.members[member].clone().try_lock_owned() {
+                    return Ok((member, guard));
+                }
+            }
+            anyhow::ensure!(Instant::now() < until, "etcd has no leader for {LEADER_LIMIT:?}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn kill_member(&mut self, what: &'static str, member: usize, guard: OwnedMutexGuard<()>, down: Duration) {
+        let runtime = self.runtime.clone();
+        if runtime.ground.members.kill(member) {
+            runtime.tally.count(Line::Kill(what));
+        }
+        self.recover(guard, async move {
+            sleep(down).await;
+            runtime.ground.members.start_one(member)?;
+            runtime.ground.members.serves(member).await
+        });
+    }
+
+    async fn partition(&mut self, leader: bool, cut: Cut, lasts: Duration) -> Result<()> {
+        let (member, guard) = self.member(usize::from(!leader)).await?;
+        let runtime = self.runtime.clone();
+        runtime.ground.members.cut(member, cut)?;
+        runtime.tally.count(Line::Harm(match (leader, cut) {
+            (true, Cut::Wholly) => "etcd leader cut off",
+            (true, Cut::FromPeers) => "etcd leader cut off from its peers",
+            (false, Cut::Wholly) => "etcd follower cut off",
+            (false, Cut::FromPeers) => "etcd follower cut off from its peers",
+        }));
+        self.recover(guard, async move {
+            sleep(lasts).await;
+            runtime.ground.members.join(member, cut)?;
+            runtime.ground.members.serves(member).await
+        });
+        Ok(())
+    }
+
+    async fn fill_disk(&mut self, node: usize, lasts: Duration) -> Result<()> {
+        let guard = self.disks[node].clone().lock_owned().await;
+        let node = self.runtime.ground.nodes[node].clone();
+        node.fill_disk()?;
+        self.runtime.tally.count(Line::Harm("state directory full"));
+        self.recover(guard, async move {
+            sleep(lasts).await;
+            node.free_disk()
+        });
+        Ok(())
+    }
+
+    async fn freeze(&mut self, node: usize, lasts: Duration) -> Result<()> {
+        let guard = self.agents[node].clone().lock_owned().await;
+        let (runtime, node) = (self.runtime.clone(), self.runtime.ground.nodes[node].clone());
+        freeze(&runtime.ground.agents, &node.name, true)?;
+        runtime.tally.count(Line::Harm("agent stands still"));
+        self.recover(guard, async move {
+            sleep(lasts).await;
+            freeze(&runtime.ground.agents, &node.name, false)
+        });
+        Ok(())
+    }
+
+    async fn set_clock_back(&mut self, node: usize, seconds: u64, lasts: Duration) -> Result<()> {
+        let guard = self.clocks[node].clone().lock_owned().await;
+        let node = self.runtime.ground.nodes[node].clone();
+        node.set_clock(&format!("-{seconds}s"))?;
+        self.runtime.tally.count(Line::Harm("clock set back"));
+        self.recover(guard, async move {
+            sleep(lasts).await;
+            node.set_clock("+0")
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! What is left when all pods are gone, by three judges: the records themselves, `kube-ipam check`, and `calicoctl`.
+//!
+//! Allocations and handles have a minute to go. A half-done affinity holds no address; what was killed while it took an
+//! empty block over leaves one, and the collector removes it: that needs a leader, whose Lease may have to run out, and
+//! two sightings.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use calico::{IPAMBlock, IPAMHandle};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::ground::Ground;
+use super::patrol::recorded;
+use super::runtime::Runtime;
+
+/// What was found at the end.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    /// Allocations and handles that nobody uses.
+    pub left: Vec<String>,
+    /// How long it took until nothing was left.
+    pub after: Duration,
+    /// What `kube-ipam check` found.
+    pub check: Found,
+    /// What `calicoctl ipam check` found, if it was asked; empty if nothing.
+    pub calicoctl: Option<String>,
+}
+
+/// What a judge found; empty if nothing.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    text: String,
+    /// Whether it is half-done affinities only.
+    only_affinities: bool,
+}
+
+/// How much longer than anything else half-done affinities may stay.
+const AFFINITIES: Duration = Duration::from_secs(120);
+
+/// Gives the cluster so much time until nothing is left, and looks.
+pub(super) async fn verdict(runtime: &Runtime, limit: Duration, calico_bin: Option<&Path>) -> Result<Verdict> {
+    let (started, ground) = (Instant::now(), &runtime.ground);
+    let mut verdict = Verdict::default();
+    let mut said = String::new();
+    loop {
+        verdict.left = left(ground).await.unwrap_or_else(|error| vec![format!("could not be read: {error:#}")]);
+        verdict.check = check(ground).await?;
+        verdict.after = started.elapsed();
+        let patience =
+            if verdict.left.is_empty() && verdict.check.only_affinities { AFFINITIES } else { Duration::ZERO };
+        if verdict.wrongs().is_empty() || verdict.after > limit + patience {
+            break;
+        }
+        let still = verdict.wrongs().join("\n");
+        if still != said {
+            runtime.note(&format!("not clean yet: {still}"));
+            said = still;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    if let Some(directory) = calico_bin {
+        verdict.calicoctl = Some(calicoctl(ground, directory).await?);
+    }
+    Ok(verdict)
+}
+
+async fn left(ground: &Ground) -> Result<Vec<String>> {
+    let blocks = Api::<IPAMBlock>::all(ground.client.clone()).list(&ListParams::default()).await?.items;
+    let handles = Api::<IPAMHandle>::all(ground.client.clone()).list(&ListParams::default()).await?.items;
+    let allocations = recorded(&blocks).into_iter().map(|(address, pod)| format!("{address} of pod {pod}"));
+    let handles = handles.iter().map(|handle| format!("handle {}", handle.name_any()));
+    Ok(allocations.chain(handles).collect())
+}
+
+/// Every record against the invariants, claims and ranges included.
+async fn check(ground: &Ground) -> Result<Found> {
+    let conflist = ground.nodes.first().context("there are nodes")?.conflist();
+    let mut command = tokio::process::Command::new(crate::tools::kube_ipam()?);
+    command.args(["check", "-o", "json", "--settle", "1", "--conflist"]).arg(conflist).env_remove("CNI_COMMAND");
+    let output = command.arg("--kubeconfig").arg(ground.control_plane.kubeconfig()).output().await?;
+    if output.status.success() {
+        return Ok(Found::default());
+    }
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    Ok(Found { only_affinities: is_affinities_only(&report), text })
+}
+
+fn is_affinities_only(report: &Value) -> bool {
+    let violations = report["violations"].as_array().filter(|violations| !violations.is_empty());
+    let read = report["unread"].as_array().is_some_and(Vec::is_empty);
+    read && violations.is_some_and(|violations| violations.iter().all(|v| v["class"] == "half-done-affinity"))
+}
+
+async fn calicoctl(ground: &Ground, directory: &Path) -> Result<String> {
+    let mut command = tokio::process::Command::new(directory.join("calicoctl"));
+    command.args(["ipam", "check", "--allow-version-mismatch"]).env("DATASTORE_TYPE", "kubernetes");
+    let output = command.env("KUBECONFIG", ground.control_plane.kubeconfig()).output().await?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() && (text.contains("found 0 problems") || text.contains("Check complete; found 0")) {
+        return Ok(String::new());
+    }
+    Ok(format!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// Everything that must not be.
+    pub(super) fn wrongs(&self) -> Vec<String> {
+        let mut wrongs = Vec::new();
+        if !self.left.is_empty() {
+            wrongs.push(format!("left over after {:.0} s: {}", self.after.as_secs_f64(), self.left.join(", ")));
+        }
+        if !self.check.text.is_empty() {
+            wrongs.push(format!("kube-ipam check: {}", self.check.text));
+        }
+        wrongs.extend(
+            self.calicoctl.iter().filter(|text| !text.is_empty()).map(|t| format!("calicoctl ipam check: {t}")),
+        );
+        wrongs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_half_done_affinities_may_take_longer() {
+        let report = |classes: &[&str], unread: &[&str]| {
+            let violations: Vec<Value> = classes.iter().map(|class| json!({"class": class})).collect();
+            json!({"violations": violations, "unread": unread})
+        };
+        assert!(is_affinities_only(&report(&["half-done-affinity", "half-done-affinity"], &[])));
+        for other in
+            [report(&[], &[]), report(&["half-done-affinity", "leak"], &[]), report(&["half-done-affinity"], &["pods"])]
+        {
+            assert!(!is_affinities_only(&other), "{other}");
+        }
+        assert!(!is_affinities_only(&Value::Null));
+    }
+}
