@@ -577,6 +577,19 @@ async fn an_affinity_that_stays_pending_goes_with_its_node_or_after_a_grace() {
     town.assert_clean().await;
 }
 
+/// An ADD that took another node's empty block over was killed before it deleted that node's affinity.
+#[tokio::test(start_paused = true)]
+async fn an_affinity_on_its_way_out_whose_block_is_anothers_goes_as_soon_as_no_add_can_be_at_work_on_it() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    let cidr = town.block_of(address).await.spec.cidr.to_string();
+    let others = plant(&town, &Affinity::host("n2"), &cidr, AffinityState::PendingDeletion);
+    let nobodys = plant(&town, &Affinity::host("n2"), "10.244.1.64/26", AffinityState::PendingDeletion);
+    town.repairs(60, &[Kind::AffinityRemoved, Kind::AffinityRemoved]).await;
+    assert!(town.affinity(&others).await.is_none() && town.affinity(&nobodys).await.is_none());
+    town.assert_clean().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_affinity_that_stays_half_done_is_confirmed_if_its_block_says_the_same() {
     for state in [AffinityState::Pending, AffinityState::PendingDeletion] {

@@ -72,7 +72,11 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> 
             }
             (false, false) if half_done => {
                 let why = without_block(&format!("stayed {}", spec.state), block);
-                (Kind::AffinityRemoved, options.half_done_grace, why)
+                // On its way in, its block may still come. On its way out, and its block is gone: whoever took the block
+                // over has nothing left to do but this, and died before it.
+                let on_its_way_out = spec.state == AffinityState::PendingDeletion.as_str();
+                let patience = if on_its_way_out { options.longest_add() } else { options.half_done_grace };
+                (Kind::AffinityRemoved, patience, why)
             }
             // A block in use keeps its owner, even one that is gone, until it is empty.
             (_, true) if half_done && (!node_is_gone || block.is_some_and(|block| !block.empty)) => {
