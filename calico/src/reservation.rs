@@ -1,6 +1,8 @@
 //! `IPReservation`: addresses that automatic assignment skips. Explicit assignment may use them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use kube::CustomResource;
@@ -34,10 +36,22 @@ pub struct IPReservationSpec {
     pub unknown: Unknown,
 }
 
-/// All reservations of a cluster, ready to be asked.
+/// All reservations of a cluster, ready to be asked. Clones share them: there may be thousands, and every assignment
+/// asks about every address of a block.
 #[derive(Debug, Clone, Default)]
 pub struct Reservations {
-    networks: Vec<(IpNetwork, String)>,
+    known: Arc<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    names: Vec<String>,
+    /// In the order of the objects, each with its name's index.
+    networks: Vec<(IpNetwork, usize)>,
+    /// Where in `networks` single addresses are, as most are.
+    single: BTreeMap<IpAddr, Vec<usize>>,
+    /// Where in `networks` the others are.
+    wide: Vec<usize>,
     malformed: Vec<(String, String)>,
 }
 
@@ -45,22 +59,23 @@ impl Reservations {
     /// Reads the objects. Blank entries are skipped, entries that are no network are kept aside, see
     /// [`Reservations::malformed`]: Calico ignores them, and one bad object must not stop every pod.
     pub fn new(objects: &[IPReservation]) -> Self {
-        let mut reservations = Self::default();
+        let mut known = Known::default();
         for object in objects {
             let name = object.metadata.name.clone().unwrap_or_default();
             for text in object.spec.reserved_cidrs.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
                 match text.parse::<IpNetwork>() {
-                    Ok(network) => reservations.networks.push((network, name.clone())),
-                    Err(_) => reservations.malformed.push((name.clone(), text.to_owned())),
+                    Ok(network) => known.add(network),
+                    Err(_) => known.malformed.push((name.clone(), text.to_owned())),
                 }
             }
+            known.names.push(name);
         }
-        reservations
+        Self { known: Arc::new(known) }
     }
 
     /// Whether the address is reserved.
     pub fn covers(&self, address: IpAddr) -> bool {
-        self.holder(address).is_some()
+        self.known.single.contains_key(&address) || self.known.wide_around(address).next().is_some()
     }
 
     /// Name of an object that reserves the address: the first, if there are several.
@@ -70,19 +85,22 @@ impl Reservations {
 
     /// Names of all objects that reserve the address.
     pub fn holders(&self, address: IpAddr) -> impl Iterator<Item = &str> {
-        let covering = self.networks.iter().filter(move |(network, _)| net::offset(network, address).is_some());
-        covering.map(|(_, name)| name.as_str())
+        let known = &self.known;
+        let mut covering: Vec<usize> = known.single.get(&address).into_iter().flatten().copied().collect();
+        covering.extend(known.wide_around(address));
+        covering.sort_unstable();
+        covering.into_iter().map(|index| known.names[known.networks[index].1].as_str())
     }
 
     /// Every network that is reserved, as often as it is listed.
     pub fn networks(&self) -> impl Iterator<Item = &IpNetwork> {
-        self.networks.iter().map(|(network, _)| network)
+        self.known.networks.iter().map(|(network, _)| network)
     }
 
     /// Whether every address of the network is reserved, by one reservation or by several together.
     pub fn covers_all(&self, cidr: &IpNetwork) -> bool {
         let mut inside = Vec::new();
-        for (network, _) in &self.networks {
+        for network in self.known.wide() {
             if net::covers(network, cidr) {
                 return true;
             }
@@ -90,6 +108,7 @@ impl Reservations {
                 inside.push((start, net::count(network)));
             }
         }
+        inside.extend(self.known.single_in(cidr).filter_map(|address| Some((net::offset(cidr, address)?, 1))));
         inside.sort_unstable();
         let mut covered_to = 0u128;
         for (start, count) in inside {
@@ -103,12 +122,38 @@ impl Reservations {
 
     /// Whether some address of the network is reserved.
     pub fn touches(&self, cidr: &IpNetwork) -> bool {
-        self.networks.iter().any(|(network, _)| net::overlap(network, cidr))
+        self.known.single_in(cidr).next().is_some() || self.known.wide().any(|network| net::overlap(network, cidr))
     }
 
     /// Entries that are no network, as (object name, text).
     pub fn malformed(&self) -> &[(String, String)] {
-        &self.malformed
+        &self.known.malformed
+    }
+}
+
+impl Known {
+    /// Of the object whose name comes next.
+    fn add(&mut self, network: IpNetwork) {
+        let index = self.networks.len();
+        if net::count(&network) == 1 {
+            self.single.entry(network.network()).or_default().push(index);
+        } else {
+            self.wide.push(index);
+        }
+        self.networks.push((network, self.names.len()));
+    }
+
+    fn wide(&self) -> impl Iterator<Item = &IpNetwork> {
+        self.wide.iter().map(|index| &self.networks[*index].0)
+    }
+
+    fn wide_around(&self, address: IpAddr) -> impl Iterator<Item = usize> {
+        let around = move |index: &usize| net::offset(&self.networks[*index].0, address).is_some();
+        self.wide.iter().copied().filter(around)
+    }
+
+    fn single_in(&self, cidr: &IpNetwork) -> impl Iterator<Item = IpAddr> {
+        self.single.range(cidr.network()..=cidr.broadcast()).map(|(address, _)| *address)
     }
 }
 
@@ -153,6 +198,10 @@ mod tests {
         assert_eq!(at("10.0.0.1"), ["a"]);
         assert_eq!(at("10.0.0.3"), ["a", "b"]);
         assert_eq!(at("10.0.0.9"), ["b"]);
+        let both = reservations(&[("a", &["10.0.0.9"]), ("b", &["10.0.0.8/30", "10.0.0.9/32"]), ("c", &["fd00::9"])]);
+        assert_eq!(both.holders("10.0.0.9".parse().unwrap()).collect::<Vec<_>>(), ["a", "b", "b"]);
+        assert_eq!(both.networks().count(), 4);
+        assert!(both.covers("fd00::9".parse().unwrap()) && !both.touches(&cidr("fd00::/125")));
         assert!(at("10.0.0.4").is_empty());
         assert!(at("fd00::1").is_empty());
         assert!(all.malformed().is_empty());
@@ -163,6 +212,11 @@ mod tests {
         let halves = reservations(&[("a", &["10.0.0.32/27", "10.0.0.40/29"]), ("b", &["10.0.0.0/27"])]);
         assert!(halves.covers_all(&cidr("10.0.0.0/26")));
         assert!(!halves.covers_all(&cidr("10.0.0.0/25")));
+        let single: Vec<String> = (0..64).map(|host| format!("10.0.0.{host}/32")).collect();
+        let single: Vec<&str> = single.iter().map(String::as_str).collect();
+        assert!(reservations(&[("a", &single)]).covers_all(&cidr("10.0.0.0/26")));
+        assert!(!reservations(&[("a", &single[1..])]).covers_all(&cidr("10.0.0.0/26")));
+        assert!(reservations(&[("a", &single[..40]), ("b", &["10.0.0.32/27"])]).covers_all(&cidr("10.0.0.0/26")));
         let gap = reservations(&[("a", &["10.0.0.33/32", "10.0.0.34/31", "10.0.0.0/27"])]);
         assert!(!gap.covers_all(&cidr("10.0.0.0/26")));
         assert!(gap.touches(&cidr("10.0.0.0/26")));
