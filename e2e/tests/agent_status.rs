@@ -4,8 +4,9 @@
 use std::process::Output;
 use std::time::Duration;
 
+use calico::{Affinity, BlockAffinity, IPAMBlock, IPAMBlockSpec, cidr_name};
 use e2e::embedded::apiserver::{Fault, Gate, Match};
-use e2e::lab::Lab;
+use e2e::lab::{Lab, Network};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::Api;
@@ -251,4 +252,34 @@ async fn another_agent_leads_the_collectors_once_the_leaders_has_died_or_stopped
     assert!(!holder.starts_with(&format!("{second}_")), "{holder} is over and holds the lease");
     until("the first one leads again", async || (status(&lab, &first)["collector"]["leading"] == true).then_some(()))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exhausted_range_and_a_repair_are_told_on_their_nodes() {
+    let lab = Lab::embedded(true).await.unwrap();
+    let [node, _] = lab.nodes();
+    ready(&lab, &node).await;
+    // What a node that was deleted leaves behind.
+    let cidr: ipnetwork::IpNetwork = "10.244.64.0/26".parse().unwrap();
+    let owner = Affinity::Host("lost".into());
+    lab.create(serde_json::to_value(BlockAffinity::pending(&owner, &cidr)).unwrap()).await.unwrap();
+    lab.create(serde_json::to_value(IPAMBlockSpec::new(cidr, &owner, jiff::Timestamp::now()).object()).unwrap())
+        .await
+        .unwrap();
+
+    let one = ("10.244.0.10".to_owned(), "10.244.0.10".to_owned());
+    lab.configure(&Network { range: one, wait: 0, ..Network::default() }).await.unwrap();
+    create(&lab, &node, "first", json!({})).await;
+    running(&lab, "first").await;
+    create(&lab, &node, "second", json!({})).await;
+    let exhausted = note(&lab, &node, "RangeExhausted").await;
+    assert!(exhausted.contains("10.244.0.10"), "{exhausted}");
+    let second = Api::<Pod>::namespaced(lab.client(), "default").get("second").await.unwrap();
+    assert_eq!(second.status.and_then(|status| status.pod_ip), None);
+
+    let repaired = note(&lab, "lost", "CollectorRepaired").await;
+    let object = format!("IPAMBlock/{}", cidr_name(&cidr));
+    assert_eq!(repaired, format!("block_released: {object} was empty, and its node lost does not exist"));
+    let blocks: Api<IPAMBlock> = Api::all(lab.client());
+    assert!(blocks.get_opt(&cidr_name(&cidr)).await.unwrap().is_none());
 }

@@ -168,6 +168,17 @@ fn the_probes_ask_where_the_agent_listens() {
     }
 }
 
+/// With these the benchmark measures how much memory an agent takes.
+#[test]
+fn the_allocator_is_told_to_give_memory_back() {
+    for container in ours().iter().filter(|c| c.command() == "agent") {
+        let env = container.container["env"].as_array().unwrap();
+        for (name, value) in kube_ipam::agent::ALLOCATOR {
+            assert!(env.contains(&json!({"name": name, "value": value})), "{}: {name}", container.describe());
+        }
+    }
+}
+
 #[test]
 fn our_containers_are_confined() {
     for container in ours() {
