@@ -56,13 +56,8 @@ pub use self::socket::BindError;
 pub use self::trouble::Trouble;
 
 /// What the manifests tell an agent's allocator (mimalloc) by the environment, which it reads before `main`: to give
-/// back what a burst of calls took within milliseconds, down to single pages, as an agent rests most of its life.
-pub const ALLOCATOR: [(&str, &str); 4] = [
-    ("MIMALLOC_ALLOW_THP", "0"),
-    ("MIMALLOC_PURGE_DELAY", "10"),
-    ("MIMALLOC_PAGE_FULL_RETAIN", "0"),
-    ("MIMALLOC_GENERIC_COLLECT", "1000"),
-];
+/// back at once what a burst of calls took, in pages that are not huge, as an agent rests most of its life.
+pub const ALLOCATOR: [(&str, &str); 2] = [("MIMALLOC_ALLOW_THP", "0"), ("MIMALLOC_PURGE_DELAY", "0")];
 
 /// What the agent is told.
 #[derive(Debug, Clone)]
