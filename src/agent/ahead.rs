@@ -168,7 +168,7 @@ impl Agent {
         // Before the pod's lock: an ADD that comes meanwhile does not wait for its turn.
         let Ok(_turn) = self.ahead.turns.acquire().await else { return };
         let mut stage = stage.lock().await;
-        if !matches!(*stage, Stage::New) || self.state.note(&uid).is_some() {
+        if !matches!(*stage, Stage::New) || self.state.note(&uid).is_some() || self.state.is_given_back(&uid) {
             return;
         }
         *stage = Stage::Over;

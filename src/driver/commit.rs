@@ -125,7 +125,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let deadline = batch.iter().map(|w| w.deadline).max().unwrap_or_else(Instant::now);
         let cooldown = batch.iter().map(|w| w.edit.cooldown()).max().unwrap_or_default();
         let mut outcomes: Vec<Result<Outcome, Error>> = Vec::new();
-        let mut looks = 0;
+        let (mut looks, mut proven) = (0, false);
         let settled = self
             .converge::<IPAMBlock, (), Failed>(&cidr_name(&cidr), known, deadline, |current| {
                 looks += 1;
@@ -141,6 +141,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 self.name_containers(&mut block, &batch);
                 let made: Vec<_> = batch.iter_mut().map(|w| w.edit.apply(&mut block.spec, now)).collect();
                 let changed = made.iter().any(|(changed, _)| *changed);
+                proven = changed;
                 outcomes = made.into_iter().map(|(_, outcome)| outcome).collect();
                 if !changed {
                     return Ok(Step::Done(()));
@@ -161,7 +162,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 None => outcomes.remove(0),
             };
             let refused = matches!(&outcome, Err(Error::Taken { .. } | Error::Assign(_) | Error::Damaged { .. }));
-            if refused && stale && looks == 1 {
+            // Without a write there is no precondition that would have failed: nothing to give back, or everything on
+            // record already, may be what was so before others wrote.
+            let unproven = !proven && outcome.as_ref().is_ok_and(says_what_stands);
+            if (refused || unproven) && stale && looks == 1 {
                 doubted.push(waiting);
                 continue;
             }
@@ -197,5 +201,88 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 secondary.insert(CONTAINER_KEY.to_owned(), container);
             }
         }
+    }
+}
+
+/// Whether an outcome that came without a write says something of what is on record.
+fn says_what_stands(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Assigned { .. } => true,
+        Outcome::Released { freed, .. } => freed.is_empty(),
+        // Another block is looked for, which is right in any case.
+        Outcome::Full => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use calico::{Affinity, IPAMBlockSpec, Reservations};
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::driver::edit::{Assign, Release, Which, Whose};
+    use crate::store::cached::{Cached, Shelves};
+    use crate::store::memory::{MemoryLedger, MemoryObjects};
+
+    const ADDRESS: &str = "10.0.0.9";
+
+    fn allocation() -> calico::Holder {
+        calico::Holder { handle: "h".into(), secondary: BTreeMap::new() }
+    }
+
+    /// An agent that remembers the block with the allocation or without, where it stands the other way round.
+    async fn remembering(allocated: bool) -> (MemoryObjects, Driver<Cached<MemoryObjects>, MemoryLedger>, IpNetwork) {
+        let (objects, shelves) = (MemoryObjects::default(), Arc::new(Shelves::new("n1")));
+        let cidr: IpNetwork = "10.0.0.0/26".parse().unwrap();
+        let empty = IPAMBlockSpec::new(cidr, &Affinity::host("n1"), Timestamp::now()).object();
+        let mut full = empty.clone();
+        full.spec.assign(ADDRESS.parse().unwrap(), &allocation(), None).unwrap();
+        let (before, after) = if allocated { (full, empty) } else { (empty, full) };
+        objects.put(&before);
+        shelves.blocks.put(objects.get(None, &cidr_name(&cidr)).await.unwrap().unwrap());
+        objects.put(&after);
+        let driver = Driver::new(Cached::new(objects.clone(), shelves), None, Timestamp::now);
+        (objects, driver, cidr)
+    }
+
+    async fn in_use(objects: &MemoryObjects, cidr: &IpNetwork) -> bool {
+        !objects.get::<IPAMBlock>(None, &cidr_name(cidr)).await.unwrap().unwrap().spec.is_empty()
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    /// The plugin had written the entry by itself, and the agent had not heard of it when DEL came.
+    #[tokio::test]
+    async fn a_release_that_finds_nothing_in_memory_looks_at_what_stands() {
+        let (objects, driver, cidr) = remembering(false).await;
+        let edit = Edit::Release(Release::new("h", Whose::Container { interface: None }, 0));
+        let outcome = driver.commit(cidr, edit, Known::Unread, soon()).await.unwrap();
+        assert!(matches!(outcome, Outcome::Released { ref freed, .. } if freed.len() == 1), "{outcome:?}");
+        assert!(!in_use(&objects, &cidr).await);
+    }
+
+    /// The plugin had given the address back by itself, and the agent had not heard of it when ADD came again.
+    #[tokio::test]
+    async fn an_address_that_is_on_record_in_memory_only_is_put_on_record() {
+        let (objects, driver, cidr) = remembering(true).await;
+        let address: IpAddr = ADDRESS.parse().unwrap();
+        let edit = Edit::Assign(Box::new(Assign {
+            which: Which::Exactly(address, None),
+            allocation: allocation(),
+            ours: Affinity::host("n1"),
+            strict: false,
+            cooldown: 0,
+            ranges: None,
+            reservations: Reservations::new(&[]),
+        }));
+        let outcome = driver.commit(cidr, edit, Known::Unread, soon()).await.unwrap();
+        assert!(matches!(outcome, Outcome::Assigned { address: given, .. } if given == address), "{outcome:?}");
+        assert!(in_use(&objects, &cidr).await);
     }
 }

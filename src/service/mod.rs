@@ -82,7 +82,8 @@ impl Call<'_> {
         };
         let noted = self.state.note(uid);
         let may_have = noted.as_ref().is_none_or(|n| n.serves(&call.container_id, &call.ifname));
-        let taken = match self.taken {
+        // The plugin did without us once, and has given back what we remember.
+        let taken = match self.taken.filter(|_| !self.state.is_given_back(uid)) {
             Some(taken) if may_have => Some((How::Ahead, taken.to_vec())),
             // An earlier sandbox had it, and nobody remembers it but the records.
             None if may_have && noted.is_some() => {
@@ -114,6 +115,9 @@ impl Call<'_> {
         let noted = uid.and_then(|uid| self.state.note(uid));
         let call = self.invocation;
         let last_sandbox = noted.as_ref().is_none_or(|n| n.is_of(&call.container_id, &call.ifname));
+        if let (Some(uid), true) = (uid, last_sandbox) {
+            self.state.mark_given_back(uid);
+        }
         driver.del(&Attachment { last_sandbox, ..attachment }).await?;
         if let (Some(uid), true) = (uid, last_sandbox) {
             self.state.drop_note(uid);

@@ -168,6 +168,22 @@ impl State {
         }
     }
 
+    /// Marks that the pod's address is given back: what an agent remembers of it does not count from now on.
+    pub fn mark_given_back(&self, pod_uid: &str) {
+        if let Some(path) = self.given_back_path(pod_uid) {
+            let _ = open(&path);
+        }
+    }
+
+    /// Whether it was.
+    pub fn is_given_back(&self, pod_uid: &str) -> bool {
+        self.given_back_path(pod_uid).is_some_and(|path| is_there(&path))
+    }
+
+    fn given_back_path(&self, pod_uid: &str) -> Option<PathBuf> {
+        Some(self.note_path(pod_uid)?.with_extension("deleted"))
+    }
+
     /// A UID is a name of the API server's: whatever else it may be, it is no path.
     fn note_path(&self, pod_uid: &str) -> Option<PathBuf> {
         let plain = !pod_uid.is_empty() && pod_uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');

@@ -159,3 +159,23 @@ async fn an_agent_that_is_told_to_stop_finishes_what_it_has_begun() {
     }
     ground.assert_sound("an agent that stopped").await;
 }
+
+/// The agent stands still, the plugin gives the pod's address back without it, and the pod's next sandbox asks the agent.
+#[tokio::test]
+async fn an_address_that_the_plugin_gave_back_by_itself_is_not_answered_from_memory() {
+    let ground = Ground::prepare().await;
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-0");
+    until("it is taken ahead", async || (!ground.recorded("r-0").is_empty()).then_some(())).await;
+    assert_ok(&ground.add_pod("r-0", "c1").await);
+    agent.signal("STOP");
+    assert_ok(&ground.del_pod("r-0", "c1").await);
+    assert_eq!(ground.recorded("r-0"), [""; 0]);
+    agent.signal("CONT");
+    let again = ground.add_pod("r-0", "c2").await;
+    assert_ok(&again);
+    assert_eq!(ground.recorded("r-0"), bare(&again));
+    assert_ok(&ground.del_pod("r-0", "c2").await);
+    assert_eq!(ground.recorded("r-0"), [""; 0]);
+    ground.assert_sound("an agent that stood still").await;
+}
