@@ -55,8 +55,8 @@ pub(super) struct Ground {
 // === impl Ground ===
 
 impl Ground {
-    /// Starts everything but the agents.
-    pub(super) async fn start(tools: Tools, crds: Crds, seed: u64) -> Result<Ground> {
+    /// Starts everything. `calico`: the definitions are all of Calico's.
+    pub(super) async fn start(tools: Tools, crds: Crds, calico: bool, seed: u64) -> Result<Ground> {
         let site = Arc::new(Site::prepare(tools)?);
         let options = ControlPlaneOptions { crds, ..Default::default() };
         let control_plane = ControlPlane::prepare(site.clone(), &options).await?;
@@ -66,6 +66,14 @@ impl Ground {
         let client = control_plane.client();
         let store = KubeStore::from_kubeconfig(&control_plane.kubeconfig(), None).await?;
         furnish(&store, client.clone(), SUBNET, NAMESPACE).await?;
+        if calico {
+            // calicoctl asks for it; Calico's own controllers make it.
+            let config = json!({
+                "apiVersion": "crd.projectcalico.org/v1", "kind": "KubeControllersConfiguration",
+                "metadata": {"name": "default"}, "spec": {"controllers": {}},
+            });
+            manifests::apply(&client, &config).await?;
+        }
         let losses = Arc::new(Losses::new(seed));
         let (proxies, kubeconfig, etcd) = proxies(&site, &members, &losses).await?;
         let network = Network { range: (RANGE.0.into(), RANGE.1.into()), wait: WAIT, ..Network::default() };

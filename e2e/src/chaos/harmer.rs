@@ -28,6 +28,9 @@ pub(super) struct Harmer {
     recoveries: JoinSet<Result<()>>,
 }
 
+/// A member that is well, for as long as it is kept.
+type Well = (usize, OwnedMutexGuard<()>);
+
 // === impl Harmer ===
 
 impl Harmer {
@@ -90,8 +93,7 @@ impl Harmer {
                 self.kill_member("etcd follower", follower, guard, down);
             }
             Harm::KillMajority { down } => {
-                let (follower, second) = self.member(1).await?;
-                let (leader, first) = self.member(0).await?;
+                let [(leader, first), (follower, second)] = self.majority().await?;
                 self.kill_member("etcd leader", leader, first, down);
                 self.kill_member("etcd follower", follower, second, down);
                 self.runtime.tally.count(Line::Harm("etcd without a majority"));
@@ -137,16 +139,33 @@ impl Harmer {
     }
 
     /// A member that is well, counted from the one that leads.
-    async fn member(&self, next: usize) -> Result<(usize, OwnedMutexGuard<()>)> {
+    async fn member(&self, next: usize) -> Result<Well> {
+        self.once_led(|leader| self.if_well((leader + next) % MEMBERS)).await
+    }
+
+    /// The one that leads, and another one that is well.
+    async fn majority(&self) -> Result<[Well; 2]> {
+        self.once_led(|leader| {
+            let first = self.if_well(leader)?;
+            let second = (1..MEMBERS).find_map(|next| self.if_well((leader + next) % MEMBERS))?;
+            Some([first, second])
+        })
+        .await
+    }
+
+    fn if_well(&self, member: usize) -> Option<Well> {
+        Some((member, self.members[member].clone().try_lock_owned().ok()?))
+    }
+
+    /// Chooses by the leader, again and again until it can.
+    async fn once_led<T>(&self, choose: impl Fn(usize) -> Option<T>) -> Result<T> {
         let until = Instant::now() + LEADER_LIMIT;
         loop {
-            if let Some(leader) = self.runtime.ground.members.leader().await {
-                let member = (leader + next) % MEMBERS;
-                if let Ok(guard) = self.members[member].clone().try_lock_owned() {
-                    return Ok((member, guard));
-                }
+            let leader = self.runtime.ground.members.leader().await;
+            if let Some(chosen) = leader.and_then(&choose) {
+                return Ok(chosen);
             }
-            anyhow::ensure!(Instant::now() < until, "etcd has no leader for {LEADER_LIMIT:?}");
+            anyhow::ensure!(Instant::now() < until, "etcd has no leader that can be harmed for {LEADER_LIMIT:?}");
             sleep(Duration::from_millis(100)).await;
         }
     }

@@ -97,7 +97,7 @@ const DECK: [(Card, usize); 10] = [
     (Card::Clock, 2),
 ];
 /// Pause between two harms, in milliseconds.
-const PAUSE: std::ops::Range<u64> = 50..1500;
+const PAUSE: std::ops::Range<u64> = 50..1000;
 
 // === impl Plan ===
 

@@ -99,7 +99,7 @@ pub async fn run(tools: Tools, options: &Options) -> Result<Report> {
     let mut said = std::io::stderr();
     writeln!(said, "seed {}: starting three etcd members, an API server, four nodes ...", options.seed)?;
     let crds = options.crds.clone().map_or_else(|| Crds::Definitions(crate::crds()), Crds::File);
-    let ground = Arc::new(Ground::start(tools, crds, options.seed).await?);
+    let ground = Arc::new(Ground::start(tools, crds, options.crds.is_some(), options.seed).await?);
     let runtime = Arc::new(Runtime::new(ground.clone())?);
     let ended = judge(&runtime, options).await;
     let report = match ended {

@@ -1,14 +1,13 @@
 //! What must not be, put in on purpose: whoever judges has to find it.
 
 use anyhow::{Context as _, Result, bail};
-use calico::{Entry, IPAMBlock};
-use kube::api::{Api, DynamicObject, ListParams, PostParams};
-use serde_json::{Value, json};
+use calico::{AllocationAttribute, IPAMBlock, IPAMBlockSpec};
+use kube::api::{Api, ListParams, PostParams};
+use serde_json::json;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::ground::Ground;
 use super::runtime::Runtime;
-use crate::real::routes::ipam_blocks;
 
 /// What is put in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,17 +28,13 @@ pub(super) async fn duplicate(runtime: &Runtime) -> Result<()> {
             bail!("nobody was given an address that was free by the records");
         }
         for (address, _) in runtime.observer.held() {
-            edit(&runtime.ground, |typed, spec| {
-                let mut entries = typed.spec.entries().into_iter().enumerate();
-                let used = |(_, (here, entry)): &(usize, (_, Entry<'_>))| {
-                    *here == address && matches!(entry, Entry::Used { .. })
-                };
-                let Some((ordinal, _)) = entries.find(used) else { return false };
-                spec["allocations"][ordinal] = Value::Null;
-                spec["unallocated"].as_array_mut().is_some_and(|free| {
-                    free.insert(0, json!(ordinal));
-                    true
-                })
+            edit(&runtime.ground, |block| {
+                let forgotten = block.vacate(address);
+                if forgotten {
+                    // It is the next that is given.
+                    block.unallocated.rotate_right(1);
+                }
+                forgotten
             })
             .await?;
         }
@@ -50,18 +45,18 @@ pub(super) async fn duplicate(runtime: &Runtime) -> Result<()> {
 
 /// Records an address for nobody.
 pub(super) async fn leak(ground: &Ground) -> Result<()> {
+    let nobody = json!({
+        "handle_id": "k8s-pod-network.0000", "secondary": {"node": "node1", "namespace": "chaos", "pod": "nobody"},
+    });
+    let nobody: AllocationAttribute = serde_json::from_value(nobody)?;
     let mut done = false;
-    edit(ground, |_, spec| {
-        let Some(free) = spec["unallocated"].as_array_mut().filter(|free| !free.is_empty() && !done) else {
+    edit(ground, |block| {
+        if done {
             return false;
-        };
-        let Some(ordinal) = free.pop().and_then(|ordinal| ordinal.as_u64()) else { return false };
-        let Some(attributes) = spec["attributes"].as_array_mut() else { return false };
-        attributes.push(json!({
-            "handle_id": "k8s-pod-network.0000", "secondary": {"node": "node1", "namespace": "chaos", "pod": "nobody"},
-        }));
-        let index = attributes.len() - 1;
-        spec["allocations"][ordinal as usize] = json!(index);
+        }
+        let Some(ordinal) = block.unallocated.pop() else { return false };
+        block.allocations[ordinal] = Some(block.attributes.len());
+        block.attributes.push(nobody.clone());
         done = true;
         true
     })
@@ -69,13 +64,10 @@ pub(super) async fn leak(ground: &Ground) -> Result<()> {
 }
 
 /// Changes every block that `change` says yes to, in the version it was read in.
-async fn edit(ground: &Ground, mut change: impl FnMut(&IPAMBlock, &mut Value) -> bool) -> Result<()> {
-    let blocks: Api<DynamicObject> = Api::all_with(ground.client.clone(), &ipam_blocks());
+async fn edit(ground: &Ground, mut change: impl FnMut(&mut IPAMBlockSpec) -> bool) -> Result<()> {
+    let blocks: Api<IPAMBlock> = Api::all(ground.client.clone());
     for mut block in blocks.list(&ListParams::default()).await?.items {
-        block.types =
-            Some(kube::core::TypeMeta { api_version: "crd.projectcalico.org/v1".into(), kind: "IPAMBlock".into() });
-        let typed: IPAMBlock = serde_json::from_value(serde_json::to_value(&block)?)?;
-        if change(&typed, &mut block.data["spec"]) {
+        if change(&mut block.spec) {
             let name = block.metadata.name.clone().context("a block has a name")?;
             match blocks.replace(&name, &PostParams::default(), &block).await {
                 // Somebody wrote it meanwhile.

@@ -56,7 +56,7 @@ pub(super) async fn verdict(runtime: &Runtime, limit: Duration, calico_bin: Opti
         if verdict.wrongs().is_empty() || verdict.after > limit + patience {
             break;
         }
-        let still = verdict.wrongs().join("\n");
+        let still = format!("{}\n{}", verdict.left.join(", "), verdict.check.text);
         if still != said {
             runtime.note(&format!("not clean yet: {still}"));
             said = still;
