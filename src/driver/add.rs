@@ -61,6 +61,8 @@ struct Done {
     claims: Vec<Held>,
     reserved: Vec<(IpAddr, IpNetwork)>,
     handle: bool,
+    /// The blocks that entries were written to, or may have been.
+    blocks: Vec<IpNetwork>,
 }
 
 /// The second round of reads.
@@ -285,6 +287,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 self.set_handle(attachment, &counts, deadline).await?;
             }
             done.handle = true;
+            done.blocks.extend(placements.iter().map(|placement| placement.cidr));
             let writes = placements.into_iter().map(|p| self.write(attachment, snapshot, p, &reservations));
             // All of them to their end, even if one fails: a write that is dropped on its way may still land.
             let written = futures::future::join_all(writes).await.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -481,7 +484,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let deadline = Instant::now() + UNDO_TIME;
         let held = attachment.held();
         if done.handle
-            && let Err(error) = self.undo_handle(attachment, deadline).await
+            && let Err(error) = self.undo_handle(attachment, &done.blocks, deadline).await
         {
             tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
         }
@@ -505,11 +508,22 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    /// Releases what stands under the handle, however often that is tried: the DEL may have been before it.
-    async fn undo_handle(&self, attachment: &Attachment<'_>, deadline: Instant) -> Result<(), Error> {
-        let (handle, held, mut backoff) = (attachment.handle(), attachment.held(), Backoff::new(deadline));
+    /// Releases what was written and what else stands under the handle, however often that is tried: the DEL may have
+    /// been before it. Then the handle is gone, too, or a collector has made it count what stood there so far.
+    async fn undo_handle(
+        &self,
+        attachment: &Attachment<'_>,
+        blocks: &[IpNetwork],
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let (handle, whose, held) = (attachment.handle(), attachment.whose(), attachment.held());
+        let mut backoff = Backoff::new(deadline);
         loop {
-            match self.release_handle(&handle, &attachment.whose(), Some(&held), deadline).await {
+            let released = async {
+                self.release_in(blocks.iter().copied(), &handle, &whose, deadline).await?;
+                self.release_handle(&handle, &whose, Some(&held), deadline).await
+            };
+            match released.await {
                 Err(Error::Store(error)) => backoff.pause(error).await?,
                 outcome => return outcome.map(drop),
             }

@@ -71,6 +71,8 @@ pub enum Whose {
         /// `None` means those of every interface.
         interface: Option<String>,
     },
+    /// A container's own handle of any interface; entries that were made after this time are not meant.
+    Before(Timestamp),
     /// A pod's, which were put on record before a container was known; see [`super::Attachment::is_ahead`].
     Pod {
         /// `None` if the runtime does not say.
@@ -208,16 +210,17 @@ impl Release {
 // === impl Whose ===
 
 impl Whose {
-    /// Whatever bears a container's handle.
-    pub(super) fn anyones() -> Self {
-        Self::Container { interface: None }
-    }
-
     pub(super) fn covers(&self, attribute: &AllocationAttribute) -> bool {
         let (uid, container) = match self {
             Self::Container { interface } => {
                 let recorded = attribute.secondary(INTERFACE_KEY);
                 return recorded.is_none() || interface.as_deref().is_none_or(|i| recorded == Some(i));
+            }
+            // Written like this, times sort as they read.
+            Self::Before(time) => {
+                return attribute
+                    .secondary("timestamp")
+                    .is_none_or(|made| made <= calico::holder::timestamp(*time).as_str());
             }
             Self::Pod { uid, container } => (uid, container),
         };

@@ -4,12 +4,14 @@
 //! interface; of others (calico-ipam's, from before a migration) the container alone is compared. What never
 //! got as far as an entry is found by the handles that bear this node's label and by the claims that name this
 //! node. The specification has the runtime run GC alone, without ADD or DEL beside it; a container that a call
-//! of ours is busy with all the same is left to that call.
+//! of ours is busy with all the same is left to that call, and so is whatever was put on record after GC began: a
+//! GC that stands still may outlive its runtime, whose successor has containers that were not there to be listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use calico::{AffinityState, BlockAffinity, Entry, IPAMBlock, IPAMHandle};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::claims::in_flight;
@@ -40,19 +42,22 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// # Errors
     /// The first failure; what could be released was released all the same.
     pub async fn gc(&self, attachment: &Attachment<'_>, valid: &[Valid]) -> Result<Vec<Collected>, Error> {
+        let begun = self.now();
         let blocks = self.objects.list::<IPAMBlock>("").await?;
         let mut gone = self.unknown_entries(attachment, valid, &blocks);
         let handles = self.objects.list::<IPAMHandle>(&handle::node_selector(attachment.node)).await?;
         let prefix = format!("{}.", attachment.net.network);
         let containers = handles.iter().filter_map(|h| h.spec.handle_id.strip_prefix(&prefix));
         gone.extend(containers.filter(|c| !is_valid(valid, c, None)).map(str::to_owned));
-        gone.retain(|container| !self.gate.is_busy(&handle_of(&attachment.net.network, container)));
         let mut collected = Vec::new();
         let mut failed = None;
         for container_id in gone {
             let handle = handle_of(&attachment.net.network, &container_id);
+            if self.gate.is_busy(&handle) {
+                continue;
+            }
             let held = HeldBy { container_id: &container_id, interface: None, pod_uid: None, any_container: false };
-            match self.release_handle(&handle, &Whose::anyones(), Some(&held), attachment.deadline).await {
+            match self.release_handle(&handle, &Whose::Before(begun), Some(&held), attachment.deadline).await {
                 Ok(freed) => {
                     self.gate.forget(&handle);
                     let addresses = freed.unwrap_or_default().into_iter().map(|f| f.address).collect();
@@ -62,7 +67,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             }
         }
         for step in [
-            self.collect_claims(attachment, valid, &blocks).await,
+            self.collect_claims(attachment, valid, &blocks, begun).await,
             self.settle_affinities(attachment.node, attachment.deadline).await,
         ] {
             failed = failed.or(step.err());
@@ -95,6 +100,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         attachment: &Attachment<'_>,
         valid: &[Valid],
         blocks: &[IPAMBlock],
+        begun: Timestamp,
     ) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         for claim in if_any(ledger.all().await)?.unwrap_or_default() {
@@ -104,6 +110,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let over = self.gate.noted(&handle, Trace::Claims) || !in_flight(holder, self.now());
             if is_valid(valid, &holder.container_id, Some(&holder.interface))
                 || blocks.iter().any(recorded)
+                || holder.since > begun
                 || !over
                 || self.gate.is_busy(&handle)
             {

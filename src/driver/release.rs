@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use calico::{Entry, IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, handle_name};
+use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
@@ -107,18 +108,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(found) = self.objects.get::<IPAMHandle>(None, &handle_name(handle)).await? else {
             return Ok(None);
         };
-        let config =
-            self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
-        let (mut freed, mut shared) = (Vec::new(), false);
-        for cidr in found.spec.blocks() {
-            let edit = Edit::Release(Release::new(handle, whose.clone(), config.cooldown_seconds()));
-            if let Outcome::Released { freed: released, others } =
-                self.commit(cidr, edit, Known::Unread, deadline).await?
-            {
-                freed.extend(released);
-                shared |= others;
-            }
-        }
+        let (freed, shared) = self.release_in(found.spec.blocks(), handle, whose, deadline).await?;
         if shared && freed.is_empty() {
             return Ok(Some(freed));
         }
@@ -133,6 +123,29 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             _ => self.drop_handle(found, deadline).await?,
         }
         Ok(Some(freed))
+    }
+
+    /// Releases what bears `handle` in these blocks, as far as it is `whose`; and whether it bears entries of others.
+    pub(super) async fn release_in(
+        &self,
+        blocks: impl IntoIterator<Item = IpNetwork>,
+        handle: &str,
+        whose: &Whose,
+        deadline: Instant,
+    ) -> Result<(Vec<Freed>, bool), Error> {
+        let config =
+            self.objects.get::<IPAMConfig>(None, "default").await?.map_or_else(IPAMConfigSpec::default, |c| c.spec);
+        let (mut freed, mut shared) = (Vec::new(), false);
+        for cidr in blocks {
+            let edit = Edit::Release(Release::new(handle, whose.clone(), config.cooldown_seconds()));
+            if let Outcome::Released { freed: released, others } =
+                self.commit(cidr, edit, Known::Unread, deadline).await?
+            {
+                freed.extend(released);
+                shared |= others;
+            }
+        }
+        Ok((freed, shared))
     }
 
     /// Deletes a handle whose addresses were released, unless somebody has written it since.
