@@ -4,11 +4,11 @@
 use e2e::hammer::{self, Options};
 use e2e::tools::Tools;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_of_forty_nodes_come_and_go_without_duplicates_leaks_or_orphans() {
+#[test]
+fn pods_of_forty_nodes_come_and_go_without_duplicates_leaks_or_orphans() {
     let Some(tools) = Tools::or_skip().unwrap() else { return };
     let options = Options { nodes: 40, pods: 10, rounds: 3, fixed: 5, ..Options::default() };
-    let report = hammer::run(tools, &options).await.unwrap();
+    let report = hammer::runtime().unwrap().block_on(hammer::run(tools, &options)).unwrap();
     eprintln!("{report}");
     assert!(report.is_clean(), "{}", report.total.account);
     // Filled once, replaced three times; and every ADD that was answered had its DEL.

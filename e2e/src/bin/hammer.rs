@@ -29,7 +29,7 @@ struct Arguments {
     /// For the order in which nodes come and pods move.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Tables for people, or JSON for machines.
+    /// Tables for people, or JSON for machines, with the tables on stderr.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }
@@ -44,15 +44,18 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "a whole number from 1 on".to_owned())
 }
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let Arguments { nodes, pods, rounds, fixed, direct, at_once, seed, output } = Arguments::parse();
     let Some(tools) = Tools::or_skip()? else { return Ok(()) };
     let (fixed, direct) = (fixed.into(), direct.into());
-    let report = hammer::run(tools, &Options { nodes, pods, rounds, fixed, direct, at_once, seed }).await?;
+    let options = Options { nodes, pods, rounds, fixed, direct, at_once, seed };
+    let report = hammer::runtime()?.block_on(hammer::run(tools, &options))?;
     match output {
         Output::Table => print!("{report}"),
-        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Json => {
+            eprintln!("{report}");
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        }
     }
     if !report.is_clean() {
         bail!("something is wrong: {}", report.total.account);

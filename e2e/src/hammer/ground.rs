@@ -151,7 +151,10 @@ where
     let parameters = PostParams::default();
     let created = stream::iter(objects).map(|object| {
         let parameters = &parameters;
-        async move { Ok::<_, anyhow::Error>(drop(api.create(parameters, &serde_json::from_value(object)?).await?)) }
+        async move {
+            api.create(parameters, &serde_json::from_value(object)?).await?;
+            Ok::<(), anyhow::Error>(())
+        }
     });
     created.buffer_unordered(SIDE_BY_SIDE).try_collect().await
 }

@@ -20,6 +20,7 @@ pub mod records;
 mod report;
 mod run;
 mod servers;
+mod shown;
 pub mod verdict;
 
 use std::sync::Arc;
@@ -43,6 +44,8 @@ use crate::tools::Tools;
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(10);
+/// In bytes: in a build without optimization a call within a call needs more than the two megabytes of a usual thread.
+const STACK: usize = 16 << 20;
 
 /// How large.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -67,6 +70,14 @@ impl Default for Options {
     fn default() -> Self {
         Self { nodes: 1500, pods: 10, rounds: 10, fixed: 10, direct: 5, at_once: 16, seed: 1 }
     }
+}
+
+/// What [`run`] is to run in.
+///
+/// # Errors
+/// A thread cannot be started.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_stack_size(STACK).enable_all().build()
 }
 
 /// Fills the cluster, replaces every pod in every round, empties it, and gives account after each. Progress goes to

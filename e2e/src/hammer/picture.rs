@@ -95,7 +95,7 @@ where
         .x_label_formatter(&name)
         .x_desc("round")
         .y_desc(unit)
-        .y_label_formatter(&|value| format!("{value}"))
+        .y_label_formatter(&|value| format!("{}", (value * 1e6).round() / 1e6))
         .draw()?;
     for Line { name, colour, values } in lines {
         let points: Vec<(f64, f64)> =
@@ -110,7 +110,7 @@ where
     if lines.len() > 1 {
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.2))
             .draw()?;
