@@ -172,7 +172,7 @@ impl Worker {
             self.sim.truth().oracle.answered(&id, &addresses);
             self.report();
             if self.rng.chance(100) {
-                self.check(&id).await;
+                self.check(&id);
             }
             return Some(id);
         }
@@ -198,19 +198,21 @@ impl Worker {
         self.sim.hosts[self.node].keep(reporting.abort_handle());
     }
 
-    /// CHECK of a container that runs finds nothing missing.
-    async fn check(&mut self, id: &str) {
-        let has = self.sim.truth().oracle.containers.get(id).map(|c| c.addresses.clone()).unwrap_or_default();
+    /// CHECK of a container that runs finds nothing missing. However long it takes, the kubelet does not wait for it.
+    fn check(&self, id: &str) {
         if self.pod.foreign {
             return;
         }
-        let missing = self.sim.hosts[self.node].check(&self.sim, &self.pod, id, &has).await;
-        if let Some(missing) = missing.filter(|missing| !missing.is_empty()) {
-            let mut truth = self.sim.truth();
-            if truth.oracle.containers.get(id).is_some_and(|c| c.life == Life::Running) {
+        let (sim, node, pod, id) = (self.sim.clone(), self.node, self.pod.clone(), id.to_owned());
+        let task = tokio::spawn(async move {
+            let has = sim.truth().oracle.containers.get(&id).map(|c| c.addresses.clone()).unwrap_or_default();
+            let missing = sim.hosts[node].check(&sim, &pod, &id, &has).await.unwrap_or_default();
+            let mut truth = sim.truth();
+            if !missing.is_empty() && truth.oracle.containers.get(&id).is_some_and(|c| c.life == Life::Running) {
                 truth.oracle.fail("CHECK", format!("{id} runs, and CHECK says: {}", missing.join("; ")));
             }
-        }
+        });
+        self.sim.hosts[self.node].keep(task.abort_handle());
     }
 
     fn stop(&mut self, id: &str) {

@@ -232,7 +232,7 @@ impl Host {
         sim: &Sim,
         caller: Arc<Caller>,
         kill_with_caller: bool,
-        work: impl Future<Output = T> + Send + 'static,
+        work: BoxFuture<'static, T>,
     ) -> Option<T> {
         let task = tokio::spawn(async move { caller.run(work).await });
         {
@@ -251,15 +251,16 @@ impl Host {
         let _plugin = Plugin(hung_up.clone());
         let (state, sim, pod, id, node) =
             (self.state(), sim.clone(), pod.clone(), container.to_owned(), self.name.clone());
-        let answer = self.call(of, caller, kill, async move {
+        let work = async move {
             let handle = format!("{}.{id}", sim.net.network);
             let _turn = state.turn(&handle, 30).await;
             lock(&state.files).deleted.remove(&handle);
             // An agent hears that the plugin has hung up.
             let cancelled = || state.is_deleted(&handle) || (sim.plan.agents && hung_up.load(Ordering::Relaxed));
             driver.add(&attachment(&sim, &pod, &id, &node, &cancelled)).await
-        });
-        let answer = answer.await;
+        }
+        .boxed();
+        let answer = self.call(of, caller, kill, work).await;
         match answer {
             Some(Ok(assigned)) => Answer::Given(assigned.iter().map(|a| a.address).collect()),
             Some(Err(error)) => Answer::Refused(error.to_string()),
@@ -273,14 +274,15 @@ impl Host {
         let of = sim;
         let (state, sim, pod, id, node) =
             (self.state(), sim.clone(), pod.clone(), container.to_owned(), self.name.clone());
-        let answer = self.call(of, caller, false, async move {
+        let work = async move {
             let handle = format!("{}.{id}", sim.net.network);
             lock(&state.files).deleted.insert(handle.clone());
             let _turn = state.turn(&handle, 5).await;
             lock(&state.files).locks.remove(&handle);
             driver.del(&attachment(&sim, &pod, &id, &node, &|| false)).await
-        });
-        let answer = answer.await;
+        }
+        .boxed();
+        let answer = self.call(of, caller, false, work).await;
         match answer {
             Some(Ok(freed)) => Answer::Given(freed.into_iter().map(|f| f.address).collect()),
             Some(Err(error)) => Answer::Refused(error.to_string()),
@@ -300,9 +302,8 @@ impl Host {
         let of = sim;
         let (sim, pod, id, node, has) =
             (sim.clone(), pod.clone(), container.to_owned(), self.name.clone(), has.to_vec());
-        let found = self.call(of, caller, false, async move {
-            driver.check(&attachment(&sim, &pod, &id, &node, &|| false), &has).await
-        });
+        let work = async move { driver.check(&attachment(&sim, &pod, &id, &node, &|| false), &has).await }.boxed();
+        let found = self.call(of, caller, false, work);
         Some(found.await?.ok()?.iter().map(ToString::to_string).collect())
     }
 
@@ -313,7 +314,7 @@ impl Host {
             known.iter().map(|id| Valid { container_id: id.clone(), ifname: "eth0".into() }).collect();
         let of = sim;
         let (sim, pod, node) = (sim.clone(), pod.clone(), self.name.clone());
-        let work = async move { driver.gc(&attachment(&sim, &pod, "gc", &node, &|| false), &valid).await };
+        let work = async move { driver.gc(&attachment(&sim, &pod, "gc", &node, &|| false), &valid).await }.boxed();
         let outcome: Option<Result<_, Error>> = self.call(of, caller, false, work).await;
         drop(outcome);
     }

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus, Pod, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::oracle::{Container, Life};
 use super::plan::{Kind, Workload};
+use super::signal::Signal;
 use super::sim::Sim;
 
 /// How far a pod's object is.
@@ -30,7 +31,7 @@ pub struct PodCell {
     pub wanted: Vec<IpAddr>,
     pub foreign: bool,
     node: Mutex<Option<usize>>,
-    stage: watch::Sender<Stage>,
+    stage: Signal<Stage>,
     /// Its sandbox is to die.
     pub new_sandbox: Notify,
 }
@@ -43,17 +44,12 @@ impl PodCell {
     }
 
     pub fn stage(&self) -> Stage {
-        *self.stage.borrow()
+        self.stage.value()
     }
 
     /// Returns when the pod is at `stage` or further.
     pub async fn reaches(&self, stage: Stage) {
-        let mut changes = self.stage.subscribe();
-        while *changes.borrow_and_update() < stage {
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
+        self.stage.until(|now| now >= stage).await;
     }
 
     /// Takes down a new sandbox of the pod.
@@ -117,12 +113,12 @@ pub fn create(sim: &Sim, workload: usize, slot: &str) -> Arc<PodCell> {
         wanted,
         foreign: of.kind == Kind::Calico,
         node: Mutex::new(None),
-        stage: watch::Sender::new(Stage::Alive),
+        stage: Signal::new(Stage::Alive),
         new_sandbox: Notify::new(),
     });
     let (spec, status) =
         (Some(PodSpec::default()), Some(PodStatus { phase: Some("Pending".into()), ..PodStatus::default() }));
-    sim.truth().put(&Pod { metadata: metadata(&cell, of), spec, status });
+    sim.truth().put(Pod { metadata: metadata(&cell, of), spec, status });
     sim.pods().insert(uid, cell.clone());
     sim.tell("controller", "create", &cell.uid, || format!("pod {}", cell.name));
     cell
@@ -134,7 +130,7 @@ fn amend(sim: &Sim, cell: &PodCell, change: impl FnOnce(&mut Pod)) {
     let found = truth.get::<Pod>(Some("default"), &cell.name);
     if let Some(mut pod) = found.filter(|pod| pod.metadata.uid.as_ref() == Some(&cell.uid)) {
         change(&mut pod);
-        truth.put(&pod);
+        truth.put(pod);
     }
 }
 
@@ -165,7 +161,7 @@ pub fn delete(sim: &Sim, cell: &PodCell) {
     }
     sim.tell("controller", "delete", &cell.uid, String::new);
     amend(sim, cell, |pod| pod.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH)));
-    cell.stage.send_replace(Stage::Terminating);
+    cell.stage.set(Stage::Terminating);
 }
 
 /// The object goes. Where its node is not Ready this says that its containers are dead.
@@ -183,7 +179,7 @@ pub fn remove(sim: &Sim, cell: &PodCell, who: &str) {
             truth.oracle.of_pod(&cell.uid).iter().for_each(|id| truth.oracle.give_up(id));
         }
     }
-    cell.stage.send_replace(Stage::Gone);
+    cell.stage.set(Stage::Gone);
     sim.tell(who, "remove", &cell.uid, || "the pod's object is gone".to_owned());
 }
 
@@ -209,7 +205,7 @@ pub fn set_ready(sim: &Sim, node: usize, ready: bool) {
     let status = if ready { "True" } else { "Unknown" };
     let condition = NodeCondition { type_: "Ready".into(), status: status.into(), ..NodeCondition::default() };
     object.status = Some(NodeStatus { conditions: Some(vec![condition]), ..NodeStatus::default() });
-    truth.put(&object);
+    truth.put(object);
     if !ready {
         let pods = sim.pods();
         for id in truth.oracle.on_node(node) {

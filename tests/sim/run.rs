@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use calico::IPAMBlock;
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube_ipam::audit::{self, Violation as Finding, audit};
 use kube_ipam::netconf::NetConf;
 use serde_json::{Value, json};
@@ -94,7 +94,7 @@ fn outcome(sim: &Sim) -> Outcome {
 
 fn furnish(sim: &Sim) {
     let mut truth = sim.truth();
-    let mut put = |value: Value| truth.put(&serde_json::from_value::<calico::IPPool>(value).unwrap());
+    let mut put = |value: Value| truth.put(serde_json::from_value::<calico::IPPool>(value).unwrap());
     put(json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"},
         "spec": {"cidr": "10.244.0.0/26", "blockSize": sim.plan.block_size},
@@ -103,10 +103,10 @@ fn furnish(sim: &Sim) {
         "apiVersion": "crd.projectcalico.org/v1", "kind": "IPAMConfig", "metadata": {"name": "default"},
         "spec": {"strictAffinity": sim.plan.strict_affinity, "autoAllocateBlocks": true},
     });
-    truth.put(&serde_json::from_value::<calico::IPAMConfig>(config).unwrap());
+    truth.put(serde_json::from_value::<calico::IPAMConfig>(config).unwrap());
     let mut namespace = Namespace::default();
     namespace.metadata.name = Some("default".into());
-    truth.put(&namespace);
+    truth.put(namespace);
     drop(truth);
     (0..sim.hosts.len()).for_each(|node| pods::set_ready(sim, node, true));
 }
@@ -182,6 +182,12 @@ async fn findings(sim: &Arc<Sim>) -> Vec<Finding> {
         return Vec::new();
     };
     snapshot.net = Some(sim.net.clone());
+    // A pod whose sandbox died has no address until it has another, whatever it reported before.
+    let running: BTreeSet<String> = sim.truth().oracle.running().map(|container| container.pod_uid.clone()).collect();
+    let idle = |pod: &&mut Pod| pod.metadata.uid.as_ref().is_some_and(|uid| !running.contains(uid));
+    for pod in snapshot.pods.iter_mut().filter(idle) {
+        pod.status.iter_mut().for_each(|status| (status.pod_ip, status.pod_ips) = (None, None));
+    }
     audit(&snapshot).into_iter().filter(|found| !is_lawful(sim, found)).collect()
 }
 

@@ -1,6 +1,7 @@
 //! What is really stored: objects and claims behind one lock, each write judged in the moment it is made.
 
 use std::any::{Any, TypeId};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,18 +9,18 @@ use std::sync::Arc;
 use calico::IPAMBlock;
 use kube_ipam::claim::Claim;
 use kube_ipam::store::{Failure, Object, StoreError, Swap, Versioned};
-use tokio::sync::watch;
 
 use super::oracle::Oracle;
+use super::signal::Signal;
 use super::time;
 
-/// Kind, namespace, name.
-type Key = (TypeId, String, String);
+/// An object as it is handed around: a version of it is never changed.
+pub type Shared = Arc<dyn Any + Send + Sync>;
 
 /// An object in its last version, and what it was before that.
 struct Stored {
-    current: Option<Arc<dyn Any + Send + Sync>>,
-    before: Option<Arc<dyn Any + Send + Sync>>,
+    current: Option<Shared>,
+    before: Option<Shared>,
     version: u64,
     uid: String,
     /// Milliseconds.
@@ -28,18 +29,19 @@ struct Stored {
 
 /// Both stores, and the oracle that watches them.
 pub struct Truth {
-    objects: BTreeMap<Key, Stored>,
+    /// By kind, and by namespace and name.
+    objects: BTreeMap<TypeId, BTreeMap<String, Stored>>,
     revision: u64,
     uids: u64,
     claims: BTreeMap<IpAddr, Versioned<Claim>>,
-    claim_revision: watch::Sender<i64>,
+    claim_revision: Arc<Signal<i64>>,
     /// Kind and name of the owners of pods that exist.
     pub owners: BTreeSet<(String, String)>,
     pub oracle: Oracle,
 }
 
-fn key<K: Object>(namespace: Option<&str>, name: &str) -> Key {
-    (TypeId::of::<K>(), namespace.unwrap_or_default().to_owned(), name.to_owned())
+fn key<'a>(namespace: Option<&str>, name: &'a str) -> Cow<'a, str> {
+    namespace.map_or(Cow::Borrowed(name), |namespace| Cow::Owned(format!("{namespace}/{name}")))
 }
 
 fn name<K: Object>(object: &K) -> &str {
@@ -70,7 +72,7 @@ impl Truth {
             revision: 0,
             uids: 0,
             claims: BTreeMap::new(),
-            claim_revision: watch::Sender::new(0),
+            claim_revision: Arc::new(Signal::new(0)),
             owners: BTreeSet::new(),
             oracle,
         }
@@ -78,30 +80,34 @@ impl Truth {
 
     // === objects ===
 
-    pub fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Option<K> {
-        self.objects.get(&key::<K>(namespace, name)).and_then(|stored| decode(stored.current.as_ref()))
+    fn stored<K: Object>(&self, namespace: Option<&str>, name: &str) -> Option<&Stored> {
+        self.objects.get(&TypeId::of::<K>())?.get(&*key(namespace, name))
     }
 
-    pub fn list<K: Object>(&self, selector: &str, lag: u64) -> Vec<K> {
-        let kind = TypeId::of::<K>();
-        let from = (kind, String::new(), String::new());
-        let of_kind = self.objects.range(from..).take_while(|((k, _, _), _)| *k == kind);
-        let present = of_kind.filter_map(|(_, stored)| stored.as_of(lag)?.downcast_ref::<K>());
-        present.filter(|object| matches(*object, selector)).cloned().collect()
+    fn of_kind<K: Object>(&self) -> impl Iterator<Item = &Stored> {
+        self.objects.get(&TypeId::of::<K>()).into_iter().flat_map(BTreeMap::values)
+    }
+
+    pub fn shared<K: Object>(&self, namespace: Option<&str>, name: &str) -> Option<Shared> {
+        self.stored::<K>(namespace, name)?.current.clone()
+    }
+
+    pub fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Option<K> {
+        self.stored::<K>(namespace, name)?.current.as_ref().map(copy)
+    }
+
+    pub fn list<K: Object>(&self, selector: &str, lag: u64) -> Vec<Shared> {
+        let present = self.of_kind::<K>().filter_map(|stored| stored.as_of(lag));
+        present.filter(|object| seen(object).is_some_and(|object: &K| matches(object, selector))).cloned().collect()
     }
 
     /// Everything of a kind, looked at where it lies.
     pub fn each<K: Object>(&self) -> impl Iterator<Item = &K> {
-        let kind = TypeId::of::<K>();
-        let from = (kind, String::new(), String::new());
-        let of_kind = self.objects.range(from..).take_while(move |((k, _, _), _)| *k == kind);
-        of_kind.filter_map(|(_, stored)| stored.current.as_ref()?.downcast_ref::<K>())
+        self.of_kind::<K>().filter_map(|stored| seen(stored.current.as_ref()?))
     }
 
     /// Writes without a precondition, as somebody of no interest here.
-    pub fn put<K: Object>(&mut self, object: &K) -> K {
-        let mut object = object.clone();
-        let at = key::<K>(object.meta().namespace.as_deref(), name(&object));
+    pub fn put<K: Object>(&mut self, mut object: K) -> Shared {
         self.revision += 1;
         let uid = object.meta().uid.clone().unwrap_or_else(|| {
             self.uids += 1;
@@ -109,18 +115,21 @@ impl Truth {
         });
         let meta = object.meta_mut();
         (meta.uid, meta.resource_version) = (Some(uid.clone()), Some(self.revision.to_string()));
-        let before = self.objects.remove(&at).and_then(|stored| stored.current);
-        let current: Arc<dyn Any + Send + Sync> = Arc::new(object.clone());
-        let stored = Stored { current: Some(current), before, version: self.revision, uid, changed: time::now() };
-        self.objects.insert(at, stored);
-        if let Some(block) = (&object as &dyn Any).downcast_ref::<IPAMBlock>() {
+        let at = key(meta.namespace.as_deref(), meta.name.as_deref().unwrap_or_default()).into_owned();
+        let object: Shared = Arc::new(object);
+        let of_kind = self.objects.entry(TypeId::of::<K>()).or_default();
+        let before = of_kind.get_mut(&at).and_then(|stored| stored.current.take());
+        let current = Some(object.clone());
+        of_kind.insert(at, Stored { current, before, version: self.revision, uid, changed: time::now() });
+        if let Some(block) = object.downcast_ref::<IPAMBlock>() {
             self.oracle.block_written(block);
         }
         object
     }
 
     pub fn remove<K: Object>(&mut self, namespace: Option<&str>, name: &str) -> bool {
-        let Some(stored) = self.objects.get_mut(&key::<K>(namespace, name)) else { return false };
+        let of_kind = self.objects.get_mut(&TypeId::of::<K>());
+        let Some(stored) = of_kind.and_then(|all| all.get_mut(&*key(namespace, name))) else { return false };
         let Some(gone) = stored.current.take() else { return false };
         (stored.before, stored.changed) = (Some(gone.clone()), time::now());
         if let Some(block) = gone.downcast_ref::<IPAMBlock>() {
@@ -131,7 +140,7 @@ impl Truth {
 
     fn check<K: Object>(&self, verb: &'static str, object: &K) -> Result<(), StoreError> {
         let (meta, at) = (object.meta(), name(object));
-        let stored = self.objects.get(&key::<K>(None, at)).filter(|stored| stored.current.is_some());
+        let stored = self.stored::<K>(None, at).filter(|stored| stored.current.is_some());
         let stored = stored.ok_or_else(|| error::<K>(verb, at, Failure::Absent))?;
         let Some(version) = &meta.resource_version else {
             return Err(error::<K>(verb, at, Failure::Refused("a write without resourceVersion".into())));
@@ -140,19 +149,19 @@ impl Truth {
         if same { Ok(()) } else { Err(error::<K>(verb, at, Failure::Conflict)) }
     }
 
-    pub fn create<K: Object>(&mut self, object: &K) -> Result<K, StoreError> {
+    pub fn create<K: Object>(&mut self, object: &K) -> Result<Shared, StoreError> {
         let at = name(object);
-        if self.objects.get(&key::<K>(None, at)).is_some_and(|stored| stored.current.is_some()) {
+        if self.stored::<K>(None, at).is_some_and(|stored| stored.current.is_some()) {
             return Err(error::<K>("create", at, Failure::Exists));
         }
         let mut fresh = object.clone();
         fresh.meta_mut().uid = None;
-        Ok(self.put(&fresh))
+        Ok(self.put(fresh))
     }
 
-    pub fn replace<K: Object>(&mut self, object: &K) -> Result<K, StoreError> {
+    pub fn replace<K: Object>(&mut self, object: &K) -> Result<Shared, StoreError> {
         self.check("update", object)?;
-        Ok(self.put(object))
+        Ok(self.put(object.clone()))
     }
 
     pub fn delete<K: Object>(&mut self, object: &K) -> Result<(), StoreError> {
@@ -176,29 +185,34 @@ impl Truth {
         if standing.map(|s| s.revision) != expected {
             return Swap::Lost(standing.cloned());
         }
-        let revision = *self.claim_revision.borrow() + 1;
+        let revision = self.claim_revision.value() + 1;
         match claim {
             Some(claim) => drop(self.claims.insert(address, Versioned { value: claim.clone(), revision })),
             None => drop(self.claims.remove(&address)),
         }
-        self.claim_revision.send_replace(revision);
+        self.claim_revision.set(revision);
         self.oracle.claim_written(address, claim);
         Swap::Done(if claim.is_some() { revision } else { 0 })
     }
 
     /// Wakes whoever waits for a claim to change.
-    pub fn claim_changes(&self) -> watch::Receiver<i64> {
-        self.claim_revision.subscribe()
+    pub fn claim_changes(&self) -> Arc<Signal<i64>> {
+        self.claim_revision.clone()
     }
 }
 
 impl Stored {
-    fn as_of(&self, lag: u64) -> Option<&Arc<dyn Any + Send + Sync>> {
+    fn as_of(&self, lag: u64) -> Option<&Shared> {
         let changed_since = lag > 0 && self.changed + lag > time::now();
         if changed_since { self.before.as_ref() } else { self.current.as_ref() }
     }
 }
 
-fn decode<K: Object>(object: Option<&Arc<dyn Any + Send + Sync>>) -> Option<K> {
-    object?.downcast_ref::<K>().cloned()
+fn seen<K: Object>(object: &Shared) -> Option<&K> {
+    object.downcast_ref::<K>()
+}
+
+/// An object of its own for whoever asked.
+pub fn copy<K: Object>(object: &Shared) -> K {
+    seen::<K>(object).unwrap().clone()
 }

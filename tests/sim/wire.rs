@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::{BoxFuture, FutureExt as _};
 use kube_ipam::claim::Claim;
 use kube_ipam::pod::Owner;
 use kube_ipam::store::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned};
@@ -18,7 +19,10 @@ use tokio::time::sleep;
 use super::linear::{Did, Operation};
 use super::rng::{Rng, hash, mix};
 use super::sim::Sim;
-use super::truth::{Truth, describe};
+use super::truth::{Shared, Truth, copy, describe};
+
+/// What the server does, answered with what is shared.
+type Act<T> = Box<dyn FnMut(&mut Truth) -> Result<T, StoreError> + Send>;
 
 /// What goes wrong with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,13 +95,17 @@ impl Wire {
         Self { sim: sim.clone(), caller: caller.clone() }
     }
 
-    /// One exchange: `act` is what the server does.
-    async fn exchange<T: Send + 'static>(
+    /// One exchange, boxed: what a call consists of is moved about often, and would hold many of these.
+    fn exchange<T: Send + 'static>(
         &self,
         verb: &'static str,
         object: String,
         act: impl FnMut(&mut Truth) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
+    ) -> BoxFuture<'_, Result<T, StoreError>> {
+        self.carry(verb, object, Box::new(act)).boxed()
+    }
+
+    async fn carry<T: Send + 'static>(&self, verb: &'static str, object: String, act: Act<T>) -> Result<T, StoreError> {
         let number = self.caller.calls.fetch_add(1, Ordering::Relaxed);
         let mut chance = Rng::new(mix(&[self.sim.plan.seed, self.caller.id, number]));
         let (there, back) = (self.sim.latency(&mut chance), self.sim.latency(&mut chance));
@@ -126,7 +134,7 @@ impl Wire {
         &self,
         verb: &'static str,
         object: &str,
-        mut act: impl FnMut(&mut Truth) -> Result<T, StoreError> + Send + 'static,
+        mut act: Act<T>,
         fault: Option<Fault>,
         there: u64,
         back: u64,
@@ -171,6 +179,13 @@ impl Wire {
         }
     }
 
+    async fn list_as_of<K: Object>(&self, selector: &str, lag: u64) -> Result<Vec<K>, StoreError> {
+        let selector = selector.to_owned();
+        let act = move |truth: &mut Truth| Ok(truth.list::<K>(&selector, lag));
+        let found: Vec<Shared> = self.exchange("list", K::plural(&()).into_owned(), act).await?;
+        Ok(found.iter().map(copy).collect())
+    }
+
     fn is_cut(&self) -> bool {
         self.caller.node.is_some_and(|node| self.sim.is_cut(node))
     }
@@ -201,32 +216,32 @@ fn label(failure: &Failure) -> &'static str {
 impl Objects for Wire {
     async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<Option<K>, StoreError> {
         let (space, at) = (namespace.map(str::to_owned), name.to_owned());
-        self.exchange("get", describe::<K>(name), move |truth| Ok(truth.get(space.as_deref(), &at))).await
+        let act = move |truth: &mut Truth| Ok(truth.shared::<K>(space.as_deref(), &at));
+        let found: Option<Shared> = self.exchange("get", describe::<K>(name), act).await?;
+        Ok(found.as_ref().map(copy))
     }
 
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
-        let selector = selector.to_owned();
-        self.exchange("list", K::plural(&()).into_owned(), move |truth| Ok(truth.list(&selector, 0))).await
+        self.list_as_of(selector, 0).await
     }
 
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
-        let (selector, lag) = (selector.to_owned(), self.sim.lag());
-        self.exchange("list", K::plural(&()).into_owned(), move |truth| Ok(truth.list(&selector, lag))).await
+        self.list_as_of(selector, self.sim.lag()).await
     }
 
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
-        let (name, object) = (object.meta().name.clone().unwrap_or_default(), object.clone());
-        self.exchange("create", describe::<K>(&name), move |truth| truth.create(&object)).await
+        let (name, object) = (describe::<K>(object.meta().name.as_deref().unwrap_or_default()), object.clone());
+        self.exchange("create", name, move |truth| truth.create(&object)).await.map(|stored| copy(&stored))
     }
 
     async fn replace<K: Object>(&self, object: &K) -> Result<K, StoreError> {
-        let (name, object) = (object.meta().name.clone().unwrap_or_default(), object.clone());
-        self.exchange("update", describe::<K>(&name), move |truth| truth.replace(&object)).await
+        let (name, object) = (describe::<K>(object.meta().name.as_deref().unwrap_or_default()), object.clone());
+        self.exchange("update", name, move |truth| truth.replace(&object)).await.map(|stored| copy(&stored))
     }
 
     async fn delete<K: Object>(&self, object: &K) -> Result<(), StoreError> {
-        let (name, object) = (object.meta().name.clone().unwrap_or_default(), object.clone());
-        self.exchange("delete", describe::<K>(&name), move |truth| truth.delete(&object)).await
+        let (name, object) = (describe::<K>(object.meta().name.as_deref().unwrap_or_default()), object.clone());
+        self.exchange("delete", name, move |truth| truth.delete(&object)).await
     }
 
     async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
@@ -272,12 +287,8 @@ impl Ledger for Wire {
     }
 
     async fn changed(&self, address: IpAddr, revision: i64) -> Result<(), StoreError> {
-        let mut latest = self.sim.truth().claim_changes();
-        loop {
-            let moved = self.sim.truth().claim(address).is_none_or(|claim| claim.revision > revision);
-            if moved || latest.changed().await.is_err() {
-                return Ok(());
-            }
-        }
+        let changes = self.sim.truth().claim_changes();
+        changes.until(|_| self.sim.truth().claim(address).is_none_or(|claim| claim.revision > revision)).await;
+        Ok(())
     }
 }
