@@ -33,8 +33,8 @@ pub struct Election {
     /// How long a lease lasts without being renewed, in whole seconds. It is renewed when half of it is left,
     /// which must be more than [`REPAIR_TIME`].
     pub duration: Duration,
-    /// Time between the beginnings of two rounds; longer if a cluster is so large that to read it takes more than a
-    /// twentieth of that.
+    /// Time between the beginnings of two rounds; longer, but at most five minutes, if a cluster is so large that to
+    /// read it takes more than a twentieth of that.
     pub interval: Duration,
 }
 
@@ -61,9 +61,11 @@ pub struct TooShort {
 
 /// Pause before another attempt to take part in the election.
 const RETRY: Duration = Duration::from_secs(5);
-/// After a round the cluster is left alone for at least this many times as long as it took to read it: the API server
-/// has others to serve.
+/// After a round the cluster is left alone for this many times as long as it took to read it: the API server has others
+/// to serve.
 const SPARED: u32 = 20;
+/// But not for longer: a slow API server does not keep the cluster from being repaired.
+const LONGEST_REST: Duration = Duration::from_secs(300);
 /// Longest wait for the Lease, and for its release at the end.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -200,10 +202,12 @@ impl Candidate {
                 }
             };
             match &report {
-                Ok(report) if SPARED * report.read_in > election.interval => {
-                    rounds.reset_after(SPARED * report.read_in)
+                Ok(report) => {
+                    let rest = LONGEST_REST.min(SPARED * report.read_in);
+                    if rest > election.interval {
+                        rounds.reset_after(rest);
+                    }
                 }
-                Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "a round of the collector"),
             }
             hear(News::Round(&report));

@@ -113,23 +113,29 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// if it is the node's no more.
     pub(crate) async fn restore_affinity(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<bool, Error> {
         let affinity = self.pending_affinity(cidr, node, deadline).await?;
-        let settled = self
-            .converge::<IPAMBlock, _, Error>(&cidr_name(&cidr), Known::Unread, deadline, |current| {
-                Ok(match current {
-                    Some(mut block) if !block.spec.is_deleted() && block.spec.host() == Some(node) => {
-                        block.spec.advance();
-                        Step::Replace(block, true)
-                    }
-                    _ => Step::Done(false),
-                })
-            })
-            .await?;
-        if settled.value {
+        let ours = self.keep_block(cidr, node, deadline).await?;
+        if ours {
             self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
         } else {
             self.drop_affinity(affinity, deadline).await?;
         }
-        Ok(settled.value)
+        Ok(ours)
+    }
+
+    /// Writes a node's block as it is, so that whoever is about to delete the version that it saw finds another one.
+    /// False if it is not the node's.
+    pub(super) async fn keep_block(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<bool, Error> {
+        let name = cidr_name(&cidr);
+        let settled = self.converge::<IPAMBlock, _, Error>(&name, Known::Unread, deadline, |current| {
+            Ok(match current {
+                Some(mut block) if !block.spec.is_deleted() && block.spec.host() == Some(node) => {
+                    block.spec.advance();
+                    Step::Replace(block, true)
+                }
+                _ => Step::Done(false),
+            })
+        });
+        Ok(settled.await?.value)
     }
 
     /// Frees an empty block of another node, so that it can be claimed; false if it is in use, young, or has

@@ -108,8 +108,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(settled.value)
     }
 
-    /// Completes an affinity that stayed on its way in or out; false if it has changed since it was seen.
+    /// Completes an affinity that stayed on its way in or out; false if it has changed since it was seen. The block is
+    /// written before: who began to take it away, and stood still for so long, does not delete it afterwards.
     pub(crate) async fn confirm_as_seen(&self, seen: &BlockAffinity, deadline: Instant) -> Result<bool, Error> {
+        if !self.keep_block(seen.spec.cidr, &seen.spec.node, deadline).await? {
+            return Ok(false);
+        }
         let settled = self
             .converge::<BlockAffinity, _, Error>(&seen.name_any(), Known::Present(seen.clone()), deadline, |current| {
                 Ok(match current {
