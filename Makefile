@@ -24,10 +24,11 @@ fast: build
 	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test claims --test agent --test embedded --test embedded_objects
 
 # Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents, the
-# larger models, and bugs of this field planted one by one, each of which some test must catch.
+# larger models, 50,000 simulated clusters, and bugs of this field planted one by one, each of which some test must catch.
 deep: build
 	$(CARGO) test -p e2e --test faults --test collector --test agent_status --test hostile --test embedded_agents --test embedded_objects_agents
 	$(CARGO) test -p kube-ipam --test model -- --ignored
+	$(CARGO) test -p simulation -- --nocapture
 	$(CARGO) test -p kube-ipam --test bugs -- --ignored --nocapture
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
@@ -38,7 +39,7 @@ real: build
 # A simulated cluster, one run for each seed: make sim SEEDS=1000000 [FIRST=<seed>]; make sim SEED=<seed> tells its story.
 .PHONY: sim
 sim:
-	$(CARGO) test --profile tool -p kube-ipam --test sim -- --nocapture
+	$(CARGO) test -p simulation -- --nocapture
 
 # Parsers and edits by coverage: make fuzz [TARGET_NAME=block] [SECONDS=60]. Needs a C++ compiler.
 .PHONY: fuzz
