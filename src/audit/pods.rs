@@ -1,6 +1,6 @@
 //! Pods against blocks: I1 (one live pod per address), I3 (what a pod has is on record), leaks, I9.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use calico::Family;
@@ -65,12 +65,12 @@ fn unrecorded(view: &View<'_>, pod: &PodView<'_>) -> Vec<Violation> {
 /// Allocations without a user. One whose address a live pod has is a matter of [`unrecorded`].
 fn leaks(view: &View<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
-    let taken: Vec<&IpAddr> = view.live().flat_map(|pod| &pod.addresses).collect();
+    let taken: BTreeSet<&IpAddr> = view.live().flat_map(|pod| &pod.addresses).collect();
     for used in view.used.values() {
         let keeps_from_windows =
             used.attribute.handle().is_some_and(|h| h.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE));
         let named = used.pod().and_then(|key| view.pods.get(&key)).is_some_and(|p| p.addresses.contains(&used.address));
-        if keeps_from_windows || (!named && taken.contains(&&used.address)) {
+        if keeps_from_windows || (!named && taken.contains(&used.address)) {
             continue;
         }
         let Some(why) = view.staleness(used) else { continue };

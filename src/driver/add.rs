@@ -482,7 +482,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Takes back what a failed ADD wrote. What cannot be reached now is left to DEL, which finds it by the handle.
     async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
         let deadline = Instant::now() + UNDO_TIME;
-        let held = attachment.held();
+        let held = attachment.held_itself();
         if done.handle
             && let Err(error) = self.undo_handle(attachment, &done.blocks, deadline).await
         {
@@ -492,7 +492,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         for claimed in done.claims {
             let result = match claimed.taken {
                 None => Ok(()),
-                Some(Taken::Existing) => self.clear_holder(ledger, claimed.address, &held, deadline).await,
+                Some(Taken::Existing) => self.give_back(ledger, claimed.address, &held, deadline).await,
                 Some(Taken::New) => self.drop_claim(ledger, &claimed.claim.value, &held, deadline).await,
             };
             if let Err(error) = result {
@@ -516,7 +516,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         blocks: &[IpNetwork],
         deadline: Instant,
     ) -> Result<(), Error> {
-        let (handle, whose, held) = (attachment.handle(), attachment.whose(), attachment.held());
+        let (handle, whose, held) = (attachment.handle(), attachment.whose(), attachment.held_itself());
         let mut backoff = Backoff::new(deadline);
         loop {
             let released = async {

@@ -5,13 +5,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{Entry, IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, handle_name};
+use calico::{
+    Entry, IPAMBlock, IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, IPPool, cidr_name, covering, handle_name,
+};
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
 use super::edit::{Edit, Outcome, Release, Whose};
-use super::{Attachment, Driver, Error, INTERFACE_KEY, Trace};
+use super::{Attachment, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::Claim;
 use crate::store::{Ledger, Objects, Swap, Versioned, if_any};
 
@@ -50,6 +52,12 @@ impl Attachment<'_> {
         }
     }
 
+    /// The same without what the pod has ahead of its containers, unless this is that.
+    pub(super) fn held_itself(&self) -> HeldBy<'_> {
+        let held = self.held();
+        HeldBy { pod_uid: held.pod_uid.filter(|_| self.is_ahead()), ..held }
+    }
+
     /// What this attachment's own handle covers.
     pub(super) fn whose(&self) -> Whose {
         if self.is_ahead() {
@@ -67,7 +75,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub async fn del(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
         let (handle, deadline) = (attachment.handle(), attachment.deadline);
         let held = attachment.held();
-        let own = HeldBy { pod_uid: held.pod_uid.filter(|_| attachment.is_ahead()), ..attachment.held() };
+        let own = attachment.held_itself();
         let containers = async {
             let released = self.release_handle(&handle, &attachment.whose(), Some(&own), deadline).await?;
             if released.is_none() && self.gate.noted(&handle, Trace::Claims) {
@@ -160,12 +168,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             freed.iter().filter(|f| f.fixed).for_each(|f| no_claim(f.address));
             return Ok(());
         };
-        let mut addresses: Vec<IpAddr> = freed.iter().filter(|f| f.fixed).map(|f| f.address).collect();
         if freed.is_empty() {
             let all = if_any(ledger.all().await)?.unwrap_or_default();
-            addresses = all.into_iter().filter(|c| holds(&c.value, held)).map(|c| c.value.address).collect();
+            for claim in all.into_iter().filter(|c| holds(&c.value, held)) {
+                self.give_back(ledger, claim.value.address, held, deadline).await?;
+            }
         }
-        for address in addresses {
+        for address in freed.iter().filter(|f| f.fixed).map(|f| f.address) {
             self.clear_holder(ledger, address, held, deadline).await?;
         }
         Ok(())
@@ -192,7 +201,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         let address = claim.value.address;
         if claim.value.generation > 1 {
-            return self.clear_holder(ledger, address, held, deadline).await;
+            return self.give_back(ledger, address, held, deadline).await;
         }
         self.drop_claim(ledger, &claim.value, held, deadline).await?;
         if ledger.read(address).await?.is_none() {
@@ -201,7 +210,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
-    /// Deletes a claim that an ADD made, unless somebody else has it by now.
+    /// Deletes a claim that an ADD made, unless somebody else has it by now, or the pod itself by a record that was made
+    /// ahead of its containers.
     pub(super) async fn drop_claim(
         &self,
         ledger: &L,
@@ -209,6 +219,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         held: &HeldBy<'_>,
         deadline: Instant,
     ) -> Result<(), Error> {
+        if let Some(holder) = &made.holder
+            && self.is_on_record_ahead(made.address, &holder.pod_uid).await?
+        {
+            return Ok(());
+        }
         let mut backoff = Backoff::new(deadline);
         loop {
             let Some(standing) = ledger.read(made.address).await? else { return Ok(()) };
@@ -225,6 +240,31 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Err(error) => backoff.pause(error).await?,
             }
         }
+    }
+
+    /// Sets a claim's holder to none, if it still is this container, which may never have had the address: not if the
+    /// pod has it by a record that was made ahead of its containers. With that record the claim is given back.
+    pub(super) async fn give_back(
+        &self,
+        ledger: &L,
+        address: IpAddr,
+        held: &HeldBy<'_>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let claim = if_any(ledger.read(address).await)?.flatten().filter(|claim| holds(&claim.value, held));
+        let Some(holder) = claim.and_then(|claim| claim.value.holder) else { return Ok(()) };
+        if self.is_on_record_ahead(address, &holder.pod_uid).await? {
+            return Ok(());
+        }
+        self.clear_holder(ledger, address, held, deadline).await
+    }
+
+    async fn is_on_record_ahead(&self, address: IpAddr, pod_uid: &str) -> Result<bool, Error> {
+        let pools = self.objects.list_cached::<IPPool>("").await?;
+        let Some(cidr) = covering(&pools, address).map(|pool| pool.spec.block_of(address)) else { return Ok(false) };
+        let block = self.objects.fresh::<IPAMBlock>(None, &cidr_name(&cidr)).await?;
+        let entry = block.as_ref().map(|block| block.spec.entry(address));
+        Ok(matches!(entry, Some(Entry::Used { attribute, .. }) if attribute.secondary(POD_UID_KEY) == Some(pod_uid)))
     }
 
     /// Sets a claim's holder to none, if it still is this container.

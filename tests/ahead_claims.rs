@@ -1,0 +1,81 @@
+//! A pod's fixed address is put on record ahead of its containers while an ADD of one of them is under way, in another
+//! process: whatever becomes of that ADD, the pod keeps the address, and nobody else gets it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{World, attachment, ip};
+use kube_ipam::driver::{Attachment, PodRef};
+use kube_ipam::netconf::NetConf;
+use kube_ipam::store::Failure;
+use kube_ipam::store::faulty::{Fault, Faults};
+
+const FIXED: &str = "10.244.0.216";
+
+fn of_pod<'a>(net: &'a NetConf, container: &'a str) -> Attachment<'a> {
+    let mut attachment = attachment(net, "n1", "f", container);
+    attachment.pod = Some(PodRef { namespace: "default", name: "f", uid: Some("uid-of-f") });
+    attachment
+}
+
+async fn take_ahead(world: &World) {
+    let net = world.net();
+    world.driver().add(&of_pod(&net, "").ahead()).await.unwrap();
+}
+
+/// The pod has the address, and a later pod of its owner does not get it; until its last sandbox is gone.
+async fn assert_kept(world: &World) {
+    let net = world.net();
+    let holder = world.claim(FIXED).await.unwrap().value.holder.expect("the pod's claim was given back");
+    assert_eq!(holder.pod_uid, "uid-of-f");
+    assert_eq!(world.allocated().await, [(ip(FIXED), "default.f".to_owned())]);
+    world.fixed("next", "app", FIXED);
+    world.add("n2", "next", "n").await.unwrap_err();
+    // The late DEL of the container whose ADD failed: the pod has another sandbox by now.
+    let mut late = of_pod(&net, "c");
+    late.last_sandbox = false;
+    world.driver().del(&late).await.unwrap();
+    world.add("n2", "next", "n").await.unwrap_err();
+    world.driver().del(&of_pod(&net, "c2")).await.unwrap();
+    assert!(world.claim(FIXED).await.unwrap().value.holder.is_none() && world.allocated().await.is_empty());
+    world.add("n2", "next", "n").await.unwrap();
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_add_that_finds_the_address_on_record_ahead_does_not_give_the_pods_claim_back() {
+    let world = World::new();
+    world.fixed("f", "app", FIXED);
+    // The agent takes it between the claim and the block of the plugin's own ADD.
+    let (other, taken) = (world.clone(), AtomicBool::new(false));
+    let faults = Faults::new(move |call| {
+        if call.verb == "create" && call.object.starts_with("ipamhandles") && !taken.swap(true, Ordering::Relaxed) {
+            let world = other.clone();
+            let agent = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(take_ahead(&world));
+            });
+            agent.join().unwrap();
+        }
+        None
+    });
+    let net = world.net();
+    world.faulty(&faults).add(&of_pod(&net, "c")).await.unwrap_err();
+    assert_kept(&world).await;
+}
+
+#[tokio::test]
+async fn an_add_that_took_the_claim_over_from_its_own_pod_and_failed_leaves_it_with_the_pod() {
+    let world = World::new();
+    world.fixed("f", "app", FIXED);
+    take_ahead(&world).await;
+    let faults = Faults::new(|call| {
+        let block = call.verb == "update" && call.object.starts_with("ipamblocks");
+        block.then(|| Fault::Fail(Failure::Refused("no".into())))
+    });
+    let net = world.net();
+    world.faulty(&faults).add(&of_pod(&net, "c")).await.unwrap_err();
+    assert_kept(&world).await;
+}
