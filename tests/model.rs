@@ -111,7 +111,7 @@ fn exhaust(name: &str, records: &Records, first: State) -> Result<(), String> {
             seen.add(check::apply(records, &state, *action), number, Some(*action));
         }
         number += 1;
-        if number % 10_000_000 == 0 {
+        if number.is_multiple_of(10_000_000) {
             let (waiting, spent) = (seen.next.len(), begun.elapsed().as_secs());
             println!("{name}: {number} states visited, {waiting} more known, {spent} s");
         }

@@ -12,10 +12,14 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
 use serde_json::{from_value, json};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    tracing_subscriber::fmt().with_env_filter("warn,kube_client=off").init();
+    let told: Targets = "warn,kube_client=off".parse()?;
+    tracing_subscriber::registry().with(tracing_subscriber::fmt::layer().with_filter(told)).init();
     let Some(tools) = Tools::or_skip()? else {
         return Ok(());
     };

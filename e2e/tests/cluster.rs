@@ -16,6 +16,9 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, P
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// An IPAM plugin that writes down each call. File `fail` makes ADD fail, `hang` makes it hang, `stuck` makes DEL fail.
 const PLUGIN: &str = r#"#!/bin/sh
@@ -60,10 +63,9 @@ struct Call {
 impl Ground {
     async fn prepare(nodes: &[&str]) -> Self {
         // RUST_LOG=e2e=debug shows what controllers and kubelets had to try again.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-            .with_test_writer()
-            .try_init();
+        let told: Option<Targets> = std::env::var("RUST_LOG").ok().and_then(|told| told.parse().ok());
+        let lines = tracing_subscriber::fmt::layer().with_test_writer().with_filter(told.unwrap_or_default());
+        let _ = tracing_subscriber::registry().with(lines).try_init();
         let cluster = Cluster::start(Options::default()).await.unwrap();
         let directory = tempfile::tempdir().unwrap();
         let plugin = directory.path().join("recorder");

@@ -20,8 +20,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub use report::{CallRow, Machine, Report, Row, Section};
 pub(crate) use report::table;
+pub use report::{CallRow, Machine, Report, Row, Section};
 pub use spread::Spread;
 pub use way::{Way, When};
 

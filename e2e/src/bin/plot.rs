@@ -21,7 +21,9 @@ const SCALE: (f64, f64) = (1.0, 40_000.0);
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (Some(input), Some(output), None) = (arguments.next(), arguments.next(), arguments.next()) else {
-        bail!("give the report of `make bench` or `make hammer` with ARGS=\"-o json\", and the name of the picture (.svg)");
+        bail!(
+            "give the report of `make bench` or `make hammer` with ARGS=\"-o json\", and the name of the picture (.svg)"
+        );
     };
     let text = std::fs::read_to_string(&input).with_context(|| input.clone())?;
     let report: Value = serde_json::from_str(&text).with_context(|| input.clone())?;
