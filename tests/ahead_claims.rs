@@ -7,6 +7,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{World, attachment, ip};
+use futures::FutureExt as _;
 use kube_ipam::driver::{Attachment, PodRef};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::Failure;
@@ -52,12 +53,7 @@ async fn an_add_that_finds_the_address_on_record_ahead_does_not_give_the_pods_cl
     let (other, taken) = (world.clone(), AtomicBool::new(false));
     let faults = Faults::new(move |call| {
         if call.verb == "create" && call.object.starts_with("ipamhandles") && !taken.swap(true, Ordering::Relaxed) {
-            let world = other.clone();
-            let agent = std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(take_ahead(&world));
-            });
-            agent.join().unwrap();
+            take_ahead(&other).now_or_never().unwrap();
         }
         None
     });

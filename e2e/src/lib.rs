@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod arguments;
 pub mod bench;
 pub mod calls;
 pub mod chaos;

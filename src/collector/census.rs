@@ -67,8 +67,7 @@ pub(super) struct Census {
 pub(super) struct Handles {
     /// Those that do not.
     pub kept: Vec<IPAMHandle>,
-    /// A digest of every handle's name, in order.
-    known: Vec<u64>,
+    known: Known,
 }
 
 /// The affinities, of which those that are confirmed with a block that says the same are only known to be there.
@@ -76,14 +75,17 @@ pub(super) struct Handles {
 pub(super) struct Affinities {
     /// The others.
     pub kept: Vec<BlockAffinity>,
-    /// A digest of every affinity's name, in order.
-    known: Vec<u64>,
+    known: Known,
 }
+
+/// Digests of names.
+#[derive(Default)]
+struct Known(Vec<u64>);
 
 // === impl Census ===
 
 impl Census {
-    /// An allocation, or what the network's pod of that name says, by address.
+    /// An address in use.
     pub(super) fn used(&self, address: IpAddr) -> Option<Used<'_>> {
         self.blocks.used(address, &self.pods)
     }
@@ -108,20 +110,20 @@ impl Handles {
     /// Takes down a handle: as a whole, if it does not count what the blocks bear.
     pub(super) fn add(&mut self, handle: IPAMHandle, blocks: &Blocks) {
         let name = handle.name_any();
-        self.known.push(blocks::digest(&name));
-        if handle.spec.is_deleted() || handle.spec.is_empty() || counted(&handle) != Some(blocks.borne_by(&name)) {
+        self.known.add(&name);
+        if handle.spec.is_deleted() || handle.spec.is_empty() || counted(&handle) != Some(blocks.borne_by(name)) {
             self.kept.push(handle);
         }
     }
 
     /// To be called once all are in.
     pub(super) fn sort(&mut self) {
-        self.known.sort_unstable();
+        self.known.sort();
     }
 
     /// Whether there is a handle for an id.
     pub(super) fn has(&self, id: &str) -> bool {
-        self.known.binary_search(&blocks::digest(&handle_name(id))).is_ok()
+        self.known.has(&handle_name(id))
     }
 }
 
@@ -132,7 +134,7 @@ impl Affinities {
     pub(super) fn add(&mut self, affinity: BlockAffinity, blocks: &Blocks) {
         let spec = &affinity.spec;
         // By the name that every writer looks for, whatever its own is.
-        self.known.push(blocks::digest(&affinity_name(&spec.node, &spec.cidr)));
+        self.known.add(&affinity_name(&spec.node, &spec.cidr));
         let leads_to_block = blocks.get(&spec.cidr).is_some_and(|block| block.host() == Some(&spec.node));
         if !affinity.is_confirmed() || affinity.is_deleted() || !leads_to_block {
             self.kept.push(affinity);
@@ -141,12 +143,29 @@ impl Affinities {
 
     /// To be called once all are in.
     pub(super) fn sort(&mut self) {
-        self.known.sort_unstable();
+        self.known.sort();
     }
 
     /// Whether there is an affinity that goes by that name.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.known.binary_search(&blocks::digest(name)).is_ok()
+        self.known.has(name)
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn add(&mut self, name: &str) {
+        self.0.push(blocks::digest(name));
+    }
+
+    /// To be called once all are in: only then they are found.
+    fn sort(&mut self) {
+        self.0.sort_unstable();
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.binary_search(&blocks::digest(name)).is_ok()
     }
 }
 

@@ -492,7 +492,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         for claimed in done.claims {
             let result = match claimed.taken {
                 None => Ok(()),
-                Some(Taken::Existing) => self.give_back(ledger, claimed.address, &held, deadline).await,
+                Some(Taken::Existing) => self.give_back(ledger, &claimed.claim.value, &held, deadline).await,
                 Some(Taken::New) => self.drop_claim(ledger, &claimed.claim.value, &held, deadline).await,
             };
             if let Err(error) = result {

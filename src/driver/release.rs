@@ -171,7 +171,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if freed.is_empty() {
             let all = if_any(ledger.all().await)?.unwrap_or_default();
             for claim in all.into_iter().filter(|c| holds(&c.value, held)) {
-                self.give_back(ledger, claim.value.address, held, deadline).await?;
+                self.give_back(ledger, &claim.value, held, deadline).await?;
             }
         }
         for address in freed.iter().filter(|f| f.fixed).map(|f| f.address) {
@@ -201,7 +201,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         let address = claim.value.address;
         if claim.value.generation > 1 {
-            return self.give_back(ledger, address, held, deadline).await;
+            return self.give_back(ledger, &claim.value, held, deadline).await;
         }
         self.drop_claim(ledger, &claim.value, held, deadline).await?;
         if ledger.read(address).await?.is_none() {
@@ -219,9 +219,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         held: &HeldBy<'_>,
         deadline: Instant,
     ) -> Result<(), Error> {
-        if let Some(holder) = &made.holder
-            && self.is_on_record_ahead(made.address, &holder.pod_uid).await?
-        {
+        if self.is_on_record_ahead(made).await? {
             return Ok(());
         }
         let mut backoff = Backoff::new(deadline);
@@ -247,24 +245,25 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn give_back(
         &self,
         ledger: &L,
-        address: IpAddr,
+        claim: &Claim,
         held: &HeldBy<'_>,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let claim = if_any(ledger.read(address).await)?.flatten().filter(|claim| holds(&claim.value, held));
-        let Some(holder) = claim.and_then(|claim| claim.value.holder) else { return Ok(()) };
-        if self.is_on_record_ahead(address, &holder.pod_uid).await? {
+        if self.is_on_record_ahead(claim).await? {
             return Ok(());
         }
-        self.clear_holder(ledger, address, held, deadline).await
+        self.clear_holder(ledger, claim.address, held, deadline).await
     }
 
-    async fn is_on_record_ahead(&self, address: IpAddr, pod_uid: &str) -> Result<bool, Error> {
+    /// Whether the pod that a claim names has the address by a record that was made ahead of its containers.
+    async fn is_on_record_ahead(&self, claim: &Claim) -> Result<bool, Error> {
+        let (address, Some(holder)) = (claim.address, &claim.holder) else { return Ok(false) };
         let pools = self.objects.list_cached::<IPPool>("").await?;
         let Some(cidr) = covering(&pools, address).map(|pool| pool.spec.block_of(address)) else { return Ok(false) };
         let block = self.objects.fresh::<IPAMBlock>(None, &cidr_name(&cidr)).await?;
         let entry = block.as_ref().map(|block| block.spec.entry(address));
-        Ok(matches!(entry, Some(Entry::Used { attribute, .. }) if attribute.secondary(POD_UID_KEY) == Some(pod_uid)))
+        let of_pod = |uid: Option<&str>| uid == Some(&holder.pod_uid);
+        Ok(matches!(entry, Some(Entry::Used { attribute, .. }) if of_pod(attribute.secondary(POD_UID_KEY))))
     }
 
     /// Sets a claim's holder to none, if it still is this container.

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-/// A map by [`Quick`].
-pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<Quick>>;
+/// A map by [`Fingerprint`].
+pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<Fingerprint>>;
 
 /// States by their fingerprints. Of so many states as fit into memory two may have the same one, and the second is not
 /// visited: of four millions by a chance of one in two millions, of two hundred millions by one in a thousand.
@@ -14,14 +14,20 @@ pub struct Fingerprints(HashSet<u64, BuildHasherDefault<Same>>);
 impl Fingerprints {
     /// Whether it was not seen before.
     pub fn add(&mut self, state: &impl Hash) -> bool {
-        let mut fingerprint = Fingerprint(0x243f_6a88_85a3_08d3);
+        let mut fingerprint = Fingerprint::default();
         state.hash(&mut fingerprint);
         self.0.insert(fingerprint.finish())
     }
 }
 
 /// Multiply to 128 bits and fold.
-struct Fingerprint(u64);
+pub struct Fingerprint(u64);
+
+impl Default for Fingerprint {
+    fn default() -> Self {
+        Self(0x243f_6a88_85a3_08d3)
+    }
+}
 
 fn folded(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
@@ -71,37 +77,5 @@ impl Hasher for Same {
 
     fn write_u64(&mut self, value: u64) {
         self.0 = value;
-    }
-}
-
-/// Rotate, mix, multiply.
-#[derive(Default)]
-pub struct Quick(u64);
-
-impl Hasher for Quick {
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 29)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u8(&mut self, value: u8) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u16(&mut self, value: u16) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_isize(&mut self, value: isize) {
-        self.write_u64(value as u64);
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 }

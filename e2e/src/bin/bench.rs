@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use e2e::arguments::{Output, at_least_one};
 use e2e::bench::{self, Options, Way, When};
 use e2e::tools::{self, Tools};
 
@@ -28,16 +29,6 @@ struct Arguments {
     /// A table for people, or JSON for machines.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "a whole number from 1 on".to_owned())
 }
 
 fn seedable(text: &str) -> Result<usize, String> {

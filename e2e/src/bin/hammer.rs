@@ -1,7 +1,8 @@
 //! `make hammer`: many nodes whose pods all come and go, on a real control plane, with an account of every address.
 
 use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use e2e::arguments::{Output, at_least_one};
 use e2e::hammer::{self, Options};
 use e2e::tools::Tools;
 
@@ -32,16 +33,6 @@ struct Arguments {
     /// Tables for people, or JSON for machines, with the tables on stderr.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "a whole number from 1 on".to_owned())
 }
 
 fn main() -> Result<()> {

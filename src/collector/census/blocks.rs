@@ -177,26 +177,28 @@ impl Blocks {
 
     /// Every address in use under a handle with that name, in order.
     pub(in crate::collector) fn under<'a>(&'a self, name: String, pods: &'a Pods) -> impl Iterator<Item = Used<'a>> {
-        let bearers = self.bearers(&name).map(|position| self.at(position, pods));
-        bearers.filter(move |used| used.party.handle.is_some_and(|handle| handle_name(handle) == name))
+        self.bearers(name).map(|position| self.at(position, pods))
     }
 
     /// How many allocations bear a handle with that name, by block.
-    pub(super) fn borne_by(&self, name: &str) -> Counts {
+    pub(in crate::collector) fn borne_by(&self, name: String) -> Counts {
         let mut counts = Counts::new();
         for position in self.bearers(name) {
-            let allocation = &self.allocations[position];
-            if allocation.handle.as_deref().is_some_and(|handle| handle_name(handle) == name) {
-                *counts.entry(self.present[allocation.block as usize].cidr).or_default() += 1;
-            }
+            *counts.entry(self.present[self.allocations[position].block as usize].cidr).or_default() += 1;
         }
         counts
     }
 
-    fn bearers(&self, name: &str) -> impl Iterator<Item = usize> + use<'_> {
-        let digest = digest(name);
+    /// The positions of the allocations that bear a handle with that name.
+    fn bearers(&self, name: String) -> impl Iterator<Item = usize> {
+        let digest = digest(&name);
         let first = self.bearers.partition_point(|(other, _)| *other < digest);
-        self.bearers[first..].iter().take_while(move |(other, _)| *other == digest).map(|(_, at)| *at as usize)
+        let alike = self.bearers[first..].iter().take_while(move |(other, _)| *other == digest);
+        let bears = move |at: &usize| {
+            let handle = self.allocations[*at].handle.as_deref();
+            handle.is_some_and(|handle| handle_name(handle) == name)
+        };
+        alike.map(|(_, at)| *at as usize).filter(bears)
     }
 
     fn at<'a>(&'a self, position: usize, pods: &'a Pods) -> Used<'a> {

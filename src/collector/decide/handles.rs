@@ -50,7 +50,7 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
 }
 
 fn borne(scene: &Scene<'_>, name: String) -> Borne {
-    let mut bears = Borne::default();
+    let mut bears = Borne { counts: scene.census.blocks.borne_by(name.clone()), ..Borne::default() };
     for used in scene.census.blocks.under(name, &scene.census.pods) {
         bears.id = used.party.handle.unwrap_or_default().to_owned();
         bears.ours |= used.party.is_of_network(&scene.rules.network);
@@ -59,7 +59,6 @@ fn borne(scene: &Scene<'_>, name: String) -> Borne {
             name: name.to_owned(),
             uid: used.party.uid.map(str::to_owned),
         });
-        *bears.counts.entry(used.block.cidr).or_default() += 1;
     }
     bears
 }
