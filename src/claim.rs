@@ -28,7 +28,8 @@ pub struct Claim {
     /// Counts the holders: raised by one whenever the holder becomes another container.
     pub generation: u64,
     /// When another pod of the owner, or the collector, first found the holder's pod gone while its node was
-    /// Ready: the start of the grace in which that node may still release it.
+    /// Ready: the start of the grace in which that node may still release it. Or when the collector first found the
+    /// holder's pod at another address. No ADD answers with an address whose holder is contested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contested: Option<Timestamp>,
     /// The ledger that the claim was carried to. From then on nobody takes the address by this record: what stands
@@ -121,6 +122,9 @@ pub struct Evidence {
     pub node: NodeState,
     /// Whether Calico's block still records the address for the holder's container.
     pub in_block: bool,
+    /// Whether the holder's pod runs with another address instead, recorded for it. For the collector to find, which
+    /// looks more than once.
+    pub elsewhere: bool,
 }
 
 /// Who asks for the address.
@@ -156,7 +160,7 @@ pub enum Decision {
 pub enum Standing {
     /// There is proof that its container does not use the address any more: it may be cleared.
     Lost,
-    /// Its pod has ended while its node is Ready: write this claim, which starts the node's grace.
+    /// Its pod has ended while its node is Ready, or has another address: write this claim, which starts the grace.
     Contest(Box<Claim>),
     /// It keeps the address for now.
     Keeps(Obstacle),
@@ -317,6 +321,11 @@ pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_exists: bool, now: Time
 pub fn standing(claim: &Claim, evidence: &Evidence, policy: &Policy, now: Timestamp) -> Standing {
     let Some(holder) = &claim.holder else { return Standing::Lost };
     match evidence.pod {
+        PodState::Alive if is_elsewhere(holder, evidence, now) => match claim.contested {
+            Some(since) if now >= end_of_grace(since, policy) => Standing::Lost,
+            Some(since) => Standing::Keeps(Obstacle::Grace(end_of_grace(since, policy))),
+            None => contest(claim, now),
+        },
         PodState::Alive => Standing::Keeps(Obstacle::InUse),
         PodState::Terminating if evidence.node == NodeState::Ready => {
             Standing::Keeps(Obstacle::Leaving(evidence.pod, evidence.node))
@@ -326,9 +335,22 @@ pub fn standing(claim: &Claim, evidence: &Evidence, policy: &Policy, now: Timest
         PodState::Finished | PodState::Gone => match (policy.fencing, claim.contested) {
             (Fencing::NodeFenced, _) => Standing::Keeps(Obstacle::NotFenced(evidence.node)),
             (_, Some(since)) => Standing::Keeps(Obstacle::Grace(end_of_grace(since, policy))),
-            (_, None) => Standing::Contest(Box::new(Claim { contested: Some(now), ..claim.clone() })),
+            (_, None) => contest(claim, now),
         },
     }
+}
+
+fn contest(claim: &Claim, now: Timestamp) -> Standing {
+    Standing::Contest(Box::new(Claim { contested: Some(now), ..claim.clone() }))
+}
+
+/// Whether a pod that runs does so without the address that is claimed for it. Its ADD wrote the claim, or the store
+/// did so late, and died; the next ADD got another address of the list.
+///
+/// That alone proves nothing: the container may be about to have it. But once the claim is contested no ADD answers
+/// for it. One that did so before has its entry in the block, which is read after the claim that is contested.
+fn is_elsewhere(holder: &Holder, evidence: &Evidence, now: Timestamp) -> bool {
+    evidence.elsewhere && !evidence.in_block && !in_flight(holder, now)
 }
 
 /// Whether there is proof that the holder's container does not use the address any more.

@@ -218,6 +218,14 @@ fn the_model_finds_that_an_entry_read_before_the_claim_proves_nothing() {
     assert!(found.contains("I1") || found.contains("I2"), "{found}");
 }
 
+/// So it would if an ADD answered for a claim that the collector has contested.
+#[test]
+fn the_model_finds_that_an_add_must_not_answer_for_a_contested_claim() {
+    let records = Records { answers_contested: true, ..Records::new(SUCCESSORS) };
+    let found = model("an answer for a contested claim", &records, [1, 0, 0], 3).unwrap_err();
+    assert!(found.contains("I2"), "{found}");
+}
+
 /// And before an ADD looked at the time that had passed since it took the claim.
 #[test]
 fn the_model_finds_that_an_add_must_not_answer_after_its_time() {

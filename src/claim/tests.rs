@@ -55,7 +55,7 @@ proptest! {
             let holder = claim.holder.clone().unwrap_or_else(|| serde_json::from_value(written()["holder"].clone()).unwrap());
             let asker = Asker { owner: &claim.owner, holder: &Holder { pod_uid: "other".into(), ..holder } };
             let policy = Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::MAX };
-            let evidence = Evidence { pod: PodState::Gone, node: NodeState::Ready, in_block: true };
+            let evidence = Evidence { pod: PodState::Gone, node: NodeState::Ready, in_block: true, elsewhere: true };
             decide(claim.address, Some(&claim), &asker, Some(&evidence), &policy, Timestamp::MAX);
             decide(claim.address, Some(&claim), &asker, Some(&evidence), &policy, Timestamp::MIN);
         }

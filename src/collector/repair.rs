@@ -13,7 +13,7 @@ use crate::store::{StoreError, Versioned};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A holder's pod has ended while its node is Ready: the node's grace was started.
+    /// A holder's pod has ended while its node is Ready, or has another address: the grace was started.
     HolderContested,
     /// A claim's holder lost the address by the rules; the claim stays with its owner.
     HolderCleared,

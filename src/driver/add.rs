@@ -224,12 +224,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
-    /// The last look before the answer: a claim that was taken over while this ADD was paused must not be answered.
+    /// The last look before the answer: a claim that was taken over while this ADD was paused must not be answered,
+    /// nor one that is contested, and may be cleared any moment.
     async fn confirm_claims(&self, attachment: &Attachment<'_>, done: &Done) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         for held in &done.claims {
             let standing = ledger.read(held.address).await?;
-            let Some(claim) = standing.filter(|c| attachment.is_holder(&c.value)) else {
+            let ours = |claim: &Claim| attachment.is_holder(claim) && claim.contested.is_none();
+            let Some(claim) = standing.filter(|c| ours(&c.value)) else {
                 return Err(Error::Superseded(held.address));
             };
             self.in_time(held, &claim.value)?;

@@ -243,7 +243,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<Examined, Error> {
         let at = self.now();
         let Some(holder) = &claim.holder else {
-            let evidence = Evidence { pod: PodState::Gone, node: NodeState::Deleted, in_block: false };
+            let (pod, node) = (PodState::Gone, NodeState::Deleted);
+            let evidence = Evidence { pod, node, in_block: false, elsewhere: false };
             return Ok(Examined { evidence, template_hash: None, at });
         };
         let name = calico::cidr_name(&candidate.cidr);
@@ -256,6 +257,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             pod: pod_state(pod.as_ref(), &holder.pod_uid),
             node: node_state(node.as_ref(), holder.node_uid.as_deref()),
             in_block: block.is_some_and(|b| records(&b, candidate.address, &attachment.net.network, holder)),
+            // One look is not enough to say so.
+            elsewhere: false,
         };
         Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash), at })
     }

@@ -1,7 +1,7 @@
 //! ADD and DEL, one request at a time, in the order of docs/design.md. A loop of reads and compare-and-swaps on one
 //! object is one request here: only its last round has an effect, and that decides on what it has just read.
 
-use super::claims::Verdict;
+use super::claims::{Facts, Verdict};
 use super::records::{Records, Written};
 use super::state::{At, Call, FIXED, Fault, Found, Pod, Sandbox, State};
 
@@ -102,10 +102,12 @@ fn request(records: &Records, state: &mut State, container: u8) {
             state.handles[of] = records.count_off(state.handles[of]);
             set(state, container, Call { at: At::LastLook, displaced: None, ..call });
         }
-        // A claim of this call's that was taken too long ago is not answered.
+        // A claim of this call's that was taken too long ago is not answered, nor one that is contested.
         At::LastLook => {
             let late = call.paused && call.first.is_some() && !records.answers_late;
-            let holds = records.holder(state.claim) == Some(container);
+            let holds =
+                |facts: Facts| facts.holder == Some(container) && (!facts.contested || records.answers_contested);
+            let holds = records.facts(state.claim).is_some_and(holds);
             if holds && !late { answer(state, container, call) } else { undo(state, container, call) }
         }
         At::UndoBlock if state.handles[usize::from(container)].is_none() => undo_claim(state, container, call),

@@ -15,6 +15,7 @@ pub struct Facts {
     pub owner: u8,
     pub holder: Option<u8>,
     pub generation: u64,
+    pub contested: bool,
 }
 
 /// [`Decision`], with claims by number.
@@ -74,13 +75,14 @@ fn policy() -> Policy {
     Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(60) }
 }
 
-fn evidence(found: &Found, in_block: bool) -> Evidence {
+fn evidence(found: &Found, in_block: bool, elsewhere: bool) -> Evidence {
     let pod = match found.pod {
         Pod::Alive => PodState::Alive,
         Pod::Terminating => PodState::Terminating,
         Pod::Gone { .. } => PodState::Gone,
     };
-    Evidence { pod, node: if found.node.ready { NodeState::Ready } else { NodeState::NotReady }, in_block }
+    let node = if found.node.ready { NodeState::Ready } else { NodeState::NotReady };
+    Evidence { pod, node, in_block, elsewhere }
 }
 
 impl Records {
@@ -110,7 +112,7 @@ impl Records {
         let claim = self.claim(id)?;
         let holder = claim.holder.as_ref().map(|holder| container_of(&format!("net.{}", holder.container_id)));
         let owner = claim.owner.name.strip_prefix("app").unwrap().parse().unwrap();
-        let facts = Facts { owner, holder, generation: claim.generation };
+        let facts = Facts { owner, holder, generation: claim.generation, contested: claim.contested.is_some() };
         self.kept.borrow_mut().facts.insert(id, facts);
         Some(facts)
     }
@@ -130,7 +132,7 @@ impl Records {
         }
         let (owner, holder) = (owner(self.owner_of(container).unwrap()), holder(container));
         let asker = Asker { owner: &owner, holder: &holder };
-        let evidence = known.map(|(found, in_block)| evidence(&found, in_block));
+        let evidence = known.map(|(found, in_block)| evidence(&found, in_block, false));
         let claim = self.claim(id);
         let decision = decide(self.address(FIXED), claim.as_ref(), &asker, evidence.as_ref(), &policy(), now());
         let verdict = self.verdict(decision);
@@ -157,12 +159,14 @@ impl Records {
         }
     }
 
-    /// How the holder of a claim stands, by the collector's look.
+    /// How the holder of a claim stands, by the collector's look. There is one fixed address here, so no pod has another
+    /// one; but the collector believes it of every pod whose container is not in the block.
     pub fn standing(&self, id: Id, found: Found, in_block: bool) -> Stands {
         if let Some(stands) = self.kept.borrow().stood.get(&(id, found, in_block)) {
             return *stands;
         }
-        let stands = match standing(&self.claim(id).unwrap(), &evidence(&found, in_block), &policy(), now()) {
+        let evidence = evidence(&found, in_block, !in_block);
+        let stands = match standing(&self.claim(id).unwrap(), &evidence, &policy(), now()) {
             Standing::Lost => Stands::Lost,
             Standing::Contest(claim) => Stands::Contest(self.keep_claim(*claim)),
             Standing::Keeps(_) => Stands::Keeps,

@@ -57,6 +57,8 @@ pub struct Records {
     pub looks_once: bool,
     /// Whether an ADD answers however long ago it took its claim, as it once did.
     pub answers_late: bool,
+    /// Whether an ADD answers for a claim that is contested.
+    pub answers_contested: bool,
     pub kept: RefCell<Kept>,
 }
 
@@ -74,7 +76,9 @@ pub fn container_of(handle: &str) -> u8 {
 
 impl Records {
     pub fn new(owners: [Option<u8>; super::state::PODS]) -> Self {
-        Self { owners, cidr: CIDR.parse().unwrap(), looks_once: false, answers_late: false, kept: RefCell::default() }
+        let cidr = CIDR.parse().unwrap();
+        let (looks_once, answers_late, answers_contested) = (false, false, false);
+        Self { owners, cidr, looks_once, answers_late, answers_contested, kept: RefCell::default() }
     }
 
     pub fn owner_of(&self, container: u8) -> Option<u8> {

@@ -1,9 +1,13 @@
 //! Claims whose holder has lost the address by the rules, and claims whose owner is gone.
 
-use calico::Expect;
+use std::collections::BTreeSet;
+
+use calico::{Expect, Family};
+use ipnetwork::IpNetwork;
 
 use super::{Finding, Key, Needs, Scene, Task};
-use crate::claim::{Claim, Evidence, Holder, Standing, standing};
+use crate::claim::{Claim, Evidence, Holder, NodeState, Standing, standing};
+use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
 use crate::driver::Shown;
 use crate::store::Versioned;
@@ -22,17 +26,24 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
     let holder = value.holder.as_ref()?;
     let network = &scene.rules.network;
     let entry = scene.census.used(value.address).filter(|used| used.party.is_holders(network, holder));
+    let instead = has_instead(scene, value, holder);
     let evidence = Evidence {
         pod: scene.census.pods.state(&value.owner.namespace, &holder.pod, &holder.pod_uid),
         node: scene.census.nodes.state(&holder.node, holder.node_uid.as_deref()),
         in_block: entry.is_some(),
+        elsewhere: instead.is_some(),
     };
     let cidr = entry.map(|used| used.block.cidr).or_else(|| scene.block_of(value.address));
     let (kind, patience, so, task) = match standing(value, &evidence, &scene.rules.policy, scene.now) {
         Standing::Keeps(_) => return None,
         Standing::Contest(contested) => {
-            let so = "that node's time to release it begins";
-            (Kind::HolderContested, None, so, Task::Contest(claim.clone(), contested))
+            // What a pod has instead may be what it had until a moment ago.
+            let patience = instead.map(|_| scene.rules.options.settle);
+            let so = match instead {
+                Some(_) => "no ADD answers for it any more",
+                None => "that node's time to release it begins",
+            };
+            (Kind::HolderContested, patience, so, Task::Contest(claim.clone(), contested))
         }
         Standing::Lost => {
             let entry = entry.map(|used| {
@@ -44,7 +55,9 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
             (Kind::HolderCleared, Some(scene.rules.options.settle), so, Task::ClearHolder(shown))
         }
     };
-    let detail = format!("was held by {holder}, which is {}, its node {}; {so}", evidence.pod, evidence.node);
+    let has = instead.map(|used| format!(" with {}", used.address)).unwrap_or_default();
+    let detail = format!("was held by {holder}, which is {}{has}, its node {}; {so}", evidence.pod, evidence.node);
+    let blocks: BTreeSet<IpNetwork> = cidr.into_iter().chain(instead.map(|used| used.block.cidr)).collect();
     Some(Finding {
         key: key(kind, value, &format!("{} {}", value.generation, holder.container_id)),
         patience,
@@ -52,7 +65,7 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
             pods: vec![(value.owner.namespace.clone(), holder.pod.clone())],
             nodes: vec![holder.node.clone()],
             claims: vec![value.address],
-            blocks: cidr.into_iter().collect(),
+            blocks: blocks.into_iter().collect(),
             ..Needs::default()
         },
         repair: Repair {
@@ -64,6 +77,20 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
         },
         task,
     })
+}
+
+/// The address that the holder's pod has instead of the claimed one: by its status, which is of now only while its node
+/// is Ready, and by a block.
+fn has_instead<'a>(scene: &Scene<'a>, claim: &Claim, holder: &Holder) -> Option<Used<'a>> {
+    let namespace = claim.owner.namespace.as_str();
+    let pod = scene.census.pods.get(namespace, &holder.pod).filter(|pod| pod.uid == Some(&holder.pod_uid))?;
+    let ready = scene.census.nodes.state(&holder.node, holder.node_uid.as_deref()) == NodeState::Ready;
+    if !ready || pod.addresses.contains(&claim.address) {
+        return None;
+    }
+    let alike = pod.addresses.iter().filter(|address| Family::of(**address) == Family::of(claim.address));
+    let mut recorded = alike.filter_map(|address| scene.census.used(*address));
+    recorded.find(|used| used.party.pod() == Some((namespace, &holder.pod)) && used.party.node == pod.node)
 }
 
 /// Whether nothing but the claim itself is left of its owner.

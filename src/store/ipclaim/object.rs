@@ -150,7 +150,7 @@ impl JsonSchema for IPClaimSpec {
                 "created": time("When the owner got it."),
                 "generation": count("Counts the holders."),
                 "moved": text("The ledger that the claim was carried to; what stands there decides."),
-                "contested": time("Since when its node may still release it for a pod that is gone."),
+                "contested": time("Since when its node may still release it for a pod that is gone, or has another address."),
             },
         })
     }
