@@ -35,6 +35,9 @@ pub struct Call<'a> {
     pub gone: &'a (dyn Fn() -> bool + Sync),
     /// For an ADD: what is on record for the pod already, taken ahead of any container.
     pub taken: Option<&'a [Assigned]>,
+    /// For a DEL: whether something may be on record for the pod itself that nobody on this node knows of. Then the
+    /// caller looks for it after the answer, by [`Call::release_pods_own`]: hardly ever there is any.
+    pub pods_own_later: bool,
 }
 
 impl Call<'_> {
@@ -50,18 +53,19 @@ impl Call<'_> {
                 let _turn = marks.begin_add().await;
                 let given = self.add(driver, &cancelled).await?;
                 let output = answer::ok(self.net, &given.addresses)?.render(&self.net.cni_version);
-                Ok(Served { output: Some(output), given: Some(given) })
+                Ok(Served { output: Some(output), given: Some(given), ..Served::default() })
             }
             Verb::Del => {
                 let _turn = marks.begin_del().await;
-                self.del(driver).await.map(|()| Served::default())
+                let pods_own_left = self.del(driver).await?;
+                Ok(Served { pods_own_left, ..Served::default() })
             }
             Verb::Check => check(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
             Verb::Gc => gc(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
             Verb::Status => {
                 driver.status(self.net).await.map(|()| Served::default()).map_err(|e| answer::unavailable(&e))
             }
-            Verb::Version => Ok(Served { output: Some(version_answer()), given: None }),
+            Verb::Version => Ok(Served { output: Some(version_answer()), ..Served::default() }),
         }
     }
 
@@ -103,7 +107,8 @@ impl Call<'_> {
         }
     }
 
-    async fn del<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<(), CniError> {
+    /// Whether the pod's own is left to [`Call::release_pods_own`].
+    async fn del<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<bool, CniError> {
         let attachment = self.attachment(&|| false)?;
         let uid = attachment.pod.and_then(|p| p.uid);
         // A later sandbox of the pod takes its address on between two DELs, never within one.
@@ -118,10 +123,24 @@ impl Call<'_> {
         if let (Some(uid), true) = (uid, last_sandbox) {
             self.state.mark_given_back(uid);
         }
-        driver.del(&Attachment { last_sandbox, ..attachment }).await?;
+        // What a sandbox has taken on is its address, to be given back before the answer.
+        let later = self.pods_own_later && noted.is_none();
+        driver.del(&Attachment { last_sandbox: last_sandbox && !later, ..attachment }).await?;
         if let (Some(uid), true) = (uid, last_sandbox) {
             self.state.drop_note(uid);
         }
+        Ok(later)
+    }
+
+    /// What [`Call::pods_own_later`] has left of a DEL.
+    ///
+    /// # Errors
+    /// As for the DEL, but nobody waits for it: the collector does it then.
+    pub async fn release_pods_own<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<(), CniError> {
+        let attachment = self.attachment(&|| false)?;
+        let Some(pod) = attachment.pod.and_then(|p| p.uid).map(|uid| self.state.pod(uid)) else { return Ok(()) };
+        let _turn = pod.turn().await;
+        driver.release_pods_own(&attachment).await?;
         Ok(())
     }
 

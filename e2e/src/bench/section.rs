@@ -16,6 +16,7 @@ use super::seat::{Seat, attachment};
 use super::spread::{Spread, milliseconds};
 use super::way::{Way, When};
 use crate::calls::Counts;
+use crate::standin::Attachment;
 
 /// Calls of each kind that are counted.
 const COUNTED: usize = 5;
@@ -27,6 +28,8 @@ const HANDOFFS: usize = 30;
 const FIRST_COUNTED: usize = 1_000_000;
 /// Time for what an agent does after its answer.
 const AFTERWARDS: Duration = Duration::from_millis(200);
+/// Rest before a call that is timed: what ways do after their answers is over by then.
+const REST: Duration = Duration::from_millis(30);
 /// For so long nobody asks anything of the agents.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -68,8 +71,10 @@ pub(super) async fn measure(
                 }
                 Some(seat) => one_of_each(seat, &mut sheet).await?,
                 None => {
+                    tokio::time::sleep(REST).await;
                     let (recorded, time) = floor.add().await?;
                     sheet.note(FLOOR, "ADD random", time);
+                    tokio::time::sleep(REST).await;
                     sheet.note(FLOOR, "DEL random", floor.del(recorded).await?);
                 }
             }
@@ -137,11 +142,17 @@ pub(super) const FLOOR: &str = "two writes";
 
 async fn one_of_each(seat: &Seat<'_>, sheet: &mut Timesheet) -> Result<()> {
     let random = seat.sandbox()?;
-    sheet.note(seat.way.name, "ADD random", seat.call("ADD", &random).await?);
-    sheet.note(seat.way.name, "DEL random", seat.call("DEL", &random).await?);
+    add_and_del(seat, "random", &random, sheet).await?;
     if let Some(fixed) = seat.fixed_sandbox() {
-        sheet.note(seat.way.name, "ADD fixed", seat.call("ADD", &fixed).await?);
-        sheet.note(seat.way.name, "DEL fixed", seat.call("DEL", &fixed).await?);
+        add_and_del(seat, "fixed", &fixed, sheet).await?;
+    }
+    Ok(())
+}
+
+async fn add_and_del(seat: &Seat<'_>, kind: &str, sandbox: &Attachment, sheet: &mut Timesheet) -> Result<()> {
+    for verb in ["ADD", "DEL"] {
+        tokio::time::sleep(REST).await;
+        sheet.note(seat.way.name, &format!("{verb} {kind}"), seat.call(verb, sandbox).await?);
     }
     Ok(())
 }
@@ -151,9 +162,7 @@ async fn one_of_each_ahead(ground: &Ground, seat: &Seat<'_>, turn: usize, sheet:
     for (kind, annotations) in [("random", Some(json!({}))), ("fixed", seat.fixed_annotations())] {
         let Some(annotations) = annotations else { continue };
         let pod = seat.bound(ground, turn, annotations).await?;
-        let sandbox = attachment(&pod);
-        sheet.note(seat.way.name, &format!("ADD {kind}"), seat.call("ADD", &sandbox).await?);
-        sheet.note(seat.way.name, &format!("DEL {kind}"), seat.call("DEL", &sandbox).await?);
+        add_and_del(seat, kind, &attachment(&pod), sheet).await?;
         ground.remove_pod(&pod).await?;
     }
     Ok(())
