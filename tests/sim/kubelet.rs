@@ -18,6 +18,9 @@ use super::sim::Sim;
 const REACTION: u64 = 2000;
 /// How long a runtime waits for an ADD, in milliseconds.
 const PATIENCE: (u64, u64) = (3000, 25_000);
+/// How long it waits for GC, which goes on unheard. Longer than a Ready node has to release what was deleted by force, it
+/// must not keep a kubelet from stopping its pods.
+const GC_PATIENCE: Duration = Duration::from_secs(8);
 
 struct Worker {
     sim: Arc<Sim>,
@@ -44,7 +47,7 @@ pub fn start(sim: &Arc<Sim>, node: usize) {
             let alive = sim.truth().oracle.alive_on(node);
             sim.tell(&format!("kubelet {}", host.name), "gc", &host.name, || format!("{alive:?}"));
             host.collecting.store(true, Ordering::Relaxed);
-            host.gc(&sim, any, &alive).await;
+            drop(timeout(GC_PATIENCE, host.gc(&sim, any, &alive)).await);
             host.collecting.store(false, Ordering::Relaxed);
         }
         known().iter().for_each(|pod| take_up(&sim, node, pod));
@@ -83,8 +86,13 @@ impl Worker {
         if current.is_some() {
             self.report();
         }
-        // What does not run any more is torn down before anything new is made.
-        self.clean_up_once().await;
+        // What does not run any more is torn down before anything new is made. What runs is stopped in its time meanwhile.
+        let pod = self.pod.clone();
+        tokio::select! {
+            biased;
+            () = self.clean_up_once() => {}
+            () = pod.reaches(Stage::Terminating), if current.is_some() => {}
+        }
         while self.pod.stage() == Stage::Alive {
             if current.is_none() {
                 current = self.make_sandbox().await;
@@ -221,15 +229,15 @@ impl Worker {
         self.garbage.push(id.to_owned());
     }
 
-    /// One DEL for everything that is left; what fails stays.
+    /// One DEL for everything that is left; what fails stays, and what nobody waited for.
     async fn clean_up_once(&mut self) {
-        for id in std::mem::take(&mut self.garbage) {
+        for id in self.garbage.clone() {
             let answer = del(&self.sim, self.node, &self.pod, &id).await;
             self.sim.tell(&self.name(), "del", &id, || format!("{answer:?}"));
             if !matches!(answer, Answer::Given(_)) {
-                self.garbage.push(id);
                 continue;
             }
+            self.garbage.retain(|left| *left != id);
             if let Some(container) = self.sim.truth().oracle.containers.get_mut(&id) {
                 container.released = true;
             }
