@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use futures::future::try_join_all;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::harms::{Harm, Plan};
+use super::lives;
 use super::members::{Cut, MEMBERS};
 use super::node::freeze;
 use super::runtime::Runtime;
@@ -16,6 +18,11 @@ use super::tally::Line;
 
 /// Longest wait for a leader that can be harmed.
 const LEADER_LIMIT: Duration = Duration::from_secs(60);
+
+/// A member of etcd found no room on its disk.
+pub(super) const DIED_OF_A_FULL_DISK: Line = Line::Harm("etcd member dead of a full disk");
+/// etcd refused to write.
+pub(super) const OVER_QUOTA: Line = Line::Harm("etcd over its quota");
 
 /// Harms one thing at a time in one way at a time: what was harmed is locked until it is well again.
 pub(super) struct Harmer {
@@ -100,6 +107,17 @@ impl Harmer {
             }
             Harm::Partition { leader, cut, lasts } => self.partition(leader, cut, lasts).await?,
             Harm::FillDisk { node, lasts } => self.fill_disk(node, lasts).await?,
+            Harm::FillMemberDisk { next, lasts } => {
+                let member = self.member(next).await?;
+                self.runtime.tally.count(Line::Harm("disk of an etcd member full"));
+                self.starve(member, lasts);
+            }
+            Harm::FillAllDisks { lasts } => {
+                let members = self.all_members().await?;
+                self.runtime.tally.count(Line::Harm("disks of all etcd members full"));
+                members.into_iter().for_each(|member| self.starve(member, lasts));
+            }
+            Harm::ExceedQuota { lasts } => self.exceed_quota(lasts).await?,
             Harm::Freeze { node, lasts } => self.freeze(node, lasts).await?,
             Harm::SetClockBack { node, seconds, lasts } => self.set_clock_back(node, seconds, lasts).await?,
         }
@@ -153,6 +171,10 @@ impl Harmer {
         .await
     }
 
+    async fn all_members(&self) -> Result<Vec<Well>> {
+        self.once_led(|_| (0..MEMBERS).map(|member| self.if_well(member)).collect()).await
+    }
+
     fn if_well(&self, member: usize) -> Option<Well> {
         Some((member, self.members[member].clone().try_lock_owned().ok()?))
     }
@@ -203,11 +225,40 @@ impl Harmer {
     async fn fill_disk(&mut self, node: usize, lasts: Duration) -> Result<()> {
         let guard = self.disks[node].clone().lock_owned().await;
         let node = self.runtime.ground.nodes[node].clone();
-        node.fill_disk()?;
+        node.state.fill()?;
         self.runtime.tally.count(Line::Harm("state directory full"));
         self.recover(guard, async move {
             sleep(lasts).await;
-            node.free_disk()
+            node.state.free()
+        });
+        Ok(())
+    }
+
+    fn starve(&mut self, (member, guard): Well, lasts: Duration) {
+        let runtime = self.runtime.clone();
+        self.recover(guard, async move {
+            let members = &runtime.ground.members;
+            runtime.tally.add(DIED_OF_A_FULL_DISK, members.starve(member, lasts).await?);
+            members.feed(member).await
+        });
+    }
+
+    async fn exceed_quota(&mut self, lasts: Duration) -> Result<()> {
+        let guards = self.all_members().await?;
+        let runtime = self.runtime.clone();
+        self.recoveries.spawn(async move {
+            let members = &runtime.ground.members;
+            let pods = lives::make(&runtime).await?;
+            members.exceed_quota().await?;
+            runtime.tally.count(OVER_QUOTA);
+            let outage = async {
+                sleep(lasts).await;
+                let met = members.meet_quota().await;
+                drop(guards);
+                met
+            };
+            let lives = try_join_all(pods.into_iter().map(|pod| lives::live(&runtime, pod)));
+            tokio::try_join!(outage, lives).map(drop)
         });
         Ok(())
     }

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::members::Cut;
+use super::members::{Cut, MEMBERS};
 
 /// One harm, with everything that can be said of it beforehand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,19 @@ pub(super) enum Harm {
         node: usize,
         lasts: Duration,
     },
+    /// The disk of one etcd member, counted from the leader, has no room.
+    FillMemberDisk {
+        next: usize,
+        lasts: Duration,
+    },
+    /// The disks of all etcd members.
+    FillAllDisks {
+        lasts: Duration,
+    },
+    /// etcd holds more than its quota allows.
+    ExceedQuota {
+        lasts: Duration,
+    },
     /// An agent stands still.
     Freeze {
         node: usize,
@@ -79,12 +92,15 @@ enum Card {
     Majority,
     Partition,
     Disk,
+    MemberDisk,
+    AllDisks,
+    Quota,
     Freeze,
     Clock,
 }
 
 /// How often each harm is in the deck.
-const DECK: [(Card, usize); 10] = [
+const DECK: [(Card, usize); 13] = [
     (Card::Plugin, 30),
     (Card::Agent, 14),
     (Card::Leader, 4),
@@ -93,6 +109,9 @@ const DECK: [(Card, usize); 10] = [
     (Card::ApiServer, 2),
     (Card::Partition, 3),
     (Card::Disk, 2),
+    (Card::MemberDisk, 1),
+    (Card::AllDisks, 1),
+    (Card::Quota, 1),
     (Card::Freeze, 3),
     (Card::Clock, 2),
 ];
@@ -109,6 +128,11 @@ impl Plan {
 
     fn millis(&mut self, range: std::ops::Range<u64>) -> Duration {
         Duration::from_millis(self.random.random_range(range))
+    }
+
+    /// Of all of etcd: most calls outlast it, or none does.
+    fn outage(&mut self) -> Duration {
+        if self.random.random_ratio(1, 3) { self.millis(10_000..14_000) } else { self.millis(500..4000) }
     }
 
     fn card(&mut self) -> Card {
@@ -142,6 +166,9 @@ impl Plan {
                 Harm::Partition { leader: self.random.random_ratio(2, 3), cut, lasts: some(self) }
             }
             Card::Disk => Harm::FillDisk { node, lasts: some(self) },
+            Card::MemberDisk => Harm::FillMemberDisk { next: self.random.random_range(0..MEMBERS), lasts: some(self) },
+            Card::AllDisks => Harm::FillAllDisks { lasts: self.outage() },
+            Card::Quota => Harm::ExceedQuota { lasts: self.outage() },
             Card::Freeze => Harm::Freeze { node: agent, lasts: some(self) },
             Card::Clock => Harm::SetClockBack { node, seconds: self.random.random_range(20..300), lasts: some(self) },
         }
@@ -164,7 +191,7 @@ mod tests {
     use super::*;
 
     fn harms(seed: u64, clocks: bool) -> Vec<(Duration, Harm)> {
-        Plan::of(seed, 3, 4, clocks).take(126).collect()
+        Plan::of(seed, 3, 4, clocks).take(132).collect()
     }
 
     #[test]
@@ -179,7 +206,7 @@ mod tests {
             let kinds = harms.iter().map(|(_, harm)| format!("{harm:?}").split(' ').next().map(str::to_owned));
             kinds.collect::<std::collections::BTreeSet<_>>().len()
         };
-        assert_eq!(kinds(&harms(3, true)[..63]), 10);
-        assert_eq!(kinds(&harms(3, false)[..61]), 9);
+        assert_eq!(kinds(&harms(3, true)[..66]), 13);
+        assert_eq!(kinds(&harms(3, false)[..64]), 12);
     }
 }

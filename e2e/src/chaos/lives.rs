@@ -101,6 +101,29 @@ pub(super) async fn fixed(runtime: Arc<Runtime>, address: IpAddr, mut random: St
     finish(&runtime, last).await
 }
 
+/// A pod that was made, and whose node's runtime has not come to it yet.
+pub(super) type Made = (Arc<Node>, PodName);
+
+/// Pods that are there before something happens that lets nobody make one: one on each node.
+pub(super) async fn make(runtime: &Runtime) -> Result<Vec<Made>> {
+    let mut pods = Vec::new();
+    for node in &runtime.ground.nodes {
+        let name = format!("early-{:08x}", rand::random::<u32>());
+        pods.push((node.clone(), create(runtime, &name, node, None).await?));
+    }
+    Ok(pods)
+}
+
+/// The life of such a pod from then on.
+pub(super) async fn live(runtime: &Arc<Runtime>, (node, pod): Made) -> Result<()> {
+    if let Some(running) = runtime.run(&node, &pod, None).await? {
+        has_begun(runtime, &pod, &running).await?;
+        runtime.end(&node, running).await?;
+        runtime.tally.count(Line::Pods("that met an etcd over its quota"));
+    }
+    remove(runtime, &pod).await
+}
+
 async fn finish(runtime: &Arc<Runtime>, last: Option<(Arc<Node>, PodName, Running)>) -> Result<()> {
     let Some((node, pod, running)) = last else { return Ok(()) };
     runtime.end(&node, running).await?;

@@ -1,7 +1,7 @@
 //! The real parts, harmed: plugins, agents, an API server and three etcd members killed under load, replies lost after
-//! their writes took effect, partitions, full disks, clocks set back; and judges that know nothing of kube-ipam's records.
+//! their writes took effect, partitions, full disks, an etcd over its quota, clocks set back; and judges that know nothing of kube-ipam's records.
 //!
-//! Layout: `ground` is what is harmed (`members`, `node`, `proxy` with `losses`, `segment`), `lives` the load over
+//! Layout: `ground` is what is harmed (`members` with `quota`, `node`, `disk` of both, `proxy` with `losses`, `segment`), `lives` the load over
 //! `runtime`, `harms` the plan and `harmer` its execution, `observer` and `patrol` judge while pods live, `verdict` when
 //! they are gone, `plant` puts in what the judges must find, `tally` counts.
 //!
@@ -9,6 +9,7 @@
 //! but no kubelet, whose restarts would take longer than everything else together. The seed gives the sequence of harms;
 //! which call meets which harm is the machine's.
 
+mod disk;
 mod ground;
 mod harmer;
 mod harms;
@@ -20,6 +21,7 @@ mod observer;
 mod patrol;
 mod plant;
 mod proxy;
+mod quota;
 mod runtime;
 mod segment;
 mod tally;
@@ -38,7 +40,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use self::ground::Ground;
-use self::harmer::Harmer;
+use self::harmer::{DIED_OF_A_FULL_DISK, Harmer, OVER_QUOTA};
 use self::harms::Plan;
 use self::runtime::Runtime;
 use self::tally::Line;
@@ -79,6 +81,8 @@ pub struct Report {
     pub lost: [u64; 2],
     /// How many kills there were.
     pub kills: u64,
+    /// How often etcd had no room: members that died of a full disk, quotas that were exceeded.
+    pub starved: [u64; 2],
     /// Everything that must not be; none if all is well.
     pub wrongs: Vec<String>,
     /// Where logs are, if all is not well.
@@ -182,6 +186,7 @@ async fn judge(runtime: &Arc<Runtime>, options: &Options) -> Result<Report> {
         left: verdict.left,
         lost: [api, etcd],
         kills: runtime.tally.kills(),
+        starved: [DIED_OF_A_FULL_DISK, OVER_QUOTA].map(|line| runtime.tally.of(&line)),
         wrongs,
         logs: ground.site.logs().to_owned(),
     })

@@ -2,8 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,9 +10,9 @@ use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::disk::Disk;
 use crate::lab::agents::Agents;
 use crate::lab::{MainPlugin, Network, Site};
-use crate::real::process::succeed;
 use crate::standin::{self, Attachment, CniOutcome};
 
 /// What of a node a pod's address depends on.
@@ -22,6 +20,8 @@ pub(super) struct Node {
     pub name: String,
     agent: Option<Ahead>,
     directory: PathBuf,
+    /// With the state directory.
+    pub state: Disk,
     binary: PathBuf,
     path: [PathBuf; 1],
     stdin: Value,
@@ -55,18 +55,16 @@ impl Node {
         clock: Option<Clock>,
     ) -> Result<Node> {
         let directory = directory.join(name);
-        let (state, lists) = (directory.join("state"), directory.join("net.d"));
-        fs::create_dir_all(&state)?;
+        let lists = directory.join("net.d");
         fs::create_dir_all(&lists)?;
-        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", SIZE, "kube-ipam-e2e"]).arg(&state))?;
-        fs::set_permissions(&state, fs::Permissions::from_mode(0o700))?;
-        let site = Site { state_dir: Some(state.display().to_string()), ..site };
+        let state = Disk::mount(directory.join("state"), SIZE)?;
+        let site = Site { state_dir: Some(state.directory().display().to_string()), ..site };
         let list = network.conflist(MainPlugin::StandIn, name, &site);
         fs::write(lists.join("10-calico.conflist"), list.to_string())?;
         let binary = crate::tools::kube_ipam()?;
         let bin = binary.parent().context("a binary lies in a directory")?.to_path_buf();
         let stdin = standin::Network::of(&list, name)?.stdin(&Value::Null);
-        let node = Node { name: name.to_owned(), agent, directory, binary, path: [bin], stdin, clock };
+        let node = Node { name: name.to_owned(), agent, directory, state, binary, path: [bin], stdin, clock };
         node.set_clock("+0")?;
         Ok(node)
     }
@@ -77,10 +75,6 @@ impl Node {
 
     pub(super) fn conflist(&self) -> PathBuf {
         self.directory.join("net.d/10-calico.conflist")
-    }
-
-    fn state(&self) -> PathBuf {
-        self.directory.join("state")
     }
 
     /// One call of the plugin.
@@ -94,31 +88,15 @@ impl Node {
         loop {
             let mut command = Command::new(&self.binary);
             command.envs(self.environment()).args(["agent", "--take-ahead", if ahead { "true" } else { "false" }]);
-            command.arg("--kubeconfig").arg(kubeconfig).arg("--state-dir").arg(self.state());
+            command.arg("--kubeconfig").arg(kubeconfig).arg("--state-dir").arg(self.state.directory());
             command.arg("--cni-conf-dir").arg(self.directory.join("net.d"));
-            match agents.start(&self.name, command, &self.state(), log).await {
+            match agents.start(&self.name, command, self.state.directory(), log).await {
                 Ok(()) => return,
                 Err(error) => tracing::debug!("{error:#}"),
             }
             agents.kill(&self.name);
             tokio::time::sleep(RETRY).await;
         }
-    }
-
-    /// Leaves no byte of the state directory free.
-    pub(super) fn fill_disk(&self) -> Result<()> {
-        let mut filler = fs::File::create(self.filler())?;
-        while filler.write_all(&[0; 4096]).is_ok() {}
-        while filler.write_all(&[0]).is_ok() {}
-        Ok(())
-    }
-
-    pub(super) fn free_disk(&self) -> Result<()> {
-        Ok(fs::remove_file(self.filler())?)
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.state().join("filler")
     }
 
     /// Whether its programs can be given another time.

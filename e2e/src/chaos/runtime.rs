@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ipnetwork::IpNetwork;
+use kube_ipam::cni::code;
 use rand::RngExt as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -28,6 +29,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const DEL_LIMIT: Duration = Duration::from_secs(240);
 /// One failed ADD in so many is cleaned up later, while the pod has its next sandbox already.
 const LATE_DEL: u32 = 4;
+/// What etcd says, itself or through the API server, when it has more than its quota allows.
+const NO_ROOM: &str = "database space exceeded";
 /// After one DEL in so many another comes, when nothing is there any more.
 const REPEATED_DEL: u32 = 5;
 
@@ -210,11 +213,7 @@ impl Runtime {
         self.note(&format!("{verb} {} {container} after {took} ms: {:?} {what}", node.name, outcome.exit));
         match (outcome.exit, doom) {
             (Some(0), _) => self.tally.count(Line::Done(verb)),
-            (Some(_), _) => {
-                let code =
-                    outcome.error().map_or_else(|| "no error".to_owned(), |error| format!("code {}", error.code));
-                self.tally.failed(verb, code, &outcome.error_text());
-            }
+            (Some(_), _) => self.failed(node, verb, &outcome),
             (None, Some(_)) => self.tally.failed(verb, "killed".into(), ""),
             (None, None) => self.tally.failed(verb, "no answer".into(), &outcome.error_text()),
         }
@@ -225,6 +224,21 @@ impl Runtime {
             None => {}
         }
         Ok(outcome)
+    }
+
+    /// A call said that it failed. It must say so in CNI's words, and that a full etcd is a reason to try again.
+    fn failed(&self, node: &Node, verb: &'static str, outcome: &CniOutcome) {
+        let text = outcome.error_text();
+        let Some(error) = outcome.error() else {
+            self.observer.wrong(None, format!("{verb} on {} failed without an error of CNI: {text}", node.name));
+            return;
+        };
+        let full = text.contains(NO_ROOM);
+        if full && error.code != code::TRY_AGAIN {
+            self.observer.wrong(None, format!("{verb} on {} took a full etcd for an end: {text}", node.name));
+        }
+        let why = format!("code {}{}", error.code, if full { ", etcd has no room" } else { "" });
+        self.tally.failed(verb, why, &text);
     }
 }
 
