@@ -1,5 +1,5 @@
-//! A claim that names a container of a pod which runs with another address of its list: what the store wrote late, for an
-//! ADD that was dead by then. It goes back to its owner, unless anything speaks for the container.
+//! A claim that names a container of a pod which runs with another address of its list: what the store wrote late, for
+//! an ADD that was dead by then. It goes back to its owner, unless anything speaks for the container.
 
 #![allow(clippy::unwrap_used)]
 

@@ -18,8 +18,8 @@ use super::sim::Sim;
 const REACTION: u64 = 2000;
 /// How long a runtime waits for an ADD, in milliseconds.
 const PATIENCE: (u64, u64) = (3000, 25_000);
-/// How long it waits for GC, which goes on unheard. Longer than a Ready node has to release what was deleted by force, it
-/// must not keep a kubelet from stopping its pods.
+/// How long it waits for GC, which goes on unheard. A kubelet must not be kept from stopping its pods for longer than a
+/// Ready node has to release what was deleted by force.
 const GC_PATIENCE: Duration = Duration::from_secs(8);
 
 struct Worker {
@@ -86,7 +86,7 @@ impl Worker {
         if current.is_some() {
             self.report();
         }
-        // What does not run any more is torn down before anything new is made. What runs is stopped in its time meanwhile.
+        // What does not run any more is torn down before anything new is made. What runs is stopped in its time.
         let pod = self.pod.clone();
         tokio::select! {
             biased;

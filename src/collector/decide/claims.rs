@@ -6,7 +6,7 @@ use calico::{Expect, Family};
 use ipnetwork::IpNetwork;
 
 use super::{Finding, Key, Needs, Scene, Task};
-use crate::claim::{Claim, Evidence, Holder, NodeState, Standing, standing};
+use crate::claim::{Claim, Evidence, Holder, NodeState, PodState, Standing, standing};
 use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
 use crate::driver::Shown;
@@ -79,13 +79,13 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
     })
 }
 
-/// The address that the holder's pod has instead of the claimed one: by its status, which is of now only while its node
-/// is Ready, and by a block.
+/// The address that the holder's pod runs with instead of the claimed one: by its status, which is of now only while
+/// its node is Ready, and by a block.
 fn has_instead<'a>(scene: &Scene<'a>, claim: &Claim, holder: &Holder) -> Option<Used<'a>> {
     let namespace = claim.owner.namespace.as_str();
     let pod = scene.census.pods.get(namespace, &holder.pod).filter(|pod| pod.uid == Some(&holder.pod_uid))?;
     let ready = scene.census.nodes.state(&holder.node, holder.node_uid.as_deref()) == NodeState::Ready;
-    if !ready || pod.addresses.contains(&claim.address) {
+    if !ready || pod.state != PodState::Alive || pod.addresses.contains(&claim.address) {
         return None;
     }
     let alike = pod.addresses.iter().filter(|address| Family::of(**address) == Family::of(claim.address));
