@@ -1,22 +1,21 @@
 //! A picture of what `make bench ARGS="-o json"` or `make hammer ARGS="-o json"` measured: plot <report.json> <picture.svg>
 
 use anyhow::{Context as _, Result, bail};
-use plotters::coord::Shift;
+use e2e::picture::colour::{BLUE, BROWN, GREEN, GREY, LIGHT};
+use e2e::picture::{self, Panel};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::Value;
 
 /// The columns of the tables, with their colours.
-const WAYS: [(&str, RGBColor); 5] = [
-    ("calico-ipam", RGBColor(0xb4, 0x53, 0x09)),
-    ("direct", RGBColor(0x60, 0xa5, 0xfa)),
-    ("agent", RGBColor(0x25, 0x63, 0xeb)),
-    ("ahead", RGBColor(0x16, 0xa3, 0x4a)),
-    ("two writes", RGBColor(0x9c, 0xa3, 0xaf)),
+const WAYS: [(&str, RGBColor); 5] =
+    [("calico-ipam", BROWN), ("direct", LIGHT), ("agent", BLUE), ("ahead", GREEN), ("two writes", GREY)];
+/// Operations in panels one below the other, with their captions.
+const PANELS: [(&str, &str); 3] = [
+    ("ADD random", "ADD, random address: p50"),
+    ("DEL random", "DEL, random address: p50"),
+    ("100 ADDs at once", "100 ADDs at once: until the last had ended"),
 ];
-/// Operations in panels from left to right.
-const PANELS: [&str; 3] = ["ADD random", "DEL random", "100 ADDs at once"];
-/// Milliseconds at the foot and the top of the scale.
-const SCALE: (f64, f64) = (1.0, 40_000.0);
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -31,10 +30,9 @@ fn main() -> Result<()> {
         return e2e::hammer::picture::draw(&report, &output);
     }
     let sections = report["sections"].as_array().with_context(|| format!("{input}: no sections"))?;
-    let area = SVGBackend::new(&output, (1080, 420)).into_drawing_area();
-    area.fill(&WHITE)?;
-    for (panel, operation) in area.split_evenly((1, PANELS.len())).iter().zip(PANELS) {
-        draw(panel, operation, sections)?;
+    let (area, panels) = picture::panels(&output, PANELS.len() as u32)?;
+    for (panel, (operation, caption)) in panels.iter().zip(PANELS) {
+        draw(panel, operation, caption, sections)?;
     }
     area.present()?;
     Ok(())
@@ -47,50 +45,45 @@ fn milliseconds(section: &Value, way: &str, operation: &str) -> Option<f64> {
     row["all"].as_f64().or_else(|| row["spread"]["p50"].as_f64())
 }
 
-fn draw(panel: &DrawingArea<SVGBackend<'_>, Shift>, operation: &str, sections: &[Value]) -> Result<()> {
-    let width = WAYS.len() as f64 + 1.0;
-    let mut chart = ChartBuilder::on(panel)
-        .caption(operation, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(56)
-        .y_label_area_size(56)
-        .build_cartesian_2d(0.0..width * sections.len() as f64, (SCALE.0..SCALE.1).log_scale())?;
+fn draw(panel: &Panel<'_>, operation: &str, caption: &str, sections: &[Value]) -> Result<()> {
+    let values = sections.iter().flat_map(|section| WAYS.map(|(way, _)| milliseconds(section, way, operation)));
+    let (least, most) = picture::decades(values.flatten());
+    let present = |way: &str| sections.iter().any(|section| milliseconds(section, way, operation).is_some());
+    let legend: Vec<(&str, RGBColor)> = WAYS.into_iter().filter(|(way, _)| present(way)).collect();
+    // A group of bars, and as much space as one bar takes.
+    let width = legend.len() as f64 + 1.0;
+    let below = picture::headed(panel, caption, &legend)?;
+    let mut chart = ChartBuilder::on(&below)
+        .margin_left(picture::EDGE)
+        .margin_right(16)
+        .margin_top(4)
+        .x_label_area_size(28)
+        .y_label_area_size(picture::LEFT)
+        .build_cartesian_2d(0.0..width * sections.len() as f64, (least..most).log_scale())?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .disable_x_axis()
+        .max_light_lines(4)
         .y_desc("ms, logarithmic")
         .y_label_formatter(&|value| format!("{value}"))
         .draw()?;
+    let centred = |size: i32, vertical| TextStyle::from(("sans-serif", size)).pos(Pos::new(HPos::Center, vertical));
     for (place, section) in sections.iter().enumerate() {
-        let left = place as f64 * width;
-        for (index, (way, colour)) in WAYS.iter().enumerate() {
+        let left = place as f64 * width + 0.5;
+        for (index, (way, colour)) in legend.iter().enumerate() {
             let Some(value) = milliseconds(section, way, operation) else { continue };
-            let start = left + index as f64 + 0.5;
-            let bar = Rectangle::new([(start, SCALE.0), (start + 0.85, value)], colour.filled());
+            let start = left + index as f64;
+            chart.draw_series([Rectangle::new([(start + 0.06, least), (start + 0.94, value)], colour.filled())])?;
             let number = if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
-            let label = Text::new(number, (start + 0.05, value * 1.25), ("sans-serif", 9));
-            let drawn = chart.draw_series([bar])?;
-            if place == 0 {
-                drawn.label(*way).legend(|(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
-            }
-            chart.draw_series([label])?;
+            let text = Text::new(number, (0, -2), centred(13, VPos::Bottom));
+            chart.draw_series([EmptyElement::at((start + 0.5, value)) + text])?;
         }
-        let name = format!("{} blocks", section["blocks"]);
-        let (x, y) = chart.backend_coord(&(left + width / 2.0, SCALE.0));
-        let style = TextStyle::from(("sans-serif", 11)).pos(plotters::style::text_anchor::Pos::new(
-            plotters::style::text_anchor::HPos::Center,
-            plotters::style::text_anchor::VPos::Top,
-        ));
-        let offset = panel.get_pixel_range();
-        let at = |line: i32| (x - offset.0.start, y - offset.1.start + 8 + 14 * line);
-        panel.draw(&Text::new(name, at(0), style.clone()))?;
         let pods = section["pods"].as_u64().unwrap_or_default();
-        panel.draw(&Text::new(format!("{pods} pod{}", if pods == 1 { "" } else { "s" }), at(1), style))?;
+        let name = format!("{} blocks, {pods} pod{} on the node", section["blocks"], if pods == 1 { "" } else { "s" });
+        let (x, y) = chart.backend_coord(&(left + (width - 1.0) / 2.0, least));
+        let (right, down) = below.get_pixel_range();
+        below.draw(&Text::new(name, (x - right.start, y - down.start + 8), centred(13, VPos::Top)))?;
     }
-    if operation != PANELS[0] {
-        return Ok(());
-    }
-    chart.configure_series_labels().position(SeriesLabelPosition::UpperLeft).border_style(BLACK.mix(0.2)).draw()?;
     Ok(())
 }

@@ -1,18 +1,14 @@
 //! A picture of what `make hammer ARGS="-o json"` measured: throughput, times and conflicts, round by round.
 
 use anyhow::{Context as _, Result};
-use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use serde_json::Value;
 
-type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+use crate::picture::colour::{BLUE, BROWN, GREEN, LIGHT};
+use crate::picture::{self, Panel};
 
-const BLUE: RGBColor = RGBColor(0x25, 0x63, 0xeb);
-const LIGHT: RGBColor = RGBColor(0x60, 0xa5, 0xfa);
-const GREEN: RGBColor = RGBColor(0x16, 0xa3, 0x4a);
-const BROWN: RGBColor = RGBColor(0xb4, 0x53, 0x09);
 /// Lines of the panel of times: the operation, which percentile, and its colour.
 const TIMES: [(&str, &str, RGBColor); 4] = [
     ("ADD random", "p50", LIGHT),
@@ -20,11 +16,15 @@ const TIMES: [(&str, &str, RGBColor); 4] = [
     ("ADD fixed", "p99", BROWN),
     ("DEL random", "p99", GREEN),
 ];
+const THIN: u32 = 2;
+/// Of a line that another one may cover.
+const WIDE: u32 = 5;
 
 /// A line of a panel.
 struct Line {
     name: String,
     colour: RGBColor,
+    width: u32,
     /// By round; nothing where a round has no such figure.
     values: Vec<Option<f64>>,
 }
@@ -35,37 +35,33 @@ struct Line {
 /// It is no report of this tool, or the file cannot be written.
 pub fn draw(report: &Value, output: &str) -> Result<()> {
     let rounds = report["rounds"].as_array().context("the report has no rounds")?;
-    let area = SVGBackend::new(output, (1080, 420)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let panels = area.split_evenly((1, 3));
+    let (area, panels) = picture::panels(output, 3)?;
     let names: Vec<&str> = rounds.iter().map(|round| round["name"].as_str().unwrap_or_default()).collect();
     let figure = |field: &str| rounds.iter().map(|round| round[field].as_f64().filter(|v| *v > 0.0)).collect();
-    let line = |name: &str, colour, field: &str| Line { name: name.to_owned(), colour, values: figure(field) };
+    let line =
+        |name: &str, colour, width, field: &str| Line { name: name.into(), colour, width, values: figure(field) };
 
-    let throughput = [line("ADD", BLUE, "adds_per_second"), line("DEL", GREEN, "dels_per_second")];
-    let most = highest(&throughput);
-    chart(&panels[0], "calls in a second", &names, 0.0..most * 1.2, &throughput, "1/s")?;
+    // In every round but the first and the last there are as many DELs as ADDs.
+    let throughput = [line("ADD", LIGHT, WIDE, "adds_per_second"), line("DEL", GREEN, THIN, "dels_per_second")];
+    let most = throughput.iter().flat_map(figures).fold(0.0, f64::max);
+    chart(&panels[0], "Calls in a second", &names, 0.0..most * 1.15, &throughput, "1/s")?;
 
     let times = TIMES.map(|(operation, percentile, colour)| {
         let values = rounds.iter().map(|round| milliseconds(round, operation, percentile)).collect();
-        Line { name: format!("{operation} {percentile}"), colour, values }
+        Line { name: format!("{operation}, {percentile}"), colour, width: THIN, values }
     });
-    let most = highest(&times);
-    chart(&panels[1], "time of a call", &names, (1.0..most * 4.0).log_scale(), &times, "ms, logarithmic")?;
+    let (least, most) = picture::decades(times.iter().flat_map(figures));
+    chart(&panels[1], "Time of a call", &names, (least..most).log_scale(), &times, "ms, logarithmic")?;
 
-    let conflicts = [Line {
-        name: "conflicts per ADD".to_owned(),
-        colour: BROWN,
-        values: rounds.iter().map(|round| round["conflicts_per_add"].as_f64()).collect(),
-    }];
-    let most = highest(&conflicts).max(0.01);
-    chart(&panels[2], "conflicts for one ADD", &names, 0.0..most * 1.2, &conflicts, "")?;
+    let conflicts = [line("conflicts", BROWN, THIN, "conflicts_per_add")];
+    let most = conflicts.iter().flat_map(figures).fold(0.01, f64::max);
+    chart(&panels[2], "Conflicts for one ADD", &names, 0.0..most * 1.15, &conflicts, "conflicts / ADD")?;
     area.present()?;
     Ok(())
 }
 
-fn highest(lines: &[Line]) -> f64 {
-    lines.iter().flat_map(|line| &line.values).flatten().copied().fold(0.0, f64::max)
+fn figures(line: &Line) -> impl Iterator<Item = f64> {
+    line.values.iter().flatten().copied()
 }
 
 fn milliseconds(round: &Value, operation: &str, percentile: &str) -> Option<f64> {
@@ -78,11 +74,15 @@ where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
-    let mut chart = ChartBuilder::on(panel)
-        .caption(caption, ("sans-serif", 18))
-        .margin(12)
+    let legend: Vec<(&str, RGBColor)> = lines.iter().map(|line| (line.name.as_str(), line.colour)).collect();
+    // One line is named by the caption.
+    let below = picture::headed(panel, caption, if lines.len() > 1 { &legend } else { &[] })?;
+    let mut chart = ChartBuilder::on(&below)
+        .margin_left(picture::EDGE)
+        .margin_right(16)
+        .margin_top(4)
         .x_label_area_size(40)
-        .y_label_area_size(56)
+        .y_label_area_size(picture::LEFT)
         .build_cartesian_2d(RangedCoordf64::from(-0.5..names.len() as f64 - 0.5), scale)?;
     let name = |at: &f64| {
         let whole = at.fract().abs() < 1e-6 && *at >= 0.0;
@@ -91,29 +91,19 @@ where
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .max_light_lines(5)
+        .y_labels(5)
         .x_labels(names.len() + 2)
         .x_label_formatter(&name)
         .x_desc("round")
         .y_desc(unit)
         .y_label_formatter(&|value| format!("{}", (value * 1e6).round() / 1e6))
         .draw()?;
-    for Line { name, colour, values } in lines {
+    for Line { colour, width, values, .. } in lines {
         let points: Vec<(f64, f64)> =
             values.iter().enumerate().filter_map(|(round, value)| Some((round as f64, (*value)?))).collect();
-        let style = colour.stroke_width(2);
-        chart
-            .draw_series([PathElement::new(points.clone(), style)])?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style));
-        chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour.filled())))?;
-    }
-    if lines.len() > 1 {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.2))
-            .draw()?;
+        chart.draw_series([PathElement::new(points.clone(), colour.stroke_width(*width))])?;
+        chart.draw_series(points.into_iter().map(|point| Circle::new(point, (*width).max(3), colour.filled())))?;
     }
     Ok(())
 }
@@ -136,7 +126,7 @@ mod tests {
         let file = directory.path().join("hammer.svg");
         draw(&json!({"rounds": [round("fill"), round("1"), round("empty")]}), file.to_str().unwrap()).unwrap();
         let text = std::fs::read_to_string(file).unwrap();
-        for part in ["calls in a second", "fill", "empty", "ADD random p99", "conflicts for one ADD"] {
+        for part in ["Calls in a second", "fill", "empty", "ADD random, p99", "Conflicts for one ADD"] {
             assert!(text.contains(part), "{part} is missing");
         }
     }
