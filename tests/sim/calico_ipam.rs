@@ -30,6 +30,7 @@ struct Writer {
     node: usize,
     host: String,
     strict: bool,
+    cooldown: i64,
 }
 
 pub async fn add(sim: &Arc<Sim>, node: usize, pod: &Arc<PodCell>, id: &str) -> Answer {
@@ -55,7 +56,8 @@ async fn run(
 ) -> Answer {
     let caller = Caller::mortal(format!("{name} #{}", sim.nth(name)), Some(node));
     let host = sim.hosts[node].name.clone();
-    let writer = Writer { wire: Wire::new(sim, &caller), node, host, strict: sim.plan.strict_affinity };
+    let (strict, cooldown) = (sim.plan.strict_affinity, sim.plan.cooldown);
+    let writer = Writer { wire: Wire::new(sim, &caller), node, host, strict, cooldown };
     match timeout(PATIENCE, caller.run(work(&writer))).await {
         Ok(Some(Ok(addresses))) => Answer::Given(addresses),
         Ok(Some(Err(error))) => Answer::Refused(error.to_string()),
@@ -90,7 +92,11 @@ impl Writer {
     /// An own block with room, a new one, or another's.
     async fn find_block(&self, reservations: &Reservations) -> Result<Option<IPAMBlock>, StoreError> {
         let ours = Affinity::host(&self.host);
-        let has_room = |block: &IPAMBlock| block.spec.free(|a| !reservations.covers(a)) > 0;
+        let has_room = |block: &IPAMBlock| {
+            let mut spec = block.spec.clone();
+            spec.collect(self.cooldown, time::clock(self.node)());
+            spec.free(|a| !reservations.covers(a)) > 0
+        };
         for affinity in self.wire.list::<BlockAffinity>(&label_selector(&ours)).await? {
             if !affinity.is_confirmed() || affinity.is_deleted() {
                 continue;
@@ -146,7 +152,7 @@ impl Writer {
         holder: &Holder,
         reservations: &Reservations,
     ) -> Result<Option<IpAddr>, StoreError> {
-        block.spec.collect(0, time::clock(self.node)());
+        block.spec.collect(self.cooldown, time::clock(self.node)());
         let ours = Affinity::host(&self.host);
         let strict = self.strict.then_some(&ours);
         let given = block.spec.assign_first(|a| !reservations.covers(a), holder, strict).ok().flatten();
@@ -205,7 +211,7 @@ impl Writer {
             let mut released = 0;
             for _ in 0..TRIES {
                 let Some(mut block) = self.block(&cidr).await? else { break };
-                released = block.spec.release_handle(handle, 0, time::clock(self.node)()).len();
+                released = block.spec.release_handle(handle, self.cooldown, time::clock(self.node)()).len();
                 if released == 0 {
                     break;
                 }

@@ -42,7 +42,7 @@ pub async fn run(sim: Arc<Sim>) {
         for (seen, first) in &since {
             if now - first >= GRACE {
                 sim.tell("kube-controllers", "release", &seen.address.to_string(), || seen.handle.clone());
-                drop(release(&wire, seen).await);
+                drop(release(&wire, seen, sim.plan.cooldown).await);
             }
         }
     }
@@ -75,11 +75,11 @@ fn is_user(pod: &Pod, name: &str, node: &str, address: IpAddr) -> bool {
         && ips.is_none_or(|ips| ips.is_empty() || ips.iter().any(|ip| ip.ip == address.to_string()))
 }
 
-async fn release(wire: &Wire, seen: &Seen) -> Result<(), StoreError> {
+async fn release(wire: &Wire, seen: &Seen, cooldown: i64) -> Result<(), StoreError> {
     let Some(mut block) = wire.get::<IPAMBlock>(None, &cidr_name(&seen.cidr)).await? else { return Ok(()) };
     let expect = Expect { handle: Some(seen.handle.clone()), sequence: seen.sequence };
     let now = time::clock(time::NODES)();
-    if !matches!(block.spec.release_address(seen.address, &expect, 0, now), Ok(Some(_))) {
+    if !matches!(block.spec.release_address(seen.address, &expect, cooldown, now), Ok(Some(_))) {
         return Ok(());
     }
     block.spec.advance();

@@ -186,6 +186,13 @@ fn leaving_everything_out_leaves_a_quiet_run() {
 }
 
 #[test]
+fn released_addresses_cool_in_some_runs() {
+    let cooled = |seeds: [u64; 8]| -> u64 { seeds.map(|seed| run(seed, Skip::default(), false).cooled).iter().sum() };
+    assert!(cooled([4, 5, 12, 13, 20, 21, 28, 29]) > 20);
+    assert_eq!(cooled([0, 1, 2, 3, 6, 7, 8, 9]), 0);
+}
+
+#[test]
 fn the_simulated_stores_keep_the_contract() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -193,7 +200,7 @@ fn the_simulated_stores_keep_the_contract() {
         (plan.faults, plan.slow, plan.lag) = (0, 300, 0);
         time::begin(plan.drift);
         let address = std::net::IpAddr::from([10, 244, 0, 9]);
-        let truth = Truth::new(Oracle::new("net", Vec::new(), (address, address)));
+        let truth = Truth::new(Oracle::new("net", Vec::new(), (address, address), 0));
         let sim: Arc<Sim> = Sim::new(plan, Skip::default(), run::net(), truth, false);
         let caller = Caller::immortal("conformance".to_owned(), None);
         let wire = Wire::new(&sim, &caller);

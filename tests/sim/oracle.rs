@@ -9,10 +9,14 @@ use std::net::IpAddr;
 
 use calico::{Entry, IPAMBlock, IPAMBlockSpec};
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use kube_ipam::claim::Claim;
 use kube_ipam::driver::CLAIM_KEY;
 
 use super::time;
+
+/// Seconds by which the clocks of two nodes differ at most, and times are rounded.
+const CLOCKS_DIFFER: i64 = 7;
 
 /// What was broken, when, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,14 +67,18 @@ pub struct Oracle {
     claims: BTreeMap<IpAddr, Claim>,
     /// Addresses that random assignment may give.
     pub range: (IpAddr, IpAddr),
+    /// Seconds for which a released address is given to nobody but its owner.
+    cooldown: i64,
     /// The first violation; what comes after it may follow from it.
     pub violation: Option<Violation>,
     pub answers: u64,
     pub takeovers: u64,
+    /// Addresses that have cooled, or went to their owner meanwhile.
+    pub cooled: u64,
 }
 
 impl Oracle {
-    pub fn new(network: &str, nodes: Vec<String>, range: (IpAddr, IpAddr)) -> Self {
+    pub fn new(network: &str, nodes: Vec<String>, range: (IpAddr, IpAddr), cooldown: i64) -> Self {
         Self {
             containers: BTreeMap::new(),
             network: network.to_owned(),
@@ -79,9 +87,11 @@ impl Oracle {
             blocks: BTreeMap::new(),
             claims: BTreeMap::new(),
             range,
+            cooldown,
             violation: None,
             answers: 0,
             takeovers: 0,
+            cooled: 0,
         }
     }
 
@@ -204,13 +214,34 @@ impl Oracle {
         if let Err(corrupt) = block.spec.validate() {
             self.fail("I5", format!("block {}: {corrupt}", block.spec.cidr));
         }
-        self.blocks.insert(block.spec.cidr, block.spec.clone());
+        let before = self.blocks.insert(block.spec.cidr, block.spec.clone());
+        self.has_cooled(before.as_ref(), Some(&block.spec));
         self.still_recorded(|address| block.spec.cidr.contains(address));
     }
 
     pub fn block_deleted(&mut self, block: &IPAMBlock) {
-        self.blocks.remove(&block.spec.cidr);
+        let before = self.blocks.remove(&block.spec.cidr);
+        self.has_cooled(before.as_ref(), None);
         self.still_recorded(|address| block.spec.cidr.contains(address));
+    }
+
+    /// What cooled does so until its time is over, unless it is claimed.
+    fn has_cooled(&mut self, before: Option<&IPAMBlockSpec>, after: Option<&IPAMBlockSpec>) {
+        let Some(before) = before.filter(|_| self.cooldown > 0) else { return };
+        for (address, entry) in before.entries() {
+            let Entry::Cooling { released_at } = entry else { continue };
+            let now = after.map_or(Entry::NotInBlock, |after| after.entry(address));
+            if let Entry::Cooling { .. } = now {
+                continue;
+            }
+            self.cooled += 1;
+            let claimed = matches!(now, Entry::Used { attribute, .. } if attribute.secondary(CLAIM_KEY).is_some());
+            let cooled = released_at.parse::<Timestamp>().map_or(0, |at| time::true_now().duration_since(at).as_secs());
+            if !claimed && cooled < self.cooldown - CLOCKS_DIFFER {
+                let detail = format!("{address} was released {cooled} s ago, and is {now:?} by now");
+                self.fail("cooldown", detail);
+            }
+        }
     }
 
     pub fn claim_written(&mut self, address: IpAddr, claim: Option<&Claim>) {
@@ -245,5 +276,34 @@ impl Oracle {
         if let Some(detail) = lost {
             self.fail("I3", detail);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use calico::{Affinity, Holder};
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    /// What the oracle says of an address that was released so many seconds ago, and is free now.
+    fn freed_after(seconds: i64) -> Option<Violation> {
+        let address = IpAddr::from([10, 244, 0, 1]);
+        let then = time::true_now() - SignedDuration::from_secs(seconds);
+        let mut block = IPAMBlockSpec::new("10.244.0.0/30".parse().unwrap(), &Affinity::Host("n1".into()), then);
+        block.assign(address, &Holder::pod("net.a", "default", "a", "n1", then), None).unwrap();
+        block.release_handle("net.a", 30, then);
+        let mut oracle = Oracle::new("net", Vec::new(), (address, address), 30);
+        oracle.block_written(&block.clone().object());
+        block.vacate(address);
+        oracle.block_written(&block.object());
+        assert_eq!(oracle.cooled, 1);
+        oracle.violation
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_free_again_before_it_has_cooled_is_seen() {
+        assert_eq!(freed_after(10).unwrap().invariant, "cooldown");
+        assert_eq!(freed_after(31), None);
     }
 }

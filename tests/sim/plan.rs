@@ -16,6 +16,8 @@ pub struct Plan {
     pub nodes: usize,
     pub block_size: u8,
     pub strict_affinity: bool,
+    /// Seconds for which a released address is given to nobody but its owner; mostly 0.
+    pub cooldown: i64,
     /// Whether an agent serves each node; else each call is a process of its own.
     pub agents: bool,
     /// Whether every workload is deleted in the end.
@@ -113,6 +115,12 @@ impl Plan {
             nodes: rng.index(3) + 2,
             block_size: if rng.chance(700) { 29 } else { 30 },
             strict_affinity: rng.chance(150),
+            // Not drawn: the seeds that are kept are of before, and stand for runs without it.
+            cooldown: match seed % 8 {
+                4 => 12,
+                5 => 30,
+                _ => 0,
+            },
             agents: rng.chance(500),
             teardown: rng.chance(400),
             drift,

@@ -35,6 +35,7 @@ pub struct Outcome {
     pub struck: Vec<(u64, u64)>,
     pub answers: u64,
     pub takeovers: u64,
+    pub cooled: u64,
     pub ledger_calls: usize,
 }
 
@@ -69,7 +70,7 @@ pub fn run(seed: u64, skip: Skip, tell: bool) -> Outcome {
     runtime.block_on(async {
         time::begin(plan.drift);
         let nodes = (0..plan.nodes).map(|index| format!("n{}", index + 1)).collect();
-        let truth = Truth::new(Oracle::new(&NET.network, nodes, range()));
+        let truth = Truth::new(Oracle::new(&NET.network, nodes, range(), plan.cooldown));
         let sim = Sim::new(plan, skip, NET.clone(), truth, tell);
         live(&sim).await;
         let outcome = outcome(&sim);
@@ -88,6 +89,7 @@ fn outcome(sim: &Sim) -> Outcome {
         struck: sim.struck(),
         answers: truth.oracle.answers,
         takeovers: truth.oracle.takeovers,
+        cooled: truth.oracle.cooled,
         ledger_calls: sim.history().len(),
     }
 }
@@ -101,7 +103,9 @@ fn furnish(sim: &Sim) {
     }));
     let config = json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "IPAMConfig", "metadata": {"name": "default"},
-        "spec": {"strictAffinity": sim.plan.strict_affinity, "autoAllocateBlocks": true},
+        "spec": {
+            "strictAffinity": sim.plan.strict_affinity, "autoAllocateBlocks": true, "ipCooldownSeconds": sim.plan.cooldown,
+        },
     });
     truth.put(serde_json::from_value::<calico::IPAMConfig>(config).unwrap());
     let mut namespace = Namespace::default();

@@ -13,6 +13,9 @@ thread_local! {
     static DRIFT: RefCell<[Drift; NODES + 1]> = const { RefCell::new([Drift { offset: 0, per_thousand: 0 }; NODES + 1]) };
 }
 
+/// What a clock that is right shows at the beginning of a run, in milliseconds.
+const BEGINNING: i64 = 1_800_000_000_000;
+
 /// How far a clock is off, and how much further it gets.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Drift {
@@ -39,9 +42,14 @@ pub fn clock(node: usize) -> fn() -> Timestamp {
     [read::<0>, read::<1>, read::<2>, read::<3>, read::<4>][node.min(NODES)]
 }
 
+/// The wall clock that is right.
+pub fn true_now() -> Timestamp {
+    Timestamp::UNIX_EPOCH + SignedDuration::from_millis(BEGINNING + i64::try_from(now()).unwrap_or_default())
+}
+
 fn read<const NODE: usize>() -> Timestamp {
     let elapsed = i64::try_from(now()).unwrap_or_default();
     let Drift { offset, per_thousand } = DRIFT.with_borrow(|drift| drift[NODE]);
-    let wall = 1_800_000_000_000 + elapsed + offset + elapsed * per_thousand / 1000;
+    let wall = BEGINNING + elapsed + offset + elapsed * per_thousand / 1000;
     Timestamp::UNIX_EPOCH + SignedDuration::from_millis(wall)
 }
