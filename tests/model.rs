@@ -11,10 +11,16 @@
 //! 500), a pod is deleted by force, a sandbox dies, a node dies or is cut off, a call stands still for longer than every
 //! lease. At every moment I1, I2 and I3 hold; from every moment without a call all pods are let go, and nothing stays.
 //!
-//! All of it at once (three pods, three faults) is more than a test can visit. Each test below says what it exhausts:
-//! fewer faults with more pods, or the reverse. Never more than two calls are under way beside a repair of the collector.
-//! Left out: claiming and giving back of blocks (there is one, of the first node, from which the others borrow),
-//! addresses taken ahead, several families, and nodes that come back.
+//! The calls of all pods may be under way at once, beside one repair of the collector. Left out: claiming and giving back
+//! of blocks (there is one, of the first node, from which the others borrow), addresses taken ahead, several families,
+//! owners that are deleted, and nodes that come back.
+//!
+//! The search leaves out what makes no difference, or three pods with three faults would have some thousand million
+//! states. A state is visited with as many faults left as can be, and not again with fewer (`search`). Pods that are
+//! alike change their names (`packed`). What no later step reads is forgotten, and steps that nobody can notice are taken
+//! at once (`settle`). `compare` holds it against a search that does nothing of this: both see the same.
+//!
+//! Three pods are 11,251 states without a fault, 742,487 with one, and 10,195,134 with two (40 s and 0.6 GiB, optimized).
 //!
 //! The search is our own: crate stateright (0.31) asks serde for its feature `rc`, which nothing here needs, so
 //! everything that uses serde would be compiled a second time for the tests.
@@ -28,48 +34,29 @@ mod check;
 mod claims;
 #[path = "model/collector.rs"]
 mod collector;
+#[path = "model/compare.rs"]
+mod compare;
+#[path = "model/packed.rs"]
+mod packed;
 #[path = "model/quick.rs"]
 mod quick;
 #[path = "model/records.rs"]
 mod records;
+#[path = "model/search.rs"]
+mod search;
+#[path = "model/settle.rs"]
+mod settle;
 #[path = "model/state.rs"]
 mod state;
+#[path = "model/twins.rs"]
+mod twins;
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
-use quick::Fingerprints;
+use compare::compare;
 use records::Records;
-use state::{Action, CONTAINERS, Call, Node, PODS, Pod, Repair, SANDBOXES, Sandbox, State};
-
-/// What was seen, and for each state, in the order of their numbers, how it came about.
-#[derive(Default)]
-struct Seen {
-    known: Fingerprints,
-    came: Vec<(u32, Option<Action>)>,
-    /// States that are still to be visited, in the order of their numbers.
-    next: VecDeque<State>,
-}
-
-impl Seen {
-    fn add(&mut self, state: State, from: u32, by: Option<Action>) {
-        if self.known.add(&state) {
-            self.next.push_back(state);
-            self.came.push((from, by));
-        }
-    }
-
-    /// How a state came about, from the beginning.
-    fn story(&self, mut number: u32) -> String {
-        let mut steps = Vec::new();
-        while let (from, Some(action)) = self.came[number as usize] {
-            steps.push(format!("{action:?}"));
-            number = from;
-        }
-        steps.reverse();
-        steps.join("\n  ")
-    }
-}
+use search::{Search, Visited};
+use state::{CONTAINERS, Call, Node, PODS, Pod, Repair, SANDBOXES, Sandbox, State};
 
 fn beginning(records: &Records, pods: [Pod; PODS], faults: u8) -> State {
     State {
@@ -79,7 +66,6 @@ fn beginning(records: &Records, pods: [Pod; PODS], faults: u8) -> State {
         reserved: false,
         handles: [None; CONTAINERS],
         noted: [false; CONTAINERS],
-        owner_exists: true,
         pods,
         nodes: [Node { ready: true, runs: true }; PODS],
         sandboxes: [Sandbox::Unborn; CONTAINERS],
@@ -88,61 +74,63 @@ fn beginning(records: &Records, pods: [Pod; PODS], faults: u8) -> State {
     }
 }
 
-/// Visits every state that can come about; an error is the shortest way to the first one that is wrong.
-fn exhaust(name: &str, records: &Records, first: State) -> Result<(), String> {
-    let begun = Instant::now();
-    let (mut seen, mut transitions, mut rests) = (Seen::default(), 0usize, 0usize);
-    seen.add(first, 0, None);
-    let mut actions = Vec::new();
-    let mut number = 0u32;
-    while let Some(state) = seen.next.pop_front() {
-        let mut checked = check::invariants(records, &state);
-        if checked.is_ok() && state.is_idle() {
-            rests += 1;
-            checked = check::nothing_stays(records, &state);
-        }
-        if let Err(wrong) = checked {
-            return Err(format!("{name}: {wrong}\nin {state:?}\nafter\n  {}", seen.story(number)));
-        }
-        actions.clear();
-        check::actions(records, &state, &mut actions);
-        for action in &actions {
-            transitions += 1;
-            seen.add(check::apply(records, &state, *action), number, Some(*action));
-        }
-        number += 1;
-        if number.is_multiple_of(10_000_000) {
-            let (waiting, spent) = (seen.next.len(), begun.elapsed().as_secs());
-            println!("{name}: {number} states visited, {waiting} more known, {spent} s");
-        }
-    }
-    let (blocks, claims) = records.versions();
-    println!(
-        "{name}: {} states, {transitions} transitions, {rests} of the states without a call; {blocks} versions of the \
-         block and {claims} of the claim; {:.1} s",
-        seen.came.len(),
-        begun.elapsed().as_secs_f64(),
-    );
-    Ok(())
-}
-
 const ALIVE: Pod = Pod::Alive;
 const ABSENT: Pod = Pod::Gone { long: true };
 
 /// What pods there are, by owner of the fixed address, how many sandboxes each may have, and how much goes wrong.
-fn model(name: &str, records: &Records, sandboxes: [usize; PODS], faults: u8) -> Result<(), String> {
-    let mut first = beginning(records, sandboxes.map(|n| if n == 0 { ABSENT } else { ALIVE }), faults);
-    for container in Records::containers().map(usize::from) {
-        if container % SANDBOXES >= sandboxes[container / SANDBOXES] {
-            first.sandboxes[container] = Sandbox::Deleted;
+struct Model<'a> {
+    name: &'a str,
+    records: &'a Records,
+    sandboxes: [usize; PODS],
+    faults: u8,
+}
+
+impl Model<'_> {
+    fn first(&self) -> State {
+        let pods = self.sandboxes.map(|n| if n == 0 { ABSENT } else { ALIVE });
+        let mut first = beginning(self.records, pods, self.faults);
+        for container in Records::containers().map(usize::from) {
+            if container % SANDBOXES >= self.sandboxes[container / SANDBOXES] {
+                first.sandboxes[container] = Sandbox::Deleted;
+            }
         }
+        first
     }
-    exhaust(name, records, first)
+
+    /// Two pods that are alike, if there are: whatever may happen to one may happen to the other. So are pods of two
+    /// owners, if nobody else is of either.
+    fn twins(&self) -> Option<(u8, u8)> {
+        let owners = self.records.owners;
+        let alike = |one: usize, other: usize| {
+            let (ones, others) = (owners[one], owners[other]);
+            let third = owners[PODS - one - other];
+            let by_owner = ones == others || ones.is_some() && others.is_some() && third != ones && third != others;
+            by_owner && self.sandboxes[one] > 0 && self.sandboxes[one] == self.sandboxes[other]
+        };
+        let twins = [(0, 1), (1, 2), (0, 2)].into_iter().find(|(one, other)| alike(*one, *other));
+        twins.map(|(one, other)| (one as u8, other as u8))
+    }
+
+    /// Visits every state that can come about; an error is a way to one that is wrong.
+    fn exhaust(&self) -> Result<(), String> {
+        let begun = Instant::now();
+        let twins = self.twins().filter(|_| self.records.reduces);
+        let visited = Search::new(self.name, self.records, twins, self.first()).run(|_| ())?;
+        let Visited { states, transitions, rests } = visited;
+        let (blocks, claims) = self.records.versions();
+        println!(
+            "{}: {states} states, {transitions} transitions, {rests} of the states without a call; {blocks} versions \
+             of the block and {claims} of the claim; {:.1} s",
+            self.name,
+            begun.elapsed().as_secs_f64(),
+        );
+        Ok(())
+    }
 }
 
 /// A model of the protocol as it is.
 fn holds(name: &str, owners: [Option<u8>; PODS], sandboxes: [usize; PODS], faults: u8) {
-    if let Err(wrong) = model(name, &Records::new(owners), sandboxes, faults) {
+    if let Err(wrong) = (Model { name, records: &Records::new(owners), sandboxes, faults }).exhaust() {
         panic!("{wrong}");
     }
 }
@@ -193,9 +181,9 @@ fn a_fixed_and_a_random_pod_whatever_goes_wrong_once() {
 }
 
 #[test]
-#[ignore = "takes very long: make model"]
-fn three_pods_whatever_three_things_go_wrong() {
-    holds("three pods, 3 faults", SUCCESSORS, [1, 1, 1], 3);
+#[ignore = "takes a minute"]
+fn three_pods_whatever_goes_wrong_once() {
+    holds("three pods, 1 fault", SUCCESSORS, [1, 1, 1], 1);
 }
 
 #[test]
@@ -205,31 +193,71 @@ fn three_pods_whatever_two_things_go_wrong() {
 }
 
 #[test]
-#[ignore = "takes a minute"]
-fn three_pods_whatever_goes_wrong_once() {
-    holds("three pods, 1 fault", SUCCESSORS, [1, 1, 1], 1);
+#[ignore = "takes minutes: make model"]
+fn three_pods_whatever_three_things_go_wrong() {
+    holds("three pods, 3 faults", SUCCESSORS, [1, 1, 1], 3);
 }
 
-/// That the model can fail: so it did before an ADD read the block anew for its look at the holder.
+#[test]
+fn a_search_that_leaves_out_what_makes_no_difference_sees_the_same() {
+    compare(&mut Records::new(SUCCESSORS), [1, 1, 0], 1);
+    compare(&mut Records::new(SUCCESSORS), [2, 0, 0], 2);
+}
+
+#[test]
+#[ignore = "takes minutes: make model"]
+fn a_search_that_leaves_out_what_makes_no_difference_sees_the_same_of_larger_models() {
+    compare(&mut Records::new(SUCCESSORS), [1, 1, 1], 0);
+    compare(&mut Records::new(SUCCESSORS), [1, 1, 0], 2);
+    compare(&mut Records::new(SUCCESSORS), [2, 1, 0], 1);
+    compare(&mut Records::new(RIVALS), [1, 1, 0], 2);
+    compare(&mut Records::new([Some(0), None, None]), [1, 1, 0], 2);
+    compare(&mut Records::new([None, None, None]), [1, 1, 1], 1);
+}
+
+/// That the model can fail.
+fn finds(name: &str, records: &Records, sandboxes: [usize; PODS], faults: u8) {
+    let found = Model { name, records, sandboxes, faults }.exhaust().unwrap_err();
+    assert!(["I1:", "I2:", "I3:"].iter().any(|invariant| found.contains(invariant)), "{found}");
+}
+
+fn a_single_look(reduces: bool) {
+    let records = Records { looks_once: true, reduces, ..Records::new(SUCCESSORS) };
+    finds("a single look at the block", &records, [1, 1, 0], 2);
+}
+
+fn an_answer_for_a_contested_claim(reduces: bool) {
+    let records = Records { answers_contested: true, reduces, ..Records::new(SUCCESSORS) };
+    finds("an answer for a contested claim", &records, [1, 0, 0], 3);
+}
+
+fn an_answer_after_its_time(reduces: bool) {
+    let records = Records { answers_late: true, reduces, ..Records::new(SUCCESSORS) };
+    finds("an answer after its time", &records, [1, 1, 0], 2);
+}
+
+/// So it did before an ADD read the block anew for its look at the holder.
 #[test]
 fn the_model_finds_that_an_entry_read_before_the_claim_proves_nothing() {
-    let records = Records { looks_once: true, ..Records::new(SUCCESSORS) };
-    let found = model("a single look at the block", &records, [1, 1, 0], 2).unwrap_err();
-    assert!(found.contains("I1") || found.contains("I2"), "{found}");
+    a_single_look(true);
 }
 
 /// So it would if an ADD answered for a claim that the collector has contested.
 #[test]
 fn the_model_finds_that_an_add_must_not_answer_for_a_contested_claim() {
-    let records = Records { answers_contested: true, ..Records::new(SUCCESSORS) };
-    let found = model("an answer for a contested claim", &records, [1, 0, 0], 3).unwrap_err();
-    assert!(found.contains("I2"), "{found}");
+    an_answer_for_a_contested_claim(true);
 }
 
 /// And before an ADD looked at the time that had passed since it took the claim.
 #[test]
 fn the_model_finds_that_an_add_must_not_answer_after_its_time() {
-    let records = Records { answers_late: true, ..Records::new(SUCCESSORS) };
-    let found = model("an answer after its time", &records, [1, 1, 0], 2).unwrap_err();
-    assert!(found.contains("I1") || found.contains("I2"), "{found}");
+    an_answer_after_its_time(true);
+}
+
+#[test]
+#[ignore = "takes minutes: make model"]
+fn a_search_that_leaves_out_nothing_finds_the_same() {
+    a_single_look(false);
+    an_answer_for_a_contested_claim(false);
+    an_answer_after_its_time(false);
 }

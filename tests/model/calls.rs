@@ -3,7 +3,7 @@
 
 use super::claims::{Facts, Verdict};
 use super::records::{Records, Written};
-use super::state::{At, Call, FIXED, Fault, Found, Pod, Sandbox, State};
+use super::state::{At, Call, FIXED, Fault, Found, Id, Sandbox, State};
 
 /// Carries out a call's next request.
 pub fn step(records: &Records, state: &State, container: u8, fault: Fault) -> State {
@@ -44,13 +44,18 @@ fn failed(state: &mut State, container: u8, call: Call) {
         // What cannot be taken back is left; the claim is tried all the same.
         At::UndoBlock | At::UndoHolder | At::UndoHandle => undo_claim(state, container, call),
         At::UndoClaim => after_claim_undone(state, container, call),
-        _ if call.is_add() && !is_undoing(call.at) => undo(state, container, call),
-        _ => end(state, container, Sandbox::Left),
+        _ if dies_by_failure(&call) => end(state, container, Sandbox::Left),
+        _ => undo(state, container, call),
     }
 }
 
 fn is_undoing(at: At) -> bool {
     matches!(at, At::ReadForReservation | At::Unreserve)
+}
+
+/// Whether a failure ends the call as its death does.
+pub fn dies_by_failure(call: &Call) -> bool {
+    !call.is_add() || is_undoing(call.at)
 }
 
 fn set(state: &mut State, container: u8, call: Call) {
@@ -75,7 +80,7 @@ fn request(records: &Records, state: &mut State, container: u8) {
             judge(records, state, container, Call { claim: state.claim, found: None, entry, ..call });
         }
         At::SwapClaim => swap_claim(records, state, container, call),
-        At::ReadAfterNoAnswer if state.claim == call.next && !call.contests => took(state, container, call),
+        At::ReadAfterNoAnswer if state.claim == call.next && !call.contests => took(records, state, container, call),
         At::ReadAfterNoAnswer => judge(records, state, container, Call { claim: state.claim, found: None, ..call }),
         At::Examine => {
             // The holder of the claim that was read, which need not be the one that stands.
@@ -85,8 +90,8 @@ fn request(records: &Records, state: &mut State, container: u8) {
             judge(records, state, container, Call { found: Some(found), entry, ..call });
         }
         At::ExamineOwner => {
-            let verdict = records.take_over(call.claim, container, state.owner_exists);
-            obey(state, container, call, verdict);
+            let verdict = records.take_over(call.claim, container);
+            obey(records, state, container, call, verdict);
         }
         At::Reserve => {
             state.reserved = true;
@@ -164,7 +169,8 @@ fn fixed_entry(records: &Records, state: &State) -> Option<u8> {
 
 /// Pod, reservations and block. The claim is read after the block, which then may be the older of the two.
 fn read_cluster(records: &Records, state: &mut State, container: u8, call: Call) {
-    let read = Call { reserved: state.reserved, ..call };
+    // To have stood still before makes no difference.
+    let read = Call { reserved: state.reserved, paused: false, ..call };
     if !state.exists(State::pod_of(container)) {
         return end(state, container, Sandbox::Ended);
     }
@@ -181,10 +187,10 @@ fn read_cluster(records: &Records, state: &mut State, container: u8, call: Call)
 fn judge(records: &Records, state: &mut State, container: u8, call: Call) {
     let in_block = call.entry.is_some() && call.entry == records.holder(call.claim);
     let verdict = records.decide(call.claim, container, call.found.map(|found| (found, in_block)));
-    obey(state, container, call, verdict);
+    obey(records, state, container, call, verdict);
 }
 
-fn obey(state: &mut State, container: u8, call: Call, verdict: Verdict) {
+fn obey(records: &Records, state: &mut State, container: u8, call: Call, verdict: Verdict) {
     let go = |at| Call { at, ..call };
     let next = match verdict {
         Verdict::Take(next) => Call { next, contests: false, paused: false, ..go(At::SwapClaim) },
@@ -194,7 +200,7 @@ fn obey(state: &mut State, container: u8, call: Call, verdict: Verdict) {
         Verdict::Wait => Call { claim: 0, found: None, entry: None, ..go(At::Wait) },
         Verdict::Refuse => return undo(state, container, call),
         // Ours, but by no write of this call that is known to have been the last.
-        Verdict::Held => return proceed(state, container, Call { took: call.claim, first: None, ..call }),
+        Verdict::Held => return proceed(records, state, container, call.claim, Call { first: None, ..call }),
     };
     let at = if matches!(verdict, Verdict::Take(_) | Verdict::Contest(_)) {
         next
@@ -214,26 +220,27 @@ fn swap_claim(records: &Records, state: &mut State, container: u8, call: Call) {
     if call.contests {
         judge(records, state, container, Call { claim: call.next, ..call });
     } else {
-        took(state, container, call);
+        took(records, state, container, call);
     }
 }
 
-fn took(state: &mut State, container: u8, call: Call) {
-    proceed(state, container, Call { took: call.next, first: Some(call.claim == 0), ..call });
+fn took(records: &Records, state: &mut State, container: u8, call: Call) {
+    proceed(records, state, container, call.next, Call { first: Some(call.claim == 0), ..call });
 }
 
 /// The claim is ours: the reservation is written unless it was seen, which is not believed of a first claim.
-fn proceed(state: &mut State, container: u8, call: Call) {
+fn proceed(records: &Records, state: &mut State, container: u8, by: Id, call: Call) {
+    let generation = records.facts(by).unwrap().generation as u8;
     let at = if call.first != Some(true) && call.reserved { At::MakeHandle } else { At::Reserve };
-    set(state, container, Call { at, took: call.took, first: call.first, paused: call.paused, ..Call::IDLE });
+    set(state, container, Call { at, generation, first: call.first, paused: call.paused, ..Call::IDLE });
 }
 
 fn write_block(records: &Records, state: &mut State, container: u8, call: Call) {
-    let generation = records.facts(call.took).map(|facts| facts.generation);
+    let generation = (call.generation > 0).then_some(u64::from(call.generation));
     let (block, written) = records.assign(state.block, container, call.reserved, generation);
     let Written::Address(address, displaced) = written else { return undo(state, container, call) };
     state.block = block;
-    let call = Call { address: Some(address), displaced, ..call };
+    let call = Call { address: Some(address), displaced, generation: 0, ..call };
     match (displaced, generation) {
         (Some(_), _) => set(state, container, Call { at: At::CountOff, ..call }),
         (None, Some(_)) => set(state, container, Call { at: At::LastLook, ..call }),
@@ -248,16 +255,16 @@ fn answer(state: &mut State, container: u8, call: Call) {
 // === what a failed ADD takes back ===
 
 fn undo(state: &mut State, container: u8, call: Call) {
-    let (took, first, paused) = (call.took, call.first, call.paused);
+    let (first, paused) = (call.first, call.paused);
     if call.handle {
-        set(state, container, Call { at: At::UndoBlock, took, first, paused, ..Call::IDLE });
+        set(state, container, Call { at: At::UndoBlock, first, paused, ..Call::IDLE });
     } else {
         undo_claim(state, container, call);
     }
 }
 
 fn undo_claim(state: &mut State, container: u8, call: Call) {
-    if call.took == 0 || call.first.is_none() {
+    if call.first.is_none() {
         return end(state, container, Sandbox::Ended);
     }
     set(state, container, Call { at: At::UndoClaim, first: call.first, paused: call.paused, ..Call::IDLE });
@@ -306,27 +313,4 @@ fn give_up_claim(records: &Records, state: &mut State, container: u8) {
         }
         None => end(state, container, Sandbox::Deleted),
     }
-}
-
-/// What the kubelet may call now, and what it must.
-pub fn may_add(state: &State, container: u8) -> bool {
-    let pod = State::pod_of(container);
-    let first = pod * super::state::SANDBOXES;
-    let earlier = &state.sandboxes[first..usize::from(container)];
-    state.sandboxes[usize::from(container)] == Sandbox::Unborn
-        && state.nodes[pod].runs
-        && state.pods[pod] == Pod::Alive
-        && earlier.iter().all(|sandbox| matches!(sandbox, Sandbox::Left | Sandbox::Deleted))
-}
-
-/// A container that has ended, or whose pod is to go.
-pub fn may_delete(state: &State, container: u8) -> bool {
-    let pod = State::pod_of(container);
-    let wanted = state.pods[pod] == Pod::Alive;
-    let ended = match state.sandboxes[usize::from(container)] {
-        Sandbox::Ended | Sandbox::Left => true,
-        Sandbox::Given(_) => !wanted,
-        _ => false,
-    };
-    ended && state.nodes[pod].runs
 }

@@ -1,17 +1,16 @@
 //! What must hold: at every moment, and once everything has come to rest.
 
 use super::records::Records;
+use super::settle::settle;
 use super::state::{Action, At, CONTAINERS, Call, FIXED, Fault, Node, PODS, Pod, Repair, SANDBOXES, Sandbox, State};
 use super::{calls, collector};
 
-/// So many calls are under way at the same time, at most, beside a repair of the collector.
-pub const AT_ONCE: usize = 2;
 /// More steps than any way to rest has.
 const MOST_STEPS: usize = 2000;
 
 /// Whether a container may run, and so has its address: by what everybody knows, not only its kubelet. A pod that is
 /// gone counts as ended once its node is not Ready (the administrator's word), or has had its grace.
-fn may_run(state: &State, container: u8) -> Option<u8> {
+pub fn may_run(state: &State, container: u8) -> Option<u8> {
     let (pod, node) = (State::pod_of(container), state.node_of(container));
     let Sandbox::Given(address) = state.sandboxes[usize::from(container)] else { return None };
     let believed = match state.pods[pod] {
@@ -95,54 +94,90 @@ fn at_rest(records: &Records, state: &State) -> Result<(), String> {
 /// Everything that may happen in a state.
 pub fn actions(records: &Records, state: &State, actions: &mut Vec<Action>) {
     let broken = state.faults > 0;
-    let faults = |writes: bool| -> &[Fault] {
-        match (broken, writes) {
-            (true, true) => &[Fault::None, Fault::DieBefore, Fault::DieAfter, Fault::FailBefore, Fault::FailAfter],
-            (true, false) => &[Fault::None, Fault::DieBefore, Fault::FailBefore],
-            (false, _) => &[Fault::None],
-        }
-    };
-    let crowded = state.calls.iter().filter(|call| call.at != At::Idle).count() >= AT_ONCE;
     for container in Records::containers() {
-        let call = state.calls[usize::from(container)];
-        if call.at != At::Idle {
-            actions.extend(faults(call.writes()).iter().map(|fault| Action::Step(container, *fault)));
-        }
-        if state.calls[usize::from(container)].at == At::Wait {
-            actions.push(Action::GiveUp(container));
-        }
-        if !crowded && calls::may_add(state, container) {
-            actions.push(Action::Add(container));
-        }
-        if !crowded && calls::may_delete(state, container) {
-            actions.push(Action::Del(container));
-        }
-        if broken
-            && matches!(state.sandboxes[usize::from(container)], Sandbox::Given(_))
-            && state.node_of(container).runs
-        {
-            actions.push(Action::SandboxDies(container));
-        }
+        container_actions(records, state, container, broken, actions);
     }
     if state.repair == Repair::Nothing {
         let due = collector::findings(records, state).into_iter().filter(|(_, due)| *due);
         actions.extend(due.map(|(repair, _)| Action::Begin(repair)));
     } else {
-        // It makes no difference to the collector whether it dies or gives a repair up.
-        let faults: &[Fault] = if broken { &[Fault::None, Fault::DieBefore, Fault::DieAfter] } else { &[Fault::None] };
+        // It makes no difference to the collector whether it dies or gives a repair up, nor whether it dies after a
+        // request or before the next one.
+        let faults: &[Fault] = match (broken, records.reduces) {
+            (true, false) => &[Fault::None, Fault::DieBefore, Fault::DieAfter],
+            (true, true) => &[Fault::None, Fault::DieBefore],
+            (false, _) => &[Fault::None],
+        };
         actions.extend(faults.iter().map(|fault| Action::Repair(*fault)));
     }
     for pod in 0..PODS as u8 {
-        cluster_actions(state, pod, broken, actions);
+        cluster_actions(records, state, pod, broken, actions);
     }
     if broken || state.is_idle() {
         actions.push(Action::Pause);
     }
 }
 
-fn cluster_actions(state: &State, pod: u8, broken: bool, actions: &mut Vec<Action>) {
+fn container_actions(records: &Records, state: &State, container: u8, broken: bool, actions: &mut Vec<Action>) {
+    let call = state.calls[usize::from(container)];
+    if call.at != At::Idle {
+        let faults = if broken { faults(records, &call) } else { &[Fault::None] };
+        actions.extend(faults.iter().map(|fault| Action::Step(container, *fault)));
+    }
+    if call.at == At::Wait {
+        actions.push(Action::GiveUp(container));
+    }
+    if may_add(state, container) {
+        actions.push(Action::Add(container));
+        if records.reduces {
+            actions.push(Action::DeleteMeanwhile(container));
+        }
+    }
+    if may_delete(state, container) {
+        actions.push(Action::Del(container));
+    }
+    let is_given = matches!(state.sandboxes[usize::from(container)], Sandbox::Given(_));
+    if broken && is_given && state.node_of(container).runs {
+        actions.push(Action::SandboxDies(container));
+    }
+}
+
+/// When the kubelet may call ADD.
+fn may_add(state: &State, container: u8) -> bool {
+    let pod = State::pod_of(container);
+    let first = pod * SANDBOXES;
+    let earlier = &state.sandboxes[first..usize::from(container)];
+    state.sandboxes[usize::from(container)] == Sandbox::Unborn
+        && state.nodes[pod].runs
+        && state.pods[pod] == Pod::Alive
+        && earlier.iter().all(|sandbox| matches!(sandbox, Sandbox::Left | Sandbox::Deleted))
+}
+
+/// And DEL: for a container that has ended, or whose pod is to go.
+fn may_delete(state: &State, container: u8) -> bool {
+    let pod = State::pod_of(container);
+    let wanted = state.pods[pod] == Pod::Alive;
+    let ended = match state.sandboxes[usize::from(container)] {
+        Sandbox::Ended | Sandbox::Left => true,
+        Sandbox::Given(_) => !wanted,
+        _ => false,
+    };
+    ended && state.nodes[pod].runs
+}
+
+/// What may go wrong with a call's next request, each of it once.
+fn faults(records: &Records, call: &Call) -> &'static [Fault] {
+    match (call.writes(), records.reduces && calls::dies_by_failure(call)) {
+        (true, false) => &[Fault::None, Fault::DieBefore, Fault::DieAfter, Fault::FailBefore, Fault::FailAfter],
+        (true, true) => &[Fault::None, Fault::DieBefore, Fault::DieAfter],
+        (false, false) => &[Fault::None, Fault::DieBefore, Fault::FailBefore],
+        (false, true) => &[Fault::None, Fault::DieBefore],
+    }
+}
+
+fn cluster_actions(records: &Records, state: &State, pod: u8, broken: bool, actions: &mut Vec<Action>) {
     let (object, node) = (state.pods[usize::from(pod)], state.nodes[usize::from(pod)]);
-    if object == Pod::Alive {
+    if object == Pod::Alive && (!records.reduces || tells(state, pod)) {
         actions.push(Action::Delete(pod));
     }
     if broken {
@@ -156,13 +191,23 @@ fn cluster_actions(state: &State, pod: u8, broken: bool, actions: &mut Vec<Actio
     }
 }
 
+/// Whether it makes a difference that a pod is deleted now, and not later: it gets no sandbox, its container may be
+/// ended, or its object goes. A call of its that is under way does not ask.
+fn tells(state: &State, pod: u8) -> bool {
+    let first = usize::from(pod) * SANDBOXES;
+    let sandboxes = &state.sandboxes[first..first + SANDBOXES];
+    let waits = |sandbox: &Sandbox| matches!(sandbox, Sandbox::Unborn | Sandbox::Given(_));
+    sandboxes.iter().any(waits) || sandboxes.iter().all(|sandbox| *sandbox == Sandbox::Deleted)
+}
+
 /// What an action makes of a state.
 pub fn apply(records: &Records, state: &State, action: Action) -> State {
     let mut next = *state;
     match action {
-        Action::Add(container) => {
-            next.sandboxes[usize::from(container)] = Sandbox::Adding;
-            next.calls[usize::from(container)] = Call::at(At::Cluster);
+        Action::Add(container) => add(&mut next, container),
+        Action::DeleteMeanwhile(container) => {
+            add(&mut next, container);
+            next.pods[State::pod_of(container)] = Pod::Terminating;
         }
         Action::Del(container) => {
             next.sandboxes[usize::from(container)] = Sandbox::Deleting;
@@ -182,30 +227,13 @@ pub fn apply(records: &Records, state: &State, action: Action) -> State {
     if is_fault(state, action) {
         next.faults = state.faults - 1;
     }
-    (0..PODS).for_each(|pod| settle(records, &mut next, pod));
+    settle(records, &mut next);
     next
 }
 
-/// What can make no difference any more is made equal.
-fn settle(records: &Records, state: &mut State, pod: usize) {
-    let containers = pod * SANDBOXES..(pod + 1) * SANDBOXES;
-    let sandboxes = &mut state.sandboxes[containers.clone()];
-    if state.pods[pod] != Pod::Alive {
-        sandboxes.iter_mut().filter(|s| **s == Sandbox::Unborn).for_each(|s| *s = Sandbox::Deleted);
-    }
-    let over = sandboxes.iter().all(|sandbox| *sandbox == Sandbox::Deleted);
-    if over && state.pods[pod] == Pod::Terminating && state.nodes[pod].runs {
-        state.pods[pod] = Pod::Gone { long: false };
-    }
-    let of_pod = |container: u8| State::pod_of(container) == pod;
-    let recorded = records.holder(state.claim).is_some_and(of_pod)
-        || records.entries(state.block).into_iter().flatten().any(|(container, _)| of_pod(container))
-        || containers.clone().any(|container| state.handles[container].is_some())
-        || state.calls.iter().any(|call| records.holder(call.claim).is_some_and(of_pod));
-    if over && !recorded && matches!(state.pods[pod], Pod::Gone { .. }) {
-        state.pods[pod] = Pod::Gone { long: true };
-        state.nodes[pod] = Node { ready: true, runs: true };
-    }
+fn add(state: &mut State, container: u8) {
+    state.sandboxes[usize::from(container)] = Sandbox::Adding;
+    state.calls[usize::from(container)] = Call::at(At::Cluster);
 }
 
 /// Whatever ran on a node is no more, and nobody there will ever call DEL.

@@ -85,36 +85,34 @@ fn evidence(found: &Found, in_block: bool, elsewhere: bool) -> Evidence {
     Evidence { pod, node, in_block, elsewhere }
 }
 
+impl Facts {
+    fn of(claim: &Claim) -> Self {
+        let holder = claim.holder.as_ref().map(|holder| container_of(&format!("net.{}", holder.container_id)));
+        let owner = claim.owner.name.strip_prefix("app").unwrap().parse().unwrap();
+        Self { owner, holder, generation: claim.generation, contested: claim.contested.is_some() }
+    }
+}
+
 impl Records {
-    fn keep_claim(&self, claim: Claim) -> Id {
+    pub fn keep_claim(&self, claim: Claim) -> Id {
         let mut kept = self.kept.borrow_mut();
         let key = serde_json::to_string(&claim).unwrap();
         if let Some(known) = kept.claim_ids.get(&key) {
             return *known;
         }
+        kept.facts.push(Facts::of(&claim));
         kept.claims.push(claim);
         let id = Id::try_from(kept.claims.len()).unwrap();
         kept.claim_ids.insert(key, id);
         id
     }
 
-    fn claim(&self, id: Id) -> Option<Claim> {
+    pub fn claim(&self, id: Id) -> Option<Claim> {
         usize::from(id).checked_sub(1).map(|index| self.kept.borrow().claims[index].clone())
     }
 
     pub fn facts(&self, id: Id) -> Option<Facts> {
-        if id == 0 {
-            return None;
-        }
-        if let Some(facts) = self.kept.borrow().facts.get(&id) {
-            return Some(*facts);
-        }
-        let claim = self.claim(id)?;
-        let holder = claim.holder.as_ref().map(|holder| container_of(&format!("net.{}", holder.container_id)));
-        let owner = claim.owner.name.strip_prefix("app").unwrap().parse().unwrap();
-        let facts = Facts { owner, holder, generation: claim.generation, contested: claim.contested.is_some() };
-        self.kept.borrow_mut().facts.insert(id, facts);
-        Some(facts)
+        usize::from(id).checked_sub(1).map(|index| self.kept.borrow().facts[index])
     }
 
     pub fn holder(&self, id: Id) -> Option<u8> {
@@ -140,11 +138,11 @@ impl Records {
         verdict
     }
 
-    /// The same once it is known whether the owner of a claim that nobody holds still exists.
-    pub fn take_over(&self, id: Id, container: u8, owner_exists: bool) -> Verdict {
+    /// The same once it is known that the owner of a claim that nobody holds still exists, as all of them do here.
+    pub fn take_over(&self, id: Id, container: u8) -> Verdict {
         let (owner, holder) = (owner(self.owner_of(container).unwrap()), holder(container));
         let asker = Asker { owner: &owner, holder: &holder };
-        self.verdict(claim::take_over(&self.claim(id).unwrap(), &asker, owner_exists, now()))
+        self.verdict(claim::take_over(&self.claim(id).unwrap(), &asker, true, now()))
     }
 
     fn verdict(&self, decision: Decision) -> Verdict {

@@ -17,7 +17,7 @@ pub fn findings(records: &Records, state: &State) -> Vec<(Repair, bool)> {
         match records.standing(state.claim, evidence, entry.is_some()) {
             Stands::Lost if entry.is_some() => found.push((Repair::FreeHolders(state.claim, entry), true)),
             Stands::Lost => found.push((Repair::SettleClaim(state.claim, None), true)),
-            Stands::Contest(next) => found.push((Repair::Contest(next), true)),
+            Stands::Contest(next) => found.push((Repair::Contest(state.claim, next), true)),
             Stands::Keeps => {}
         }
     }
@@ -63,12 +63,8 @@ pub fn step(records: &Records, state: &State, fault: Fault) -> State {
 fn request(records: &Records, state: &mut State) -> Repair {
     match state.repair {
         Repair::Nothing => Repair::Nothing,
-        Repair::Contest(next) => {
-            // The precondition is the claim as it was seen, of which this one was made.
-            let evidence = records
-                .holder(state.claim)
-                .map(|holder| Found { pod: state.pods[State::pod_of(holder)], node: state.node_of(holder) });
-            if evidence.is_some_and(|found| contests(records, state, found, next)) {
+        Repair::Contest(claim, next) => {
+            if state.claim == claim {
                 state.claim = next;
             }
             Repair::Nothing
@@ -134,23 +130,19 @@ fn request(records: &Records, state: &mut State) -> Repair {
     }
 }
 
-fn contests(records: &Records, state: &State, found: Found, next: u16) -> bool {
-    [true, false].into_iter().any(|in_block| records.standing(state.claim, found, in_block) == Stands::Contest(next))
-}
-
 /// Everything was long ago, and whoever is at work stood still.
 pub fn pause(records: &Records, state: &State) -> State {
     let mut next = *state;
     next.claim = records.aged(state.claim);
     for call in next.calls.iter_mut().filter(|call| call.at != At::Idle) {
-        let (claim, taken) = (records.aged(call.claim), records.aged(call.took));
+        let claim = records.aged(call.claim);
         // What it is about to write bears the time at which it was decided.
-        *call = Call { claim, took: taken, next: records.aged(call.next), paused: true, ..*call };
+        *call = Call { claim, next: records.aged(call.next), paused: true, ..*call };
     }
     next.repair = match state.repair {
         Repair::FreeHolders(claim, entry) => Repair::FreeHolders(records.aged(claim), entry),
         Repair::SettleClaim(claim, freed) => Repair::SettleClaim(records.aged(claim), freed),
-        Repair::Contest(claim) => Repair::Contest(records.aged(claim)),
+        Repair::Contest(claim, next) => Repair::Contest(records.aged(claim), records.aged(next)),
         other => other,
     };
     for pod in &mut next.pods {

@@ -1,23 +1,17 @@
-//! Maps and sets with hashes that cost little: states are many, and none of them is chosen by an enemy.
+//! Maps with hashes that cost little: states are many, and none of them is chosen by an enemy.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// A map by [`Fingerprint`].
 pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<Fingerprint>>;
 
-/// States by their fingerprints. Of so many states as fit into memory two may have the same one, and the second is not
-/// visited: of four millions by a chance of one in two millions, of two hundred millions by one in a thousand.
-#[derive(Default)]
-pub struct Fingerprints(HashSet<u64, BuildHasherDefault<Same>>);
-
-impl Fingerprints {
-    /// Whether it was not seen before.
-    pub fn add(&mut self, state: &impl Hash) -> bool {
-        let mut fingerprint = Fingerprint::default();
-        state.hash(&mut fingerprint);
-        self.0.insert(fingerprint.finish())
-    }
+/// A hash of a number.
+pub fn hash(number: u128) -> u64 {
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.write_u64(number as u64);
+    fingerprint.write_u64((number >> 64) as u64);
+    fingerprint.finish()
 }
 
 /// Multiply to 128 bits and fold.
@@ -59,23 +53,5 @@ impl Hasher for Fingerprint {
 
     fn write_u64(&mut self, value: u64) {
         self.0 = folded(self.0.rotate_left(23) ^ value, 0x9e37_79b9_7f4a_7c15).wrapping_add(0x082e_fa98_ec4e_6c89);
-    }
-}
-
-/// A fingerprint is a hash already.
-#[derive(Default)]
-struct Same(u64);
-
-impl Hasher for Same {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.0 = self.0 << 8 | u64::from(*byte));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
     }
 }

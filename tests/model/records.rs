@@ -30,7 +30,7 @@ pub enum Written {
 /// An address asked for: of which block, by whom, what it knows to be reserved, and by which generation of a claim.
 type Asked = (Id, u8, bool, Option<u64>);
 /// Who has each address, and whether by a claim.
-type Entries = [Option<(u8, bool)>; ADDRESSES];
+pub type Entries = [Option<(u8, bool)>; ADDRESSES];
 
 #[derive(Default)]
 pub struct Kept {
@@ -41,11 +41,13 @@ pub struct Kept {
     pub assigned: Map<Asked, (Id, Written)>,
     pub released: Map<(Id, u8), (Id, Option<u8>)>,
     pub freed: Map<(Id, u8, u8), (Id, bool)>,
-    pub entries: Map<Id, Entries>,
+    pub entries: Vec<Entries>,
     pub decided: Map<(Id, u8, Known), Verdict>,
     pub stood: Map<(Id, Found, bool), Stands>,
-    pub facts: Map<Id, Facts>,
+    pub facts: Vec<Facts>,
     pub aged: Map<Id, Id>,
+    pub twin_claims: Map<Id, Id>,
+    pub twin_blocks: Map<Id, Id>,
 }
 
 /// The records of a model.
@@ -59,6 +61,8 @@ pub struct Records {
     pub answers_late: bool,
     /// Whether an ADD answers for a claim that is contested.
     pub answers_contested: bool,
+    /// Whether the search leaves out what makes no difference, see `settle`.
+    pub reduces: bool,
     pub kept: RefCell<Kept>,
 }
 
@@ -78,7 +82,7 @@ impl Records {
     pub fn new(owners: [Option<u8>; super::state::PODS]) -> Self {
         let cidr = CIDR.parse().unwrap();
         let (looks_once, answers_late, answers_contested) = (false, false, false);
-        Self { owners, cidr, looks_once, answers_late, answers_contested, kept: RefCell::default() }
+        Self { owners, cidr, looks_once, answers_late, answers_contested, reduces: true, kept: RefCell::default() }
     }
 
     pub fn owner_of(&self, container: u8) -> Option<u8> {
@@ -103,7 +107,7 @@ impl Records {
 
     /// Every write is by compare-and-swap, so the sequence numbers, which only ever rise, would make no two states
     /// equal. They are all zero here: an address is known by its handle alone, which is the harder case.
-    fn keep_block(&self, mut block: IPAMBlockSpec) -> Id {
+    pub fn keep_block(&self, mut block: IPAMBlockSpec) -> Id {
         block.sequence_number = 0;
         block.sequence_number_for_allocation.values_mut().for_each(|number| *number = 0);
         block.validate().unwrap();
@@ -113,28 +117,29 @@ impl Records {
         if let Some(known) = kept.block_ids.get(&key) {
             return *known;
         }
+        kept.entries.push(self.entries_of(&block));
         kept.blocks.push(block);
         kept.block_ids.insert(key, id);
         id
     }
 
-    fn block(&self, id: Id) -> IPAMBlockSpec {
+    pub fn block(&self, id: Id) -> IPAMBlockSpec {
         self.kept.borrow().blocks[usize::from(id)].clone()
     }
 
-    pub fn entries(&self, id: Id) -> Entries {
-        if let Some(entries) = self.kept.borrow().entries.get(&id) {
-            return *entries;
-        }
-        let (block, mut entries) = (self.block(id), [None; ADDRESSES]);
+    fn entries_of(&self, block: &IPAMBlockSpec) -> Entries {
+        let mut entries = [None; ADDRESSES];
         for (address, entry) in block.entries() {
             if let Entry::Used { attribute, .. } = entry {
                 let fixed = attribute.secondary(CLAIM_KEY).is_some();
                 entries[usize::from(self.number(address))] = Some((container_of(attribute.handle().unwrap()), fixed));
             }
         }
-        self.kept.borrow_mut().entries.insert(id, entries);
         entries
+    }
+
+    pub fn entries(&self, id: Id) -> Entries {
+        self.kept.borrow().entries[usize::from(id)]
     }
 
     /// How many addresses a container has.

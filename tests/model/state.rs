@@ -103,9 +103,9 @@ pub struct Call {
     pub entry: Option<u8>,
     /// Whether the list of reservations had the fixed address.
     pub reserved: bool,
-    /// The claim by which it holds the address (0: none yet), and what must be taken back: the claim, which was the
-    /// first there or not, and the handle.
-    pub took: Id,
+    /// The generation of the claim by which it is to write the address (0: by none), and what must be taken back: the
+    /// claim, which was the first there or not, and the handle.
+    pub generation: u8,
     pub first: Option<bool>,
     pub handle: bool,
     /// Whose handle is to be counted off.
@@ -120,11 +120,12 @@ pub struct Call {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Repair {
     Nothing,
-    /// Clear this claim's holder, whose allocation was or was not seen: the allocation, the claim, the handle.
+    /// Clear this claim's holder, whose allocation was or was not seen: the allocation, the claim (0: it was written
+    /// since), the handle.
     FreeHolders(Id, Option<u8>),
     SettleClaim(Id, Option<u8>),
-    /// Start the grace of this claim's holder.
-    Contest(Id),
+    /// Start the grace of this claim's holder: what to write in its place.
+    Contest(Id, Id),
     /// Free this container's address.
     Free(u8, u8),
     CountOff(u8),
@@ -150,7 +151,6 @@ pub struct State {
     pub handles: [Option<u8>; CONTAINERS],
     /// Notes on the nodes that an ADD is about to take claims.
     pub noted: [bool; CONTAINERS],
-    pub owner_exists: bool,
     pub pods: [Pod; PODS],
     pub nodes: [Node; PODS],
     pub sandboxes: [Sandbox; CONTAINERS],
@@ -173,6 +173,8 @@ pub enum Action {
     Repair(Fault),
     /// A pod is deleted. Its object goes with its last container.
     Delete(u8),
+    /// The same while this container's ADD is about to send its first request.
+    DeleteMeanwhile(u8),
     /// Faults of the cluster: deleted by force, the sandbox died, the node died, the node is cut off, a pause that is
     /// longer than every lease.
     DeleteByForce(u8),
@@ -210,7 +212,8 @@ impl Hash for Call {
         let flags = [self.contests, self.reserved, self.handle, self.paused];
         let flags = flags.iter().fold(0, |bits, flag| bits << 1 | u64::from(*flag));
         let first = self.first.map_or(0, |first| 1 + u64::from(first));
-        let ids = [self.claim, self.next, self.took].iter().fold(0, |bits, id| bits << 16 | u64::from(*id));
+        let ids = [self.claim, self.next, u16::from(self.generation)];
+        let ids = ids.iter().fold(0, |bits, id| bits << 16 | u64::from(*id));
         hasher.write_u64(ids << 8 | self.at as u64);
         let numbers = small(self.entry) | small(self.displaced) << 4 | small(self.address) << 8;
         hasher.write_u64(numbers | first << 12 | flags << 14 | found << 20);
@@ -226,7 +229,7 @@ impl Call {
         found: None,
         entry: None,
         reserved: false,
-        took: 0,
+        generation: 0,
         first: None,
         handle: false,
         displaced: None,
