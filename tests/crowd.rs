@@ -3,12 +3,15 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use calico::IPAMBlock;
 use common::World;
 use futures::future::join_all;
 use kube_ipam::driver::Error;
+use kube_ipam::service::state::State;
 use kube_ipam::store::faulty::{Fault, Faults};
 use serde_json::json;
 
@@ -46,6 +49,27 @@ async fn a_crowd_claims_no_more_blocks_than_it_needs() {
     let mut addresses: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
     addresses.sort();
     addresses.dedup();
+    assert_eq!(addresses.len(), CROWD);
+    assert_eq!(world.list::<IPAMBlock>().await.len(), 2, "100 addresses fit into two blocks of 64");
+    for object in ["ipamblocks", "blockaffinities"] {
+        assert_eq!(calls(&faults, "create", object), 2, "{object}");
+    }
+    world.assert_sound().await;
+}
+
+/// Without an agent every ADD is a process of its own; what they share is the node's state directory.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_processes_claims_each_block_once() {
+    let (world, faults) = (wide(), slow());
+    let directory = tempfile::tempdir().unwrap();
+    let net = world.net();
+    let adds = (0..CROWD).map(|number| {
+        let (name, state) = (format!("p{number}"), State::open(directory.path()));
+        world.random(&name);
+        let (driver, net) = (world.faulty(&faults).gated(Arc::new(state)), &net);
+        async move { common::add(&driver, net, "n1", &name, &name).await.unwrap()[0].address }
+    });
+    let addresses: BTreeSet<_> = join_all(adds.collect::<Vec<_>>()).await.into_iter().collect();
     assert_eq!(addresses.len(), CROWD);
     assert_eq!(world.list::<IPAMBlock>().await.len(), 2, "100 addresses fit into two blocks of 64");
     for object in ["ipamblocks", "blockaffinities"] {

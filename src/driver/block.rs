@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::converge::{Known, Step};
 use super::snapshot::host;
 use super::{Driver, Error};
-use crate::store::{Ledger, Objects};
+use crate::store::{Ledger, Objects, StoreError};
 
 /// A block claimed more recently is left to its node even if it is empty: that node is about to use it.
 const YOUNG: SignedDuration = SignedDuration::from_secs(60);
@@ -51,6 +51,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
         self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
         Ok(Claimed::Ours(block))
+    }
+
+    /// Whether a node's affinity to a block is confirmed.
+    pub(super) async fn has_affinity(&self, block: &IPAMBlock, node: &str) -> Result<bool, StoreError> {
+        let affinity = self.objects.get::<BlockAffinity>(None, &affinity_name(node, &block.spec.cidr)).await?;
+        Ok(affinity.is_some_and(|found| found.is_confirmed() && !found.is_deleted()))
     }
 
     async fn pending_affinity(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<BlockAffinity, Error> {

@@ -13,10 +13,15 @@ pub enum Trace {
     Block,
 }
 
-/// Lets one writer of blocks pass at a time, and keeps notes about containers, which are named by their handles.
+/// Lets one writer of blocks and one search for a block pass at a time, and keeps notes about containers, which are named by their handles.
 pub trait Gate: Send + Sync {
     /// Waits for this writer's turn, within a bound of the gate's own.
     fn pass(&self) -> BoxFuture<'_, Pass>;
+
+    /// Waits for the turn to look for a block with room, within such a bound, too.
+    fn search(&self) -> BoxFuture<'_, Pass> {
+        open()
+    }
 
     /// Notes that an ADD is about to leave a trace.
     fn note(&self, _handle: &str, _trace: Trace) {}
@@ -65,6 +70,10 @@ impl Pass {
 
 impl Gate for Open {
     fn pass(&self) -> BoxFuture<'_, Pass> {
-        std::future::ready(Pass::new(false, None)).boxed()
+        open()
     }
+}
+
+fn open() -> BoxFuture<'static, Pass> {
+    std::future::ready(Pass::new(false, None)).boxed()
 }

@@ -180,6 +180,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if let Some(exhausted) = results.exhausted_since(asked, &terms) {
             return Err(Error::Exhausted(Box::new(exhausted)));
         }
+        // The other processes of this node would claim the same block, against this one.
+        let _pass = self.gate.search().await;
         let begun = Instant::now();
         let outcome = self.search(search, &pools, own.len(), full).await;
         match &outcome {
@@ -308,8 +310,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<Option<IPAMBlock>, Error> {
         let attachment = search.attachment;
         let found = match block {
-            // Ours, but missing among the own blocks: its affinity was never confirmed.
+            // Ours, but missing among the own blocks: another process of this node has just claimed it, or its affinity
+            // was never confirmed.
             Some(block) if may_claim && block.spec.host() == Some(attachment.node) && self.free(search, &block) > 0 => {
+                if self.has_affinity(&block, attachment.node).await? {
+                    return Ok(Some(block));
+                }
                 None
             }
             Some(block) => Some(block),

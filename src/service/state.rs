@@ -32,8 +32,10 @@ const TRY_AT_LEAST: Duration = Duration::from_millis(20);
 const SWEEP_AGE: Duration = Duration::from_secs(3600);
 /// Longest note that is read, in bytes: a handle with thousands of blocks.
 const LONGEST_NOTE: u64 = 1 << 20;
-/// Lock for the turnstile.
+/// Lock for the writers of blocks.
 const TURNSTILE: &str = "blocks.lock";
+/// Lock for those who look for a block.
+const SEARCH: &str = "search.lock";
 /// Handles longer than this are hashed: a file's name has 255 bytes at most.
 const LONGEST_STEM: usize = 200;
 
@@ -97,6 +99,12 @@ impl State {
             tracing::debug!(directory = %path.display(), "no state directory; going on without");
         }
         Self { directory: usable.then(|| path.to_owned()) }
+    }
+
+    async fn gate(&self, name: &str) -> Pass {
+        let Some(path) = self.directory.as_ref().map(|d| d.join(name)) else { return Pass::new(false, None) };
+        let (waited, file) = lock(&path, GATE_WAIT).await;
+        Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
     }
 
     /// The files of the container that a handle is of.
@@ -199,7 +207,8 @@ impl State {
         for entry in entries.flatten().filter(|e| e.metadata().is_ok_and(old)) {
             let path = entry.path();
             let ends = path.extension().and_then(|e| e.to_str());
-            if matches!(ends, Some("lock" | "deleted")) && entry.file_name() != TURNSTILE {
+            let of_node = path.file_name().is_some_and(|name| name == TURNSTILE || name == SEARCH);
+            if matches!(ends, Some("lock" | "deleted")) && !of_node {
                 let _ = fs::remove_file(path);
             }
         }
@@ -217,14 +226,11 @@ fn is_own(metadata: &fs::Metadata) -> bool {
 
 impl Gate for State {
     fn pass(&self) -> BoxFuture<'_, Pass> {
-        async move {
-            let Some(path) = self.directory.as_ref().map(|d| d.join(TURNSTILE)) else {
-                return Pass::new(false, None);
-            };
-            let (waited, file) = lock(&path, GATE_WAIT).await;
-            Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
-        }
-        .boxed()
+        self.gate(TURNSTILE).boxed()
+    }
+
+    fn search(&self) -> BoxFuture<'_, Pass> {
+        self.gate(SEARCH).boxed()
     }
 
     fn note(&self, handle: &str, trace: Trace) {
