@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{World, attachment, ip};
 use futures::FutureExt as _;
-use kube_ipam::driver::{Attachment, PodRef};
+use kube_ipam::driver::{Attachment, Error, PodRef};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::Failure;
 use kube_ipam::store::faulty::{Fault, Faults};
@@ -58,7 +58,8 @@ async fn an_add_that_finds_the_address_on_record_ahead_does_not_give_the_pods_cl
         None
     });
     let net = world.net();
-    world.faulty(&faults).add(&of_pod(&net, "c")).await.unwrap_err();
+    let refused = world.faulty(&faults).add(&of_pod(&net, "c")).await.unwrap_err();
+    assert!(matches!(refused, Error::Ahead(_)), "to be tried again, as the pod itself has it: {refused}");
     assert_kept(&world).await;
 }
 

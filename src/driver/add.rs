@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use calico::{AllowedUse, Entry, Family, Holder as Allocation, IPAMBlock, IPAMHandle, PoolRef, Reservations, covering};
+use calico::{Entry, Family, Holder as Allocation, IPAMBlock, IPAMHandle, Reservations};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -19,16 +19,15 @@ use super::place::{Room, Search};
 use super::release::other_interface;
 use super::reservation::is_reserved;
 use super::snapshot::{Snapshot, check_coverage, host};
-use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace, UnmetPool};
+use super::undo::Done;
+use super::wants::{Want, wants, workload_block};
+use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::{Asker, Claim, Holder};
-use crate::cni::{CniError, code};
-use crate::pod::{FixedRequest, Owner, PoolAnnotations, check_namespace};
-use crate::store::{Failure, Ledger, Objects, StoreError};
+use crate::pod::{FixedRequest, Owner, check_namespace};
+use crate::store::{Failure, Ledger, Objects};
 
 /// How often another block is looked for after one filled up under our hands.
 const PLACINGS: usize = 8;
-/// Time for taking back what a failed ADD left, after its own deadline.
-const UNDO_TIME: Duration = Duration::from_secs(4);
 
 /// An address that is on record for the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,26 +42,6 @@ pub struct Assigned {
     pub netmask: Option<u8>,
     /// Gateway that the pod's annotation gives, if any.
     pub gateway: Option<IpAddr>,
-}
-
-/// What a container is to get in one family.
-enum Want {
-    /// One of these, by claim.
-    Fixed(Vec<IpAddr>),
-    /// Exactly this, without a claim (calico-ipam's `IP=`).
-    Explicit(IpAddr),
-    /// Whatever the rules allow.
-    Random(Vec<PoolRef>),
-}
-
-/// What an ADD has done that must be taken back if it fails.
-#[derive(Default)]
-struct Done {
-    claims: Vec<Held>,
-    reserved: Vec<(IpAddr, IpNetwork)>,
-    handle: bool,
-    /// The blocks that entries were written to, or may have been.
-    blocks: Vec<IpNetwork>,
 }
 
 /// The second round of reads.
@@ -437,7 +416,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             ranges: attachment.net.ipam.ranges(family).cloned(),
             reservations: reservations.clone(),
         }));
-        match self.commit(cidr, edit, block, self.late(attachment)).await? {
+        let committed = self.commit(cidr, edit, block, self.late(attachment)).await;
+        match committed.map_err(|error| unless_own(error, attachment))? {
             Outcome::Assigned { address, displaced } => {
                 if let Some(old) = displaced {
                     self.count_off(&old, &cidr, self.late(attachment)).await?;
@@ -466,76 +446,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         allocation
     }
 
-    // === undo ===
-
-    /// Whether to undo now. An API server that has asked to be left alone is left alone for so long; if that is
-    /// too long for this call, undoing is left to DEL, which finds what there is by the handle and the notes.
-    async fn may_undo(&self, attachment: &Attachment<'_>, error: &Error) -> bool {
-        let Error::Store(StoreError { failure: Failure::Busy(wait), .. }) = error else { return true };
-        let soon = *wait <= UNDO_TIME;
-        if soon {
-            tokio::time::sleep(*wait).await;
-        } else {
-            tracing::warn!(container = attachment.container_id, "the API server asks for a pause; DEL undoes this ADD");
-        }
-        soon
-    }
-
-    /// Takes back what a failed ADD wrote. What cannot be reached now is left to DEL, which finds it by the handle.
-    async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
-        let deadline = Instant::now() + UNDO_TIME;
-        let held = attachment.held_itself();
-        if done.handle
-            && let Err(error) = self.undo_handle(attachment, &done.blocks, deadline).await
-        {
-            tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
-        }
-        let Some(ledger) = &self.ledger else { return };
-        for claimed in done.claims {
-            let result = match claimed.taken {
-                None => Ok(()),
-                Some(Taken::Existing) => self.give_back(ledger, &claimed.claim.value, &held, deadline).await,
-                Some(Taken::New) => self.drop_claim(ledger, &claimed.claim.value, &held, deadline).await,
-            };
-            if let Err(error) = result {
-                tracing::warn!(address = %claimed.address, %error, "a claim could not be given back");
-            }
-        }
-        for (address, cidr) in done.reserved {
-            if let Ok(None) = ledger.read(address).await
-                && let Err(error) = self.unreserve(address, &cidr, deadline).await
-            {
-                tracing::warn!(%address, %error, "a reservation could not be taken back");
-            }
-        }
-    }
-
-    /// Releases what was written and what else stands under the handle, however often that is tried: the DEL may have
-    /// been before it. Then the handle is gone, too, or a collector has made it count what stood there so far.
-    async fn undo_handle(
-        &self,
-        attachment: &Attachment<'_>,
-        blocks: &[IpNetwork],
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let (handle, whose, held) = (attachment.handle(), attachment.whose(), attachment.held_itself());
-        let mut backoff = Backoff::new(deadline);
-        loop {
-            let released = async {
-                self.release_in(blocks.iter().copied(), &handle, &whose, deadline).await?;
-                self.release_handle(&handle, &whose, Some(&held), deadline).await
-            };
-            match released.await {
-                Err(Error::Store(error)) => backoff.pause(error).await?,
-                outcome => return outcome.map(drop),
-            }
-        }
-    }
-
     /// The deadline for writes, which does not run while a holder is waited for.
     fn late(&self, attachment: &Attachment<'_>) -> Instant {
         attachment.deadline.max(Instant::now() + Duration::from_secs(5))
     }
+}
+
+/// An address that the pod itself has is nobody else's: the runtime's next attempt gets it.
+fn unless_own(error: Error, attachment: &Attachment<'_>) -> Error {
+    let Error::Taken { address, by: Some(by) } = &error else { return error };
+    let uid = attachment.pod.and_then(|p| p.uid);
+    if uid.is_some() && by.secondary(POD_UID_KEY) == uid { Error::Ahead(*address) } else { error }
 }
 
 /// Reads again after a pause that the API server asks for. Other failures go up: a runtime that hears of them
@@ -551,60 +472,6 @@ where
             outcome => return outcome,
         }
     }
-}
-
-/// What the container is to get, family by family.
-fn wants(
-    attachment: &Attachment<'_>,
-    snapshot: &Snapshot,
-    request: Option<&FixedRequest>,
-    owner: Option<&Owner>,
-) -> Result<Vec<(Family, Want)>, Error> {
-    let ipam = &attachment.net.ipam;
-    if !attachment.explicit.is_empty() {
-        if request.is_some() {
-            return Err(CniError::new(
-                code::INVALID_CONFIG,
-                "the pod has the annotation kube-ipam.ip, and CNI_ARGS has IP= as well",
-                "ask for the address in one place: remove the annotation, or IP= from CNI_ARGS",
-            )
-            .into());
-        }
-        return Ok(attachment.explicit.iter().map(|a| (Family::of(*a), Want::Explicit(*a))).collect());
-    }
-    let empty = Default::default();
-    let pod_annotations = snapshot.pod.as_ref().map_or(&empty, |p| p.annotations());
-    let namespace_annotations = snapshot.namespace.as_ref().map_or(&empty, |n| n.annotations());
-    let annotations = PoolAnnotations::parse(pod_annotations, namespace_annotations)?;
-    let mut wants = Vec::new();
-    for family in Family::BOTH {
-        let choices = match request {
-            Some(request) => request.choices(family, owner.and_then(|o| o.ordinal))?,
-            None => Vec::new(),
-        };
-        if !choices.is_empty() {
-            wants.push((family, Want::Fixed(choices)));
-        } else if ipam.assigns(family) {
-            if annotations.families.is_some_and(|asked| !asked.contains(family)) {
-                continue;
-            }
-            let (of_pod, of_config) = match family {
-                Family::V4 => (annotations.v4.clone(), &ipam.v4_pools),
-                Family::V6 => (annotations.v6.clone(), &ipam.v6_pools),
-            };
-            wants.push((family, Want::Random(if of_pod.is_empty() { of_config.clone() } else { of_pod })));
-        } else if let Some(asked) = annotations.families.filter(|asked| asked.contains(family)) {
-            return Err(asked.unmet(family, ipam).into());
-        }
-    }
-    Ok(wants)
-}
-
-/// The block of an address that is asked for by name: it must lie in an enabled pool for workloads.
-fn workload_block(snapshot: &Snapshot, address: IpAddr) -> Result<IpNetwork, Error> {
-    let pool = covering(&snapshot.pools, address).ok_or_else(|| UnmetPool::of_address(address, &snapshot.pools))?;
-    pool.spec.check_explicit(&pool.name_any(), AllowedUse::Workload)?;
-    Ok(pool.spec.block_of(address))
 }
 
 fn counts(placements: &[Placement]) -> Counts {

@@ -97,6 +97,9 @@ pub enum Error {
     /// The pod's name is still on record for an earlier pod, so nothing can be taken ahead under it.
     #[error("handle {0} is of an earlier pod")]
     NotAhead(String),
+    /// The agent has put the address on record for the pod itself, while this ADD was under way without the agent.
+    #[error("{0} is on record for this pod itself, ahead of its containers")]
+    Ahead(IpAddr),
     /// There was no time left.
     #[error("no time left: {0}")]
     Late(&'static str),

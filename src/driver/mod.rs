@@ -25,6 +25,8 @@ mod reservation;
 mod searches;
 mod snapshot;
 mod status;
+mod undo;
+mod wants;
 mod withdraw;
 
 use std::net::IpAddr;

@@ -103,7 +103,7 @@ pub fn error(error: &Error) -> CniError {
             "Delete pods, or widen rangeStart-rangeEnd in the CNI config (and the IPPool, if it is too small).".into(),
         ),
         Error::Damaged { .. } => (code::INTERNAL, "Run `kube-ipam check`: it says what contradicts what. Move the pods of that block away, then delete it, or restore it from a backup.".into()),
-        Error::Superseded(_) | Error::Cancelled | Error::NotAhead(_) | Error::Late(_) => {
+        Error::Superseded(_) | Error::Cancelled | Error::NotAhead(_) | Error::Ahead(_) | Error::Late(_) => {
             (code::TRY_AGAIN, "Nothing was kept; this is tried again by itself.".into())
         }
     };
