@@ -46,6 +46,7 @@ impl Agent {
             .arg(&state)
             .arg("--cni-conf-dir")
             .arg(&networks)
+            .envs(kube_ipam::agent::ALLOCATOR)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

@@ -28,8 +28,6 @@ const HANDOFFS: usize = 30;
 const FIRST_COUNTED: usize = 1_000_000;
 /// Time for what an agent does after its answer.
 const AFTERWARDS: Duration = Duration::from_millis(200);
-/// Rest before a call that is timed: what ways do after their answers is over by then.
-const REST: Duration = Duration::from_millis(30);
 /// For so long nobody asks anything of the agents.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -71,10 +69,8 @@ pub(super) async fn measure(
                 }
                 Some(seat) => one_of_each(seat, &mut sheet).await?,
                 None => {
-                    tokio::time::sleep(REST).await;
                     let (recorded, time) = floor.add().await?;
                     sheet.note(FLOOR, "ADD random", time);
-                    tokio::time::sleep(REST).await;
                     sheet.note(FLOOR, "DEL random", floor.del(recorded).await?);
                 }
             }
@@ -151,7 +147,6 @@ async fn one_of_each(seat: &Seat<'_>, sheet: &mut Timesheet) -> Result<()> {
 
 async fn add_and_del(seat: &Seat<'_>, kind: &str, sandbox: &Attachment, sheet: &mut Timesheet) -> Result<()> {
     for verb in ["ADD", "DEL"] {
-        tokio::time::sleep(REST).await;
         sheet.note(seat.way.name, &format!("{verb} {kind}"), seat.call(verb, sandbox).await?);
     }
     Ok(())
