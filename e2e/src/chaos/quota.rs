@@ -8,6 +8,7 @@ use etcd_client::{AlarmAction, AlarmOptions, AlarmType, CompactionOptions, Delet
 use tokio::time::{Instant, sleep};
 
 use super::members::{MEMBERS, Members};
+use super::runtime::NO_ROOM;
 
 /// How large a member's database may get: several times what a run writes, so that only ballast exceeds it.
 pub(super) const QUOTA: usize = 48 << 20;
@@ -41,7 +42,7 @@ impl Members {
         let mut client = self.client(&ALL, ANSWER_LIMIT).await?;
         for piece in 0.. {
             let Err(error) = client.put(format!("{BALLAST}{piece}"), vec![0; LARGE], None).await else { continue };
-            if is_for_want_of_room(&error) {
+            if says(&error, NO_ROOM) {
                 break;
             }
             ensure!(Instant::now() < until, "etcd's quota is not exceeded: {error}");
@@ -64,10 +65,12 @@ impl Members {
         let mut client = self.client(&ALL, ANSWER_LIMIT).await?;
         let deleted = client.delete(BALLAST, Some(DeleteOptions::new().with_prefix())).await?;
         let revision = deleted.header().context("an answer has a header")?.revision();
-        match client.compact(revision, Some(CompactionOptions::new().with_physical())).await {
-            // By an earlier attempt.
-            Err(Error::GRpcStatus(status)) if status.message().contains("has been compacted") => {}
-            compacted => drop(compacted?),
+        let compacted = client.compact(revision, Some(CompactionOptions::new().with_physical())).await;
+        // It may have been done by an earlier attempt.
+        if let Err(error) = compacted
+            && !says(&error, "has been compacted")
+        {
+            return Err(error.into());
         }
         for member in ALL {
             self.client(&[member], ANSWER_LIMIT).await?.defragment().await?;
@@ -82,6 +85,6 @@ impl Members {
     }
 }
 
-fn is_for_want_of_room(error: &Error) -> bool {
-    matches!(error, Error::GRpcStatus(status) if status.message().contains("database space exceeded"))
+fn says(error: &Error, words: &str) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains(words))
 }

@@ -30,7 +30,7 @@ const DEL_LIMIT: Duration = Duration::from_secs(240);
 /// One failed ADD in so many is cleaned up later, while the pod has its next sandbox already.
 const LATE_DEL: u32 = 4;
 /// What etcd says, itself or through the API server, when it has more than its quota allows.
-const NO_ROOM: &str = "database space exceeded";
+pub(super) const NO_ROOM: &str = "database space exceeded";
 /// After one DEL in so many another comes, when nothing is there any more.
 const REPEATED_DEL: u32 = 5;
 
