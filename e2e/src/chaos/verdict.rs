@@ -1,8 +1,8 @@
 //! What is left when all pods are gone, by three judges: the records themselves, `kube-ipam check`, and `calicoctl`.
 //!
-//! Allocations and handles have a minute to go. A half-done affinity holds no address; what was killed while it took an
-//! empty block over leaves one, and the collector removes it: that needs a leader, whose Lease may have to run out, and
-//! two sightings.
+//! Allocations have a minute to go. A half-done affinity, and a handle that no allocation bears, hold no address: what was
+//! killed while it took an empty block over leaves the one, a write that took effect after its DEL the other, and the
+//! collector removes them. That needs a leader, whose Lease may have to run out, and two sightings.
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,12 +35,14 @@ pub(super) struct Verdict {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     text: String,
-    /// Whether it is half-done affinities only.
-    only_affinities: bool,
+    /// Whether all of it is of the classes that the collector may take its time for.
+    is_patient: bool,
 }
 
-/// How much longer than anything else half-done affinities may stay.
-const AFFINITIES: Duration = Duration::from_secs(120);
+/// How much longer than an allocation something may stay that holds no address.
+const COLLECTOR: Duration = Duration::from_secs(120);
+/// Classes of violations that hold no address, if there is no allocation.
+const WITHOUT_ADDRESS: [&str; 2] = ["half-done-affinity", "handle-count"];
 
 /// Gives the cluster so much time until nothing is left, and looks.
 pub(super) async fn verdict(runtime: &Runtime, limit: Duration, calico_bin: Option<&Path>) -> Result<Verdict> {
@@ -48,11 +50,13 @@ pub(super) async fn verdict(runtime: &Runtime, limit: Duration, calico_bin: Opti
     let mut verdict = Verdict::default();
     let mut said = String::new();
     loop {
-        verdict.left = left(ground).await.unwrap_or_else(|error| vec![format!("could not be read: {error:#}")]);
+        let (allocations, handles) =
+            left(ground).await.unwrap_or_else(|error| (vec![format!("could not be read: {error:#}")], Vec::new()));
+        let holds_address = !allocations.is_empty();
+        verdict.left = [allocations, handles].concat();
         verdict.check = check(ground).await?;
         verdict.after = started.elapsed();
-        let patience =
-            if verdict.left.is_empty() && verdict.check.only_affinities { AFFINITIES } else { Duration::ZERO };
+        let patience = if !holds_address && verdict.check.is_patient { COLLECTOR } else { Duration::ZERO };
         if verdict.wrongs().is_empty() || verdict.after > limit + patience {
             break;
         }
@@ -69,12 +73,13 @@ pub(super) async fn verdict(runtime: &Runtime, limit: Duration, calico_bin: Opti
     Ok(verdict)
 }
 
-async fn left(ground: &Ground) -> Result<Vec<String>> {
+/// Allocations, and handles.
+async fn left(ground: &Ground) -> Result<(Vec<String>, Vec<String>)> {
     let blocks = Api::<IPAMBlock>::all(ground.client.clone()).list(&ListParams::default()).await?.items;
     let handles = Api::<IPAMHandle>::all(ground.client.clone()).list(&ListParams::default()).await?.items;
     let allocations = recorded(&blocks).into_iter().map(|(address, pod)| format!("{address} of pod {pod}"));
     let handles = handles.iter().map(|handle| format!("handle {}", handle.name_any()));
-    Ok(allocations.chain(handles).collect())
+    Ok((allocations.collect(), handles.collect()))
 }
 
 /// Every record against the invariants, claims and ranges included.
@@ -88,13 +93,14 @@ async fn check(ground: &Ground) -> Result<Found> {
     }
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    Ok(Found { only_affinities: is_affinities_only(&report), text })
+    Ok(Found { is_patient: is_without_address(&report), text })
 }
 
-fn is_affinities_only(report: &Value) -> bool {
+fn is_without_address(report: &Value) -> bool {
     let violations = report["violations"].as_array().filter(|violations| !violations.is_empty());
     let read = report["unread"].as_array().is_some_and(Vec::is_empty);
-    read && violations.is_some_and(|violations| violations.iter().all(|v| v["class"] == "half-done-affinity"))
+    let patient = |violation: &Value| WITHOUT_ADDRESS.iter().any(|class| violation["class"] == *class);
+    read && violations.is_some_and(|violations| violations.iter().all(patient))
 }
 
 async fn calicoctl(ground: &Ground, directory: &Path) -> Result<String> {
@@ -134,17 +140,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_half_done_affinities_may_take_longer() {
+    fn only_what_holds_no_address_may_take_longer() {
         let report = |classes: &[&str], unread: &[&str]| {
             let violations: Vec<Value> = classes.iter().map(|class| json!({"class": class})).collect();
             json!({"violations": violations, "unread": unread})
         };
-        assert!(is_affinities_only(&report(&["half-done-affinity", "half-done-affinity"], &[])));
+        assert!(is_without_address(&report(&["half-done-affinity", "handle-count"], &[])));
         for other in
             [report(&[], &[]), report(&["half-done-affinity", "leak"], &[]), report(&["half-done-affinity"], &["pods"])]
         {
-            assert!(!is_affinities_only(&other), "{other}");
+            assert!(!is_without_address(&other), "{other}");
         }
-        assert!(!is_affinities_only(&Value::Null));
+        assert!(!is_without_address(&Value::Null));
     }
 }
