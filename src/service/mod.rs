@@ -35,8 +35,9 @@ pub struct Call<'a> {
     pub gone: &'a (dyn Fn() -> bool + Sync),
     /// For an ADD: what is on record for the pod already, taken ahead of any container.
     pub taken: Option<&'a [Assigned]>,
-    /// For a DEL: whether something may be on record for the pod itself that nobody on this node knows of. Then the
-    /// caller looks for it after the answer, by [`Call::release_pods_own`]: hardly ever there is any.
+    /// For a DEL: whether something may be on record for the pod itself that nobody on this node knows of. If the
+    /// container had an address of its own, the caller looks for that after the answer, by [`Call::release_pods_own`]:
+    /// hardly ever there is any.
     pub pods_own_later: bool,
 }
 
@@ -123,9 +124,14 @@ impl Call<'_> {
         if let (Some(uid), true) = (uid, last_sandbox) {
             self.state.mark_given_back(uid);
         }
-        // What a sandbox has taken on is its address, to be given back before the answer.
-        let later = self.pods_own_later && noted.is_none();
-        driver.del(&Attachment { last_sandbox: last_sandbox && !later, ..attachment }).await?;
+        // What a sandbox has taken on is its address, to be given back before the answer. So it is if it had no other,
+        // and only the note is lost.
+        let mut later = self.pods_own_later && noted.is_none();
+        let freed = driver.del(&Attachment { last_sandbox: last_sandbox && !later, ..attachment }).await?;
+        if later && freed.is_empty() {
+            driver.release_pods_own(&attachment).await?;
+            later = false;
+        }
         if let (Some(uid), true) = (uid, last_sandbox) {
             self.state.drop_note(uid);
         }
