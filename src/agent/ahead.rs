@@ -79,12 +79,6 @@ impl Ahead {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
-    /// Whether a pod's address is on record by our doing, or is being put there.
-    pub(super) fn may_have(&self, uid: &str) -> bool {
-        let Some(stage) = self.known(uid) else { return false };
-        stage.try_lock().map_or(true, |stage| matches!(*stage, Stage::Taken(..)))
-    }
-
     /// After a DEL: a pod's address that no sandbox has any more is not to be answered from memory.
     pub(super) fn forget_if_released(&self, uid: &str, state: &State) {
         let stage = self.known(uid);

@@ -1,7 +1,6 @@
 //! A request to its reply.
 
 use std::ffi::OsString;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::metrics::{self, Decline};
@@ -12,7 +11,6 @@ use crate::protocol::{Reply, Request};
 use crate::service::{Call, Served, node_name_for};
 
 /// A request, read.
-#[derive(Clone)]
 struct Parsed {
     invocation: Invocation,
     net: NetConf,
@@ -32,7 +30,7 @@ impl Parsed {
 
 impl Agent {
     /// Serves a request to its end. `gone` tells whether the plugin is still there.
-    pub(super) async fn answer(self: &Arc<Self>, request: &Request, gone: &AtomicBool) -> Reply {
+    pub(super) async fn answer(&self, request: &Request, gone: &AtomicBool) -> Reply {
         let started = std::time::Instant::now();
         let parsed = match Parsed::of(request) {
             Ok(parsed) => parsed,
@@ -62,46 +60,24 @@ impl Agent {
         }
     }
 
-    async fn call(self: &Arc<Self>, parsed: &Parsed, gone: &AtomicBool) -> Result<Served, CniError> {
+    async fn call(&self, parsed: &Parsed, gone: &AtomicBool) -> Result<Served, CniError> {
         let Parsed { invocation, net } = parsed;
         let driver = self.driver_for(net);
         let gone = || gone.load(Ordering::Relaxed);
-        let call = self.call_of(parsed, &gone);
+        let call = Call { invocation, net, node: &self.options.node, state: &self.state, gone: &gone, taken: None };
         match (invocation.verb, invocation.args.pod_uid.as_deref()) {
             (Verb::Add, Some(uid)) => self.add(call, uid, &driver).await,
             (Verb::Del, Some(uid)) => {
-                let call = Call { pods_own_later: !self.ahead.may_have(uid), ..call };
                 let answer = call.run(&driver).await;
                 self.ahead.forget_if_released(uid, &self.state);
-                if answer.as_ref().is_ok_and(|served| served.pods_own_left) {
-                    self.clone().release_pods_own(parsed.clone());
-                }
                 answer
             }
             _ => call.run(&driver).await,
         }
     }
 
-    fn call_of<'a>(&'a self, parsed: &'a Parsed, gone: &'a (dyn Fn() -> bool + Sync)) -> Call<'a> {
-        let Parsed { invocation, net } = parsed;
-        let (node, state) = (&self.options.node, &self.state);
-        Call { invocation, net, node, state, gone, taken: None, pods_own_later: false }
-    }
-
-    /// After the answer of a DEL: what an earlier agent may have put on record for the pod.
-    fn release_pods_own(self: Arc<Self>, parsed: Parsed) {
-        let tasks = self.tasks.clone();
-        tasks.spawn(async move {
-            let driver = self.driver_for(&parsed.net);
-            if let Err(error) = self.call_of(&parsed, &|| false).release_pods_own(&driver).await {
-                let pod = parsed.invocation.args.pod_name.as_deref();
-                tracing::info!(pod, %error, "what may be on record for the pod itself is left to the collector");
-            }
-        });
-    }
-
     /// An ADD whose plugin is gone has nobody to keep the address for.
-    pub(super) async fn take_back(self: &Arc<Self>, request: &Request) {
+    pub(super) async fn take_back(&self, request: &Request) {
         let Ok(mut parsed) = Parsed::of(request) else { return };
         if parsed.invocation.verb != Verb::Add {
             return;

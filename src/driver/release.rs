@@ -74,6 +74,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// A store failed: the runtime must try again, and what was done already will not be done twice.
     pub async fn del(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
         let (handle, deadline) = (attachment.handle(), attachment.deadline);
+        let held = attachment.held();
         let own = attachment.held_itself();
         let containers = async {
             let released = self.release_handle(&handle, &attachment.whose(), Some(&own), deadline).await?;
@@ -86,32 +87,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.gate.forget(&handle);
             Ok(released.unwrap_or_default())
         };
-        let of_pod = async {
-            match attachment.last_sandbox {
-                true => self.release_pods_own(attachment).await,
-                false => Ok(Vec::new()),
-            }
+        let pods = async {
+            let Some(pod) = attachment.pod.filter(|_| attachment.last_sandbox && !attachment.is_ahead()) else {
+                return Ok(Vec::new());
+            };
+            let uid = pod.uid.map(str::to_owned);
+            let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
+            Ok(self.release_handle(&pod.handle(), &whose, Some(&held), deadline).await?.unwrap_or_default())
         };
         // Both to their end: what one has released is not undone by the other's failure.
-        let (mut freed, of_pod) = match futures::future::join(containers, of_pod).await {
+        let (mut freed, of_pod) = match futures::future::join(containers, pods).await {
             (Ok(freed), Ok(of_pod)) => (freed, of_pod),
             (Err(error), _) | (_, Err(error)) => return Err(error),
         };
         freed.extend(of_pod);
         Ok(freed)
-    }
-
-    /// The part of a DEL that releases what was put on record for the container's pod ahead of its containers.
-    ///
-    /// # Errors
-    /// As [`Driver::del`].
-    pub async fn release_pods_own(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
-        let Some(pod) = attachment.pod.filter(|_| !attachment.is_ahead()) else { return Ok(Vec::new()) };
-        let uid = pod.uid.map(str::to_owned);
-        let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
-        let released =
-            self.release_handle(&pod.handle(), &whose, Some(&attachment.held()), attachment.deadline).await?;
-        Ok(released.unwrap_or_default())
     }
 
     /// Releases what bears `handle`, as far as it is `whose`, and the claims that `held` names; `None` if there

@@ -55,7 +55,7 @@ async fn dispatch(invocation: &Invocation, net: &NetConf) -> Result<Served, CniE
     let state = Arc::new(State::open(&net.ipam.state_dir));
     let driver = driver(net).await.map_err(fault)?.gated(state.clone());
     let gone = || TERMINATED.load(Ordering::Relaxed);
-    Call { invocation, net, node: &node, state: &state, gone: &gone, taken: None, pods_own_later: false }.run(&driver).await
+    Call { invocation, net, node: &node, state: &state, gone: &gone, taken: None }.run(&driver).await
 }
 
 async fn driver(net: &NetConf) -> Result<Driver<KubeStore, LazyLedger>, CniError> {

@@ -35,10 +35,6 @@ pub struct Call<'a> {
     pub gone: &'a (dyn Fn() -> bool + Sync),
     /// For an ADD: what is on record for the pod already, taken ahead of any container.
     pub taken: Option<&'a [Assigned]>,
-    /// For a DEL: whether something may be on record for the pod itself that nobody on this node knows of. If the
-    /// container had an address of its own, the caller looks for that after the answer, by [`Call::release_pods_own`]:
-    /// hardly ever there is any.
-    pub pods_own_later: bool,
 }
 
 impl Call<'_> {
@@ -54,19 +50,18 @@ impl Call<'_> {
                 let _turn = marks.begin_add().await;
                 let given = self.add(driver, &cancelled).await?;
                 let output = answer::ok(self.net, &given.addresses)?.render(&self.net.cni_version);
-                Ok(Served { output: Some(output), given: Some(given), ..Served::default() })
+                Ok(Served { output: Some(output), given: Some(given) })
             }
             Verb::Del => {
                 let _turn = marks.begin_del().await;
-                let pods_own_left = self.del(driver).await?;
-                Ok(Served { pods_own_left, ..Served::default() })
+                self.del(driver).await.map(|()| Served::default())
             }
             Verb::Check => check(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
             Verb::Gc => gc(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
             Verb::Status => {
                 driver.status(self.net).await.map(|()| Served::default()).map_err(|e| answer::unavailable(&e))
             }
-            Verb::Version => Ok(Served { output: Some(version_answer()), ..Served::default() }),
+            Verb::Version => Ok(Served { output: Some(version_answer()), given: None }),
         }
     }
 
@@ -108,8 +103,7 @@ impl Call<'_> {
         }
     }
 
-    /// Whether the pod's own is left to [`Call::release_pods_own`].
-    async fn del<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<bool, CniError> {
+    async fn del<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<(), CniError> {
         let attachment = self.attachment(&|| false)?;
         let uid = attachment.pod.and_then(|p| p.uid);
         // A later sandbox of the pod takes its address on between two DELs, never within one.
@@ -124,29 +118,10 @@ impl Call<'_> {
         if let (Some(uid), true) = (uid, last_sandbox) {
             self.state.mark_given_back(uid);
         }
-        // What a sandbox has taken on is its address, to be given back before the answer. So it is if it had no other,
-        // and only the note is lost.
-        let mut later = self.pods_own_later && noted.is_none();
-        let freed = driver.del(&Attachment { last_sandbox: last_sandbox && !later, ..attachment }).await?;
-        if later && freed.is_empty() {
-            driver.release_pods_own(&attachment).await?;
-            later = false;
-        }
+        driver.del(&Attachment { last_sandbox, ..attachment }).await?;
         if let (Some(uid), true) = (uid, last_sandbox) {
             self.state.drop_note(uid);
         }
-        Ok(later)
-    }
-
-    /// What [`Call::pods_own_later`] has left of a DEL.
-    ///
-    /// # Errors
-    /// As for the DEL, but nobody waits for it: the collector does it then.
-    pub async fn release_pods_own<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<(), CniError> {
-        let attachment = self.attachment(&|| false)?;
-        let Some(pod) = attachment.pod.and_then(|p| p.uid).map(|uid| self.state.pod(uid)) else { return Ok(()) };
-        let _turn = pod.turn().await;
-        driver.release_pods_own(&attachment).await?;
         Ok(())
     }
 

@@ -11,8 +11,6 @@ pub struct Served {
     pub output: Option<Value>,
     /// What an ADD gave.
     pub given: Option<Given>,
-    /// Whether a DEL has left a part of its work to be done after the answer.
-    pub pods_own_left: bool,
 }
 
 /// The addresses of an ADD.

@@ -121,7 +121,6 @@ impl Node {
             state: &self.state,
             gone: &|| false,
             taken: None,
-            pods_own_later: false,
         };
         match by {
             By::Agent => call.run(&self.agent).await,
