@@ -31,6 +31,8 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 const ANSWER_LIMIT: usize = 256 << 20;
 /// Objects in one answer of a list.
 const PAGE: u32 = 500;
+/// How an API server passes on that its etcd's quota is used up: then nothing was written.
+const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 /// Wait after a 429 that names none.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -170,6 +172,7 @@ impl KubeStore {
             429 => Failure::Busy(retry_after.unwrap_or(DEFAULT_RETRY_AFTER)),
             401 | 403 => Failure::Denied(format!("{message} ({})", self.credentials)),
             code if code < 500 => Failure::Refused(message),
+            500 if message.contains(NO_SPACE) => Failure::Full(message),
             _ => Failure::Unknown(format!("HTTP {status}: {message}")),
         })
     }
@@ -390,4 +393,42 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 fn matching(params: ListParams, selector: &str) -> ListParams {
     if selector.is_empty() { params } else { params.labels(selector) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answering(status: u16, body: &'static str) -> KubeStore {
+        let service = tower::service_fn(move |_: http::Request<Body>| async move {
+            http::Response::builder().status(status).body(Body::from(body.as_bytes().to_vec()))
+        });
+        KubeStore::new(Client::new(service, "default"))
+    }
+
+    /// As an API server passes it on: by the etcd client's words alone.
+    #[tokio::test]
+    async fn an_etcd_without_room_has_written_nothing() {
+        let status =
+            r#"{"kind":"Status","status":"Failure","message":"etcdserver: mvcc: database space exceeded","code":500}"#;
+        let error = answering(500, status).get::<IPAMBlock>(None, "b").await.unwrap_err();
+        assert!(matches!(error.failure, Failure::Full(_)), "{error}");
+        let another = answering(500, r#"{"message":"etcdserver: request timed out"}"#);
+        let error = another.get::<IPAMBlock>(None, "b").await.unwrap_err();
+        assert!(matches!(error.failure, Failure::Unknown(_)), "{error}");
+    }
+
+    #[test]
+    fn a_block_is_written_without_a_record_of_who_set_which_field() {
+        let mut block: IPAMBlock = calico::IPAMBlockSpec::new(
+            "10.0.0.0/26".parse().unwrap(),
+            &calico::Affinity::host("n1"),
+            jiff::Timestamp::UNIX_EPOCH,
+        )
+        .object();
+        block.meta_mut().managed_fields =
+            Some(vec![ManagedFieldsEntry { manager: Some("x".into()), ..Default::default() }]);
+        let written = serde_json::to_value(&*untracked(&block)).unwrap();
+        assert_eq!(written["metadata"]["managedFields"], serde_json::json!([{}]));
+    }
 }
