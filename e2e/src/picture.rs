@@ -30,9 +30,9 @@ pub const WIDTH: u32 = 900;
 /// Height of one panel.
 pub const HEIGHT: u32 = 240;
 /// Room for the numbers at the left of a chart, and for their unit.
-pub const LEFT: u32 = 64;
+const LEFT: u32 = 64;
 /// Left of that: letters that stand upright reach beyond it.
-pub const EDGE: u32 = 8;
+const EDGE: u32 = 8;
 const HEAD: i32 = 28;
 /// Of a letter of the legend, generously: browsers choose the font.
 const LETTER: i32 = 7;
@@ -70,6 +70,13 @@ pub fn headed<'a>(panel: &Panel<'a>, caption: &str, legend: &[(&str, RGBColor)])
         x += width(name);
     }
     Ok(chart)
+}
+
+/// A chart on what [`headed`] left of a panel: as wide as those of all panels, with so much room for what stands under it.
+pub fn chart<'a, 'b>(below: &'a Panel<'b>, under: u32) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut chart = ChartBuilder::on(below);
+    chart.margin_left(EDGE).margin_right(16).margin_top(4).x_label_area_size(under).y_label_area_size(LEFT);
+    chart
 }
 
 /// Where a logarithmic scale begins and ends that shows these: with room below the least, and for a number above the

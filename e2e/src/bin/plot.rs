@@ -53,13 +53,8 @@ fn draw(panel: &Panel<'_>, operation: &str, caption: &str, sections: &[Value]) -
     // A group of bars, and as much space as one bar takes.
     let width = legend.len() as f64 + 1.0;
     let below = picture::headed(panel, caption, &legend)?;
-    let mut chart = ChartBuilder::on(&below)
-        .margin_left(picture::EDGE)
-        .margin_right(16)
-        .margin_top(4)
-        .x_label_area_size(28)
-        .y_label_area_size(picture::LEFT)
-        .build_cartesian_2d(0.0..width * sections.len() as f64, (least..most).log_scale())?;
+    let mut chart =
+        picture::chart(&below, 28).build_cartesian_2d(0.0..width * sections.len() as f64, (least..most).log_scale())?;
     chart
         .configure_mesh()
         .disable_x_mesh()

@@ -77,13 +77,8 @@ where
     let legend: Vec<(&str, RGBColor)> = lines.iter().map(|line| (line.name.as_str(), line.colour)).collect();
     // One line is named by the caption.
     let below = picture::headed(panel, caption, if lines.len() > 1 { &legend } else { &[] })?;
-    let mut chart = ChartBuilder::on(&below)
-        .margin_left(picture::EDGE)
-        .margin_right(16)
-        .margin_top(4)
-        .x_label_area_size(40)
-        .y_label_area_size(picture::LEFT)
-        .build_cartesian_2d(RangedCoordf64::from(-0.5..names.len() as f64 - 0.5), scale)?;
+    let mut chart =
+        picture::chart(&below, 40).build_cartesian_2d(RangedCoordf64::from(-0.5..names.len() as f64 - 0.5), scale)?;
     let name = |at: &f64| {
         let whole = at.fract().abs() < 1e-6 && *at >= 0.0;
         whole.then(|| names.get(*at as usize)).flatten().map_or(String::new(), |name| (*name).to_owned())
