@@ -57,6 +57,8 @@ struct Placement {
     cidr: IpNetwork,
     block: Known<IPAMBlock>,
     which: Which,
+    /// Whether the container has it already, and it is to be written anew.
+    renews: bool,
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
@@ -259,6 +261,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 self.set_handle(attachment, &counts, deadline).await?;
             } else if let Some(found) = self.create_handle(attachment, &counts, deadline).await? {
                 if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
+                    self.renew(attachment, snapshot, &earlier, done, &reservations).await?;
                     return Ok(earlier);
                 }
                 if attachment.is_ahead() {
@@ -307,12 +310,18 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                         if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
                     let block = self.block_for(attachment, held.cidr, read).await?;
                     let generation = Some(held.claim.value.generation);
-                    Placement { family, cidr: held.cidr, block, which: Which::Exactly(held.address, generation) }
+                    Placement {
+                        family,
+                        cidr: held.cidr,
+                        block,
+                        which: Which::Exactly(held.address, generation),
+                        renews: false,
+                    }
                 }
                 Want::Explicit(address) => {
                     let cidr = workload_block(snapshot, *address)?;
                     let block = self.block_for(attachment, cidr, self.read_block(cidr).await?).await?;
-                    Placement { family, cidr, block, which: Which::Exactly(*address, None) }
+                    Placement { family, cidr, block, which: Which::Exactly(*address, None), renews: false }
                 }
                 Want::Random(requested) => {
                     let node = round.node.as_ref();
@@ -321,7 +330,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     let cidr = block.spec.cidr;
                     // A cache is asked again when it is written: a hundred ADDs need not each keep a block until then.
                     let block = if self.objects.is_cache() { Known::Unread } else { Known::Present(block) };
-                    Placement { family, cidr, block, which: Which::Any { own } }
+                    Placement { family, cidr, block, which: Which::Any { own }, renews: false }
                 }
             });
         }
@@ -398,6 +407,26 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(None)
     }
 
+    /// Writes what an earlier ADD of this container recorded of fixed addresses once more, under the claims as they stand.
+    /// As it was it may just be judged by a claim that was another's until this call: the collector takes that for what
+    /// is left of an ADD that was refused.
+    async fn renew(
+        &self,
+        attachment: &Attachment<'_>,
+        snapshot: &Snapshot,
+        earlier: &[(Family, IpAddr, IpNetwork)],
+        done: &Done,
+        reservations: &Reservations,
+    ) -> Result<(), Error> {
+        for (family, address, cidr) in earlier.iter().copied().filter(|_| !attachment.is_ahead()) {
+            let Some(held) = done.claims.iter().find(|held| held.address == address) else { continue };
+            let which = Which::Exactly(address, Some(held.claim.value.generation));
+            let placement = Placement { family, cidr, block: Known::Unread, which, renews: true };
+            self.write(attachment, snapshot, placement, reservations).await?;
+        }
+        Ok(())
+    }
+
     /// Writes one entry into its block; no address if it filled up meanwhile.
     async fn write(
         &self,
@@ -406,10 +435,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         placement: Placement,
         reservations: &Reservations,
     ) -> Result<(Family, IpNetwork, Option<IpAddr>), Error> {
-        let Placement { family, cidr, block, which } = placement;
+        let Placement { family, cidr, block, which, renews } = placement;
         let edit = Edit::Assign(Box::new(Assign {
             which,
             allocation: self.allocation(attachment, which),
+            renews,
             ours: host(attachment.node),
             strict: snapshot.config.strict_affinity,
             cooldown: snapshot.config.cooldown_seconds(),

@@ -275,6 +275,7 @@ mod tests {
         let edit = Edit::Assign(Box::new(Assign {
             which: Which::Exactly(address, None),
             allocation: allocation(),
+            renews: false,
             ours: Affinity::host("n1"),
             strict: false,
             cooldown: 0,

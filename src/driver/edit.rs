@@ -32,6 +32,8 @@ pub struct Assign {
     pub strict: bool,
     /// `ipCooldownSeconds`.
     pub cooldown: i64,
+    /// Whether an entry that the container has already is written anew.
+    pub renews: bool,
     /// The configured ranges of the family, if there are any.
     pub ranges: Option<RangeSet>,
     /// What automatic assignment leaves alone.
@@ -139,7 +141,7 @@ impl Edit {
 impl Assign {
     fn apply(&self, block: &mut IPAMBlockSpec) -> (bool, Result<Outcome, Error>) {
         if let Some(address) = self.recorded_in(block) {
-            return (false, Ok(Outcome::Assigned { address, displaced: None }));
+            return self.keep(block, address);
         }
         let strict = self.strict.then_some(&self.ours);
         match self.which {
@@ -163,6 +165,18 @@ impl Assign {
                 }
             }
         }
+    }
+
+    fn keep(&self, block: &mut IPAMBlockSpec, address: IpAddr) -> (bool, Result<Outcome, Error>) {
+        if self.renews {
+            let mut renewed = block.clone();
+            renewed.vacate(address);
+            if let Err(error) = renewed.assign(address, &self.allocation, None) {
+                return (false, Err(refused(error, block.cidr)));
+            }
+            *block = renewed;
+        }
+        (self.renews, Ok(Outcome::Assigned { address, displaced: None }))
     }
 
     fn permits(&self, address: IpAddr) -> bool {

@@ -169,6 +169,7 @@ impl Records {
         let mut edit = Edit::Assign(Box::new(Assign {
             which,
             allocation,
+            renews: false,
             ours: Affinity::Host(node),
             strict: false,
             cooldown: 0,

@@ -1,5 +1,5 @@
-//! Allocations of this network whose pod does not use them any more, by the rules of Calico's own collector:
-//! all addresses of a handle, or none.
+//! Allocations of this network that nobody uses: those whose pod does not use them any more, by the rules of Calico's
+//! own collector, and fixed ones whose claim is not their container's. All addresses of a handle, or none.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -8,6 +8,7 @@ use calico::{Expect, handle_name};
 use ipnetwork::IpNetwork;
 
 use super::{Allocation, Finding, Needs, Scene, Task};
+use crate::claim::NodeState;
 use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
 
@@ -20,7 +21,7 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let ours = |used: &Used<'_>| used.party.pod().is_some() && used.party.is_of_network(&scene.rules.network);
     let used = census.blocks.all(&census.pods).filter(ours);
     let group = |used: &Used<'_>| Some((used.party.handle?.to_owned(), used.party.uid.map(str::to_owned)));
-    let stale = used.filter(|used| census.staleness(used).is_some());
+    let stale = used.filter(|used| census.staleness(used).is_some() || disowned(scene, used).is_some());
     let groups: BTreeSet<Group> = stale.filter_map(|used| group(&used)).collect();
     let members = |group: Group| {
         let bearers = census.blocks.under(handle_name(&group.0), &census.pods).filter(ours);
@@ -36,13 +37,15 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
 
 fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTreeSet<IpAddr>) -> Option<Finding> {
     let uid = uid.as_deref();
+    // A container that was refused one address has none.
+    let disowned = uses.iter().find_map(|used| disowned(scene, used));
     let mut reason = None;
     for used in uses {
         // An address that a live pod has is never freed, whatever the block says of it.
         if live.contains(&used.address) || is_left_to_claim(scene, used) {
             return None;
         }
-        reason = Some(scene.census.staleness(used)?);
+        reason = Some(scene.census.staleness(used).or_else(|| disowned.clone())?);
     }
     let (reason, first) = (reason?, uses.first()?);
     let (namespace, name) = first.party.pod()?;
@@ -90,4 +93,28 @@ fn is_left_to_claim(scene: &Scene<'_>, used: &Used<'_>) -> bool {
     }
     let holder = scene.census.claim(used.address).and_then(|claim| claim.holder.as_ref());
     holder.is_some_and(|holder| used.party.is_holders(&scene.rules.network, holder))
+}
+
+/// Why a fixed address is not its container's, though the container's pod is there: its claim is not. An ADD that
+/// finds it so at its last look takes back what it wrote, unless it dies of that; and no DEL comes for a container
+/// whose DEL was before it.
+///
+/// The claims may have been lost, so a pod that may run keeps what it has: on a node that is Ready, one without any
+/// address has no sandbox. An ADD that is called again for the container writes the entry anew, see
+/// [`Driver::add`](crate::driver::Driver::add), which makes it another allocation.
+fn disowned(scene: &Scene<'_>, used: &Used<'_>) -> Option<String> {
+    let party = &used.party;
+    let (namespace, name) = party.pod()?;
+    let starting = scene.census.pods.get(namespace, name).is_some_and(|pod| pod.addresses.is_empty());
+    // What was made ahead of containers is the pod's, not a container's.
+    if !party.fixed || party.uid.is_some() || !starting || scene.node(party.node?) != NodeState::Ready {
+        return None;
+    }
+    scene.census.claims.as_ref()?;
+    let of = match scene.census.claim(used.address) {
+        Some(claim) if claim.moved.is_some() || is_left_to_claim(scene, used) => return None,
+        Some(claim) => claim.holder.as_ref().map_or_else(|| "nobody".to_owned(), |holder| holder.to_string()),
+        None => "nobody".to_owned(),
+    };
+    Some(format!("its claim is held by {of}, and pod {namespace}/{name} has no address"))
 }
