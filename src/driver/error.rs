@@ -88,8 +88,8 @@ pub enum Error {
         /// What is wrong with it.
         reason: Corrupt,
     },
-    /// Another pod took the claim over while this ADD was under way.
-    #[error("the claim on {0} passed to another pod while this address was being set up")]
+    /// The claim is another pod's, gone, or contested since this ADD has taken it.
+    #[error("the claim on {0} passed on, or came into doubt, while this address was being set up")]
     Superseded(IpAddr),
     /// DEL came for this container while ADD was under way.
     #[error("the runtime deleted this container while its address was being set up")]
