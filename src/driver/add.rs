@@ -422,7 +422,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let Some(held) = done.claims.iter().find(|held| held.address == address) else { continue };
             let which = Which::Exactly(address, Some(held.claim.value.generation));
             let placement = Placement { family, cidr, block: Known::Unread, which, renews: true };
-            self.write(attachment, snapshot, placement, reservations).await?;
+            if self.write(attachment, snapshot, placement, reservations).await?.2.is_none() {
+                return Err(Error::Late("the block of an earlier attempt's address went"));
+            }
         }
         Ok(())
     }
