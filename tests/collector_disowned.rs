@@ -12,8 +12,6 @@ use std::time::Duration;
 use calico::IPReservation;
 use common::ip;
 use common::town::{Town, driver, report};
-use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::Pod;
 use kube_ipam::claim::Claim;
 use kube_ipam::collector::Kind;
 use kube_ipam::store::faulty::{Call, Fault, Faults};
@@ -32,7 +30,7 @@ async fn leftover() -> Town {
     town.add("n1", "f", "c-dead").await.unwrap();
     claim(&town, |_| None).await;
     let reservation: IPReservation = town.world.list().await.remove(0);
-    town.world.objects.delete(&reservation).now_or_never().unwrap().unwrap();
+    town.world.objects.delete(&reservation).await.unwrap();
     town
 }
 
@@ -52,10 +50,6 @@ async fn claim_of_rival() -> Claim {
     elsewhere.claim(ADDRESS).await.unwrap()
 }
 
-fn pod(town: &Town) -> Pod {
-    town.world.objects.get(Some("default"), "f").now_or_never().unwrap().unwrap().unwrap()
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_a_dead_container_left_is_freed_and_its_pod_has_the_address() {
     let mut town = leftover().await;
@@ -65,7 +59,7 @@ async fn what_a_dead_container_left_is_freed_and_its_pod_has_the_address() {
     assert!(repairs[0].detail.contains("its claim is held by nobody, and pod default/f has no address"), "{repairs:?}");
     assert!(town.handle("k8s-pod-network.c-dead").await.is_none());
     town.assert_clean().await;
-    assert_eq!(town.run(pod(&town), "n1").await, ip(ADDRESS));
+    assert_eq!(town.run(town.pod("f"), "n1").await, ip(ADDRESS));
     town.stays_for(1200).await;
 }
 
@@ -85,7 +79,7 @@ async fn a_rival_that_has_the_claim_has_the_address_too() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_has_the_address_keeps_it_though_its_claim_is_lost() {
     let mut town = leftover().await;
-    report(&town.world, pod(&town), "n1", &[ip(ADDRESS)]);
+    report(&town.world, town.pod("f"), "n1", &[ip(ADDRESS)]);
     town.stays_for(GRACE + 300).await;
 }
 
@@ -158,7 +152,7 @@ async fn an_add_for_the_container_while_the_collector_repairs_is_not_undone() {
         assert_eq!(told.await.unwrap(), ip(ADDRESS), "at call {at}");
         assert!(town.claim(ADDRESS).await.unwrap().is_held_by("c-dead", "eth0"), "at call {at}");
         assert!(town.is_allocated(ip(ADDRESS)).await, "at call {at}, died before: {died_before}");
-        report(&town.world, pod(&town), "n1", &[ip(ADDRESS)]);
+        report(&town.world, town.pod("f"), "n1", &[ip(ADDRESS)]);
         town.rounds_for(300).await;
         town.assert_clean().await;
     }

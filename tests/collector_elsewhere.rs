@@ -12,9 +12,8 @@ use calico::IPReservation;
 use common::ip;
 use common::town::{Town, driver, report};
 use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::Pod;
 use kube_ipam::collector::Kind;
-use kube_ipam::store::{Ledger as _, Objects as _, Swap};
+use kube_ipam::store::{Ledger as _, Swap};
 
 /// What pod `f` runs with.
 const HAS: &str = "10.244.0.216";
@@ -37,15 +36,11 @@ async fn claim_first(town: &Town, container: &str) {
 async fn elsewhere() -> Town {
     let town = Town::new();
     town.run(town.world.fixed("f", "app", HAS), "n1").await;
-    let mut pod: Pod = town.world.objects.get(Some("default"), "f").await.unwrap().unwrap();
+    let mut pod = town.pod("f");
     pod.metadata.annotations = Some([("kube-ipam.ip".to_owned(), BOTH.to_owned())].into());
     town.world.objects.put(&pod);
     claim_first(&town, "c-dead").await;
     town
-}
-
-fn pod(town: &Town) -> Pod {
-    town.world.objects.get(Some("default"), "f").now_or_never().unwrap().unwrap().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,7 +66,7 @@ async fn a_claim_for_a_dead_container_of_a_pod_that_has_another_address_goes_bac
 #[tokio::test(start_paused = true)]
 async fn a_pod_without_an_address_keeps_what_is_claimed_for_it() {
     let mut town = elsewhere().await;
-    let mut pod = pod(&town);
+    let mut pod = town.pod("f");
     pod.status = None;
     town.world.objects.put(&pod);
     town.stays_for(1200).await;
@@ -80,7 +75,7 @@ async fn a_pod_without_an_address_keeps_what_is_claimed_for_it() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_keeps_what_its_status_says_whatever_else_it_has() {
     let mut town = elsewhere().await;
-    report(&town.world, pod(&town), "n1", &[ip(HAS), ip(FIRST)]);
+    report(&town.world, town.pod("f"), "n1", &[ip(HAS), ip(FIRST)]);
     town.stays_for(1200).await;
 }
 
@@ -145,7 +140,7 @@ async fn an_add_for_the_container_at_any_call_of_the_collector_has_the_address_f
         if given {
             // It is the pod's sandbox by now.
             town.del("n1", "f", "c-f").await;
-            report(&town.world, pod(&town), "n1", &[ip(FIRST)]);
+            report(&town.world, town.pod("f"), "n1", &[ip(FIRST)]);
         }
         town.assert_clean().await;
     }

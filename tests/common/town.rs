@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle};
+use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
@@ -171,6 +172,10 @@ impl Town {
 
     pub async fn owners(&self) -> Vec<(IpAddr, Owner)> {
         self.world.ledger.all().await.unwrap().into_iter().map(|c| (c.value.address, c.value.owner)).collect()
+    }
+
+    pub fn pod(&self, name: &str) -> Pod {
+        self.world.objects.get(Some("default"), name).now_or_never().unwrap().unwrap().unwrap()
     }
 
     pub async fn block_of(&self, address: IpAddr) -> IPAMBlock {
