@@ -385,7 +385,7 @@ async fn no_file_is_written_through_a_symlink() {
     }
     Gate::note(&node, "net.c", Trace::Claims);
     Gate::note(&node, "net.c", Trace::Block);
-    drop(node.container("net.c").begin_del().await);
+    drop(node.container("net.c", "eth0").begin_del().await);
     node.put_note("uid", &serde_json::from_value(json!({"containerId": "c", "interface": "eth0"})).unwrap());
     assert!(!outside.exists());
 }

@@ -133,6 +133,8 @@ pub(super) struct Metrics {
     cache_synced: Gauges<OfKind>,
     cache_objects: Gauges<OfKind>,
     cache_age: Seconds<OfKind>,
+    failed_releases: Counter,
+    pending_releases: Gauge,
     pending_handles: Gauge,
     under_way: Gauge,
     queued_events: Gauge,
@@ -171,6 +173,8 @@ impl Default for Metrics {
             cache_synced: Family::default(),
             cache_objects: Family::default(),
             cache_age: Family::default(),
+            failed_releases: Counter::default(),
+            pending_releases: Gauge::default(),
             pending_handles: Gauge::default(),
             under_way: Gauge::default(),
             queued_events: Gauge::default(),
@@ -230,6 +234,10 @@ impl Metrics {
             Unit::Seconds,
             self.cache_age.clone(),
         );
+        let failed = "Attempts to put a release on record that was answered already, in vain";
+        r.register("kube_ipam_failed_releases", failed, self.failed_releases.clone());
+        let pending = "Releases that were answered and are not on record yet";
+        r.register("kube_ipam_pending_releases", pending, self.pending_releases.clone());
         r.register("kube_ipam_pending_handles", "Handles still to be deleted", self.pending_handles.clone());
         r.register("kube_ipam_tasks", "Calls and other work under way", self.under_way.clone());
         r.register("kube_ipam_queued_events", "Events still to be sent", self.queued_events.clone());
@@ -280,6 +288,11 @@ impl Metrics {
     /// How many ADDs were answered that way.
     pub(super) fn adds(&self, how: How) -> u64 {
         self.adds.get_or_create(&OfHow { how: how.label() }).get()
+    }
+
+    /// A release that was answered already failed.
+    pub(super) fn not_released(&self) {
+        self.failed_releases.inc();
     }
 
     pub(super) fn declined(&self, why: Decline) {
@@ -383,6 +396,7 @@ impl Metrics {
                 self.cache_age.get_or_create(&kind).set(age);
             }
         }
+        self.pending_releases.set(number(status.queues.pending_releases));
         self.pending_handles.set(number(status.queues.pending_handles));
         self.under_way.set(number(status.queues.tasks));
         self.queued_events.set(number(status.queues.events));

@@ -5,6 +5,7 @@
 //! the reads. Whatever the agent forgets, refuses or dies of, the plugin does without it.
 
 mod ahead;
+mod behind;
 mod collect;
 mod events;
 mod files;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::ahead::Ahead;
+use self::behind::Behind;
 use self::events::Events;
 use self::health::Health;
 use self::ledgers::Ledgers;
@@ -70,6 +72,8 @@ pub struct Options {
     pub cni_conf_dir: PathBuf,
     /// Whether addresses are put on record as soon as a pod is bound to the node.
     pub take_ahead: bool,
+    /// Whether a DEL is answered as soon as it is noted on this node.
+    pub release_behind: bool,
     /// Where metrics and probes are served over TCP; nowhere if not given.
     pub metrics_address: Option<SocketAddr>,
     /// Which Events are sent.
@@ -93,6 +97,7 @@ pub struct Agent {
     ledgers: Ledgers,
     state: Arc<State>,
     ahead: Ahead,
+    behind: Behind,
     /// For what is neither a call nor a watch.
     client: kube::Client,
     witness: Arc<Witness>,
@@ -152,6 +157,7 @@ impl Agent {
             ledgers,
             state,
             ahead: Ahead::default(),
+            behind: Behind::default(),
             client: watching.clone(),
             witness: witness.clone(),
             health: Arc::default(),
@@ -169,6 +175,7 @@ impl Agent {
         background.spawn(agent.clone().follow_pods(pods));
         background.spawn(agent.clone().drop_handles(handles));
         background.spawn(agent.clone().clean_up(listed));
+        agent.resume_releases();
         if let Some(files) = agent.options.files.clone() {
             background.spawn(agent.clone().keep_files(files));
         }

@@ -1,6 +1,7 @@
 //! A request to its reply.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::metrics::{self, Decline};
@@ -8,32 +9,34 @@ use super::{Agent, AgentDriver};
 use crate::cni::{CniError, CniVersion, Invocation, Verb, invocation};
 use crate::netconf::NetConf;
 use crate::protocol::{Reply, Request};
-use crate::service::{Call, Served, node_name_for};
+use crate::service::{Call, Held, Served, node_name_for};
 
 /// A request, read.
-struct Parsed {
-    invocation: Invocation,
+pub(super) struct Parsed {
+    pub(super) invocation: Invocation,
     net: NetConf,
+    /// Whether the whole configuration can be understood; a DEL does with less.
+    pub(super) is_whole: bool,
 }
 
 impl Parsed {
-    fn of(request: &Request) -> Result<Self, CniError> {
+    pub(super) fn of(request: &Request) -> Result<Self, CniError> {
         let invocation = invocation(|name| request.environment.get(name).map(OsString::from))?;
         CniVersion::of(&request.config)?.knows(invocation.verb)?;
         let (net, broken) = NetConf::parse_for(invocation.verb, &request.config, &request.called_as)?;
-        if let Some(CniError { msg: error, details: remedy, .. }) = broken {
+        if let Some(CniError { msg: error, details: remedy, .. }) = &broken {
             tracing::warn!(error, remedy, "the network configuration is broken; DEL does without");
         }
-        Ok(Self { invocation, net })
+        Ok(Self { invocation, net, is_whole: broken.is_none() })
     }
 }
 
 impl Agent {
     /// Serves a request to its end. `gone` tells whether the plugin is still there.
-    pub(super) async fn answer(&self, request: &Request, gone: &AtomicBool) -> Reply {
+    pub(super) async fn answer(self: &Arc<Self>, request: &Request, gone: &AtomicBool) -> Reply {
         let started = std::time::Instant::now();
         let parsed = match Parsed::of(request) {
-            Ok(parsed) => parsed,
+            Ok(parsed) => Arc::new(parsed),
             Err(error) => {
                 self.witness.unread(metrics::INVALID, &error, started.elapsed());
                 return refusal(error);
@@ -51,7 +54,10 @@ impl Agent {
                 return refusal(error);
             }
         }
-        let result = self.call(&parsed, gone).await;
+        let result = match parsed.invocation.verb {
+            Verb::Del => self.del(request, &parsed).await,
+            _ => self.call(&parsed, gone).await,
+        };
         let gave_up = gone.load(Ordering::Relaxed);
         self.witness.answered(&parsed.invocation, result.as_ref(), started.elapsed(), gave_up);
         match result {
@@ -61,19 +67,31 @@ impl Agent {
     }
 
     async fn call(&self, parsed: &Parsed, gone: &AtomicBool) -> Result<Served, CniError> {
-        let Parsed { invocation, net } = parsed;
-        let driver = self.driver_for(net);
+        let driver = self.driver_for(&parsed.net);
         let gone = || gone.load(Ordering::Relaxed);
-        let call = Call { invocation, net, node: &self.options.node, state: &self.state, gone: &gone, taken: None };
-        match (invocation.verb, invocation.args.pod_uid.as_deref()) {
+        let call = self.call_of(parsed, &gone);
+        match (parsed.invocation.verb, parsed.invocation.args.pod_uid.as_deref()) {
             (Verb::Add, Some(uid)) => self.add(call, uid, &driver).await,
-            (Verb::Del, Some(uid)) => {
-                let answer = call.run(&driver).await;
-                self.ahead.forget_if_released(uid, &self.state);
-                answer
+            (Verb::Del, _) => {
+                let held = call.hold().await;
+                self.carry_out(parsed, &held).await.map(|()| Served::default())
             }
             _ => call.run(&driver).await,
         }
+    }
+
+    pub(super) fn call_of<'a>(&'a self, parsed: &'a Parsed, gone: &'a (dyn Fn() -> bool + Sync)) -> Call<'a> {
+        let Parsed { invocation, net, .. } = parsed;
+        Call { invocation, net, node: &self.options.node, state: &self.state, gone, taken: None }
+    }
+
+    /// Gives back what the container of a DEL has.
+    pub(super) async fn carry_out(&self, parsed: &Parsed, held: &Held) -> Result<(), CniError> {
+        let released = self.call_of(parsed, &|| false).release(&self.driver_for(&parsed.net), held).await;
+        if let Some(uid) = &parsed.invocation.args.pod_uid {
+            self.ahead.forget_if_released(uid, &self.state);
+        }
+        released
     }
 
     /// An ADD whose plugin is gone has nobody to keep the address for.

@@ -84,6 +84,8 @@ pub struct PoolStatus {
 pub struct Queues {
     /// Calls and other work that would be finished before the agent stops.
     pub tasks: usize,
+    /// DELs that were answered and whose releases are not on record yet.
+    pub pending_releases: usize,
     /// Handles still to be deleted.
     pub pending_handles: usize,
     /// Events still to be sent.
@@ -136,6 +138,7 @@ impl Agent {
             pools: pools(&shelves.blocks.snapshot(), &shelves.pools.snapshot(), &reservations),
             queues: Queues {
                 tasks: self.tasks.len(),
+                pending_releases: self.state.owed_count(),
                 pending_handles: self.state.pending().len(),
                 events: self.witness.events.len(),
             },

@@ -12,7 +12,7 @@ use crate::claim::Claim;
 use crate::cni::{CniError, Invocation, Verb, code};
 use crate::collector::News;
 use crate::driver::{Attachment, Blocked, Observer, PodRef};
-use crate::service::{Served, log_answer};
+use crate::service::{Served, log_answer, pod_of};
 
 /// Hears of everything that is worth showing.
 pub(super) struct Witness {
@@ -29,9 +29,7 @@ impl Witness {
     pub(super) fn answered(&self, call: &Invocation, result: Result<&Served, &CniError>, took: Duration, gone: bool) {
         log_answer(call, result, took);
         self.metrics.answered(call.verb.name(), result.err(), took);
-        let (namespace, name) = (call.args.pod_namespace.as_deref(), call.args.pod_name.as_deref());
-        let uid = call.args.pod_uid.as_deref();
-        let pod = namespace.zip(name).map(|(namespace, name)| PodRef { namespace, name, uid });
+        let pod = pod_of(&call.args);
         match result {
             Ok(served) => {
                 let Some(given) = &served.given else { return };
@@ -56,6 +54,12 @@ impl Witness {
     pub(super) fn unread(&self, verb: &'static str, error: &CniError, took: Duration) {
         self.metrics.answered(verb, Some(error), took);
         self.refused(verb, None, error);
+    }
+
+    /// A DEL that was answered could not be carried out yet.
+    pub(super) fn not_released(&self, call: &Invocation, error: &CniError) {
+        self.metrics.not_released();
+        self.refused(call.verb.name(), pod_of(&call.args), error);
     }
 
     fn refused(&self, verb: &str, pod: Option<PodRef<'_>>, error: &CniError) {

@@ -32,6 +32,9 @@ pub(super) struct AgentArguments {
     /// Whether an address is put on record as soon as a pod is bound to the node.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     take_ahead: bool,
+    /// Whether a DEL is answered as soon as it is noted in the state directory, and carried out right after.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    release_behind: bool,
     /// Address that /metrics, /healthz and /readyz are served on, such as 127.0.0.1:9099; by default on none. They
     /// are always served on status.sock in the state directory.
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -69,6 +72,7 @@ impl AgentArguments {
             cni_conf_dir: self.files.cni_conf_dir.clone(),
             files: self.files.node_files(),
             take_ahead: self.take_ahead,
+            release_behind: self.release_behind,
             metrics_address: self.metrics_address,
             events: self.events,
             collect: self.collect,

@@ -102,8 +102,8 @@ fn summary(status: &Status) -> Vec<(&'static str, String)> {
     };
     let queues = &status.queues;
     let under_way = format!(
-        "{} tasks, {} handles to delete, {} Events to send",
-        queues.tasks, queues.pending_handles, queues.events
+        "{} tasks, {} releases to make, {} handles to delete, {} Events to send",
+        queues.tasks, queues.pending_releases, queues.pending_handles, queues.events
     );
     vec![
         ("Node", status.node.clone()),
@@ -147,7 +147,7 @@ mod tests {
             "caches": [{"kind": "pods", "synced": false, "objects": 0},
                        {"kind": "ippools", "synced": true, "objects": 2, "ageSeconds": 61.5}],
             "pools": [{"pool": "default", "blocks": 1, "used": 3, "free": 60, "reserved": 1}],
-            "queues": {"tasks": 1, "pendingHandles": 2, "events": 0},
+            "queues": {"tasks": 1, "pendingReleases": 3, "pendingHandles": 2, "events": 0},
             "ahead": {"enabled": true, "pods": 4, "waiting": 1},
             "adds": {"ahead": 7, "decision": 2, "records": 0},
             "collector": {"enabled": true, "leading": false, "leader": "n2"},
@@ -165,7 +165,7 @@ Healthy:    yes
 Ready:      no: pods are not listed yet
 Memory:     13.0 MiB
 Metrics:    -
-Under way:  1 tasks, 2 handles to delete, 0 Events to send
+Under way:  1 tasks, 3 releases to make, 2 handles to delete, 0 Events to send
 Ahead:      1 waiting, 4 pods in mind
 Adds:       7 ahead, 2 decision, 0 records
 Collector:  follows; the leader is n2

@@ -23,6 +23,11 @@ pub trait Gate: Send + Sync {
         open()
     }
 
+    /// Waits, within such a bound, for releases that were answered and are being put on record; whether there were any.
+    fn releases(&self) -> BoxFuture<'_, bool> {
+        std::future::ready(false).boxed()
+    }
+
     /// Notes that an ADD is about to leave a trace.
     fn note(&self, _handle: &str, _trace: Trace) {}
 

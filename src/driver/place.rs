@@ -171,6 +171,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if let Some(block) = own.iter().find(|b| !full.contains(&b.spec.cidr) && self.free(search, b) > 0) {
             return Ok(Room { block: (*block).clone(), own: true });
         }
+        if let Some(room) = self.about_to_be_free(search, &own).await? {
+            return Ok(room);
+        }
         let asked = Instant::now();
         let terms = search.terms(&pools);
         let mut results = self.queues.searches.turn(search.attachment.deadline).await?;
@@ -192,6 +195,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             Err(_) => {}
         }
         outcome
+    }
+
+    /// One of the node's blocks, `own`, in which a DEL that was answered already has just released an address: a pod
+    /// that comes after another one finds the room that this had.
+    async fn about_to_be_free(&self, search: &Search<'_>, own: &[&IPAMBlock]) -> Result<Option<Room>, Error> {
+        if own.is_empty() || !self.gate.releases().await {
+            return Ok(None);
+        }
+        for known in own {
+            let Some(block) = self.read_block(known.spec.cidr).await? else { continue };
+            if block.spec.host() == Some(search.attachment.node) && self.free(search, &block) > 0 {
+                return Ok(Some(Room { block, own: true }));
+            }
+        }
+        Ok(None)
     }
 
     /// A block that another call found: one that is this node's by now, or any that it found while this one waited for

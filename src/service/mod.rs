@@ -1,6 +1,7 @@
 //! One CNI call from parsed input to answer: the same for the plugin on its own and for the node's agent.
 
 pub mod answer;
+pub mod owed;
 mod served;
 pub mod state;
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use self::served::{Given, How, Served};
-use self::state::{Note, State};
+use self::state::{Container, Note, State, Turn};
 use crate::cni::{CniArgs, CniError, Invocation, Verb, code, version_answer};
 use crate::driver::handle_of;
 use crate::driver::{Assigned, Attachment, Driver, Error, PodRef};
@@ -37,13 +38,20 @@ pub struct Call<'a> {
     pub taken: Option<&'a [Assigned]>,
 }
 
+/// A container and its pod for a DEL: no other call decides about them as long as this is.
+pub struct Held {
+    last_sandbox: bool,
+    _container: Turn,
+    _pod: Option<Turn>,
+}
+
 impl Call<'_> {
     /// Runs the call on `driver`.
     ///
     /// # Errors
     /// In CNI's form: a code, what is wrong, what to do.
     pub async fn run<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<Served, CniError> {
-        let marks = self.state.container(&handle_of(&self.net.network, &self.invocation.container_id));
+        let marks = self.container();
         let cancelled = || (self.gone)() || marks.is_deleted();
         match self.invocation.verb {
             Verb::Add => {
@@ -53,8 +61,8 @@ impl Call<'_> {
                 Ok(Served { output: Some(output), given: Some(given) })
             }
             Verb::Del => {
-                let _turn = marks.begin_del().await;
-                self.del(driver).await.map(|()| Served::default())
+                let held = self.hold().await;
+                self.release(driver, &held).await.map(|()| Served::default())
             }
             Verb::Check => check(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
             Verb::Gc => gc(driver, &self.attachment(&cancelled)?).await.map(|()| Served::default()),
@@ -103,25 +111,50 @@ impl Call<'_> {
         }
     }
 
-    async fn del<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>) -> Result<(), CniError> {
-        let attachment = self.attachment(&|| false)?;
-        let uid = attachment.pod.and_then(|p| p.uid);
-        // A later sandbox of the pod takes its address on between two DELs, never within one.
-        let pod = uid.map(|uid| self.state.pod(uid));
-        let _turn = match &pod {
-            Some(pod) => Some(pod.turn().await),
-            None => None,
-        };
-        let noted = uid.and_then(|uid| self.state.note(uid));
+    /// The container's files.
+    pub fn container(&self) -> Container {
         let call = self.invocation;
-        let last_sandbox = noted.as_ref().is_none_or(|n| n.is_of(&call.container_id, &call.ifname));
-        if let (Some(uid), true) = (uid, last_sandbox) {
+        self.state.container(&handle_of(&self.net.network, &call.container_id), &call.ifname)
+    }
+
+    /// For a DEL: waits for its turn. An ADD of the container that is under way undoes itself.
+    pub async fn hold(&self) -> Held {
+        let turn = self.container().begin_del().await;
+        self.hold_pod(turn).await
+    }
+
+    /// The same for one that was answered earlier; `None` if it is not this one's turn, or it is not wanted any more.
+    pub async fn hold_owed(&self) -> Option<Held> {
+        let turn = self.container().begin_owed().await?;
+        Some(self.hold_pod(turn).await)
+    }
+
+    async fn hold_pod(&self, container: Turn) -> Held {
+        let call = self.invocation;
+        let Some(uid) = pod_of(&call.args).and_then(|pod| pod.uid) else {
+            return Held { last_sandbox: true, _container: container, _pod: None };
+        };
+        // A later sandbox of the pod takes its address on between two DELs, never within one.
+        let turn = self.state.pod(uid).turn().await;
+        let noted = self.state.note(uid);
+        let last_sandbox = noted.is_none_or(|n| n.is_of(&call.container_id, &call.ifname));
+        if last_sandbox {
             self.state.mark_given_back(uid);
         }
-        driver.del(&Attachment { last_sandbox, ..attachment }).await?;
-        if let (Some(uid), true) = (uid, last_sandbox) {
+        Held { last_sandbox, _container: container, _pod: Some(turn) }
+    }
+
+    /// For a DEL: gives back what the container has.
+    ///
+    /// # Errors
+    /// In CNI's form. It is to be done again, and may be at any time.
+    pub async fn release<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>, held: &Held) -> Result<(), CniError> {
+        let attachment = self.attachment(&|| false)?;
+        driver.del(&Attachment { last_sandbox: held.last_sandbox, ..attachment }).await?;
+        if let (Some(uid), true) = (attachment.pod.and_then(|p| p.uid), held.last_sandbox) {
             self.state.drop_note(uid);
         }
+        self.container().settle();
         Ok(())
     }
 
@@ -131,7 +164,7 @@ impl Call<'_> {
             net: self.net,
             container_id: &self.invocation.container_id,
             interface: &self.invocation.ifname,
-            pod: pod(&self.invocation.args),
+            pod: pod_of(&self.invocation.args),
             node: self.node,
             explicit: match self.invocation.verb {
                 Verb::Add => explicit(&self.invocation.args, self.net)?,
@@ -234,7 +267,8 @@ fn hostname(path: &Path) -> String {
     std::fs::read_to_string(path).map(|h| h.trim().to_lowercase()).unwrap_or_default()
 }
 
-fn pod(args: &CniArgs) -> Option<PodRef<'_>> {
+/// The pod that a call is for, if it names one.
+pub fn pod_of(args: &CniArgs) -> Option<PodRef<'_>> {
     let (namespace, name) = (args.pod_namespace.as_deref()?, args.pod_name.as_deref()?);
     Some(PodRef { namespace, name, uid: args.pod_uid.as_deref() })
 }

@@ -1,5 +1,6 @@
 //! What the processes of one node tell each other: a turnstile for block writes, one turn per container, a
-//! mark that a container was deleted while its ADD was still running, and notes of what an ADD has begun.
+//! mark that a container was deleted while its ADD was still running, and notes of what an ADD has begun, or a DEL
+//! has promised.
 //!
 //! All of it lies on tmpfs and may be lost at any time; without it everything still is correct, only slower,
 //! except that an ADD which outlives its own DEL, or was killed before its handle was made, is then found by GC
@@ -9,12 +10,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use calico::IPAMHandle;
 use futures::future::{BoxFuture, FutureExt as _};
 use serde::{Deserialize, Serialize};
 
+use super::owed::Releases;
 use crate::cni::Invocation;
 use crate::driver::{Gate, Pass, Trace};
 
@@ -24,6 +27,8 @@ const GATE_WAIT: Duration = Duration::from_secs(3);
 const DEL_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait of an ADD for another call on the same container.
 const ADD_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait of an ADD for addresses that are about to be free.
+const RELEASES_WAIT: Duration = Duration::from_secs(2);
 /// How often a lock is tried at first, and at most how rarely: a hundred processes that look every other
 /// millisecond would keep those from work that hold the lock.
 const TRY_EVERY: Duration = Duration::from_millis(2);
@@ -42,12 +47,14 @@ const LONGEST_STEM: usize = 200;
 /// The state directory; `None` if it cannot be used.
 pub struct State {
     directory: Option<PathBuf>,
+    releases: Arc<Releases>,
 }
 
-/// One container's files.
+/// The files of one interface of a container.
 pub struct Container {
     lock: Option<PathBuf>,
     mark: Option<PathBuf>,
+    pub(super) owed: Option<PathBuf>,
 }
 
 /// One pod's lock file.
@@ -57,7 +64,9 @@ pub struct PodTurn {
 
 /// A lock file that is held, or `None` where there was no way to hold it.
 pub struct Turn {
-    _file: Option<File>,
+    file: Option<File>,
+    /// The lock file, if it is to go with the turn.
+    last: Option<PathBuf>,
 }
 
 /// The container of a pod whose address was put on record before it had one.
@@ -98,7 +107,7 @@ impl State {
         if !usable {
             tracing::debug!(directory = %path.display(), "no state directory; going on without");
         }
-        Self { directory: usable.then(|| path.to_owned()) }
+        Self { directory: usable.then(|| path.to_owned()), releases: Arc::default() }
     }
 
     async fn gate(&self, name: &str) -> Pass {
@@ -107,12 +116,17 @@ impl State {
         Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
     }
 
-    /// The files of the container that a handle is of.
-    pub fn container(&self, handle: &str) -> Container {
-        Container { lock: self.file(handle, "lock"), mark: self.file(handle, "deleted") }
+    pub(super) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
-    fn file(&self, handle: &str, suffix: &str) -> Option<PathBuf> {
+    /// The files of the container that a handle is of.
+    pub fn container(&self, handle: &str, interface: &str) -> Container {
+        let (lock, mark) = (self.file(handle, "lock"), self.file(handle, "deleted"));
+        Container { lock, mark, owed: self.owed_path(handle, interface) }
+    }
+
+    pub(super) fn file(&self, handle: &str, suffix: &str) -> Option<PathBuf> {
         let hashed = (handle.len() > LONGEST_STEM).then(|| calico::hostname_hash(handle));
         let stem = hashed.as_deref().unwrap_or(handle);
         self.directory.as_ref().map(|d| d.join(format!("{stem}.{suffix}")))
@@ -126,6 +140,11 @@ impl State {
                 Trace::Block => "block",
             },
         )
+    }
+
+    /// Releases that this process is at.
+    pub fn releases(&self) -> &Arc<Releases> {
+        &self.releases
     }
 
     /// A pod's turn, for what concerns all of its containers.
@@ -233,6 +252,10 @@ impl Gate for State {
         self.gate(SEARCH).boxed()
     }
 
+    fn releases(&self) -> BoxFuture<'_, bool> {
+        tokio::time::timeout(RELEASES_WAIT, self.releases.settled()).map(|settled| settled.unwrap_or(true)).boxed()
+    }
+
     fn note(&self, handle: &str, trace: Trace) {
         if let Some(path) = self.note_file(handle, trace) {
             let _ = open(&path);
@@ -265,8 +288,30 @@ impl PodTurn {
     /// Waits until no other call decides about the pod's address.
     pub async fn turn(&self) -> Turn {
         match &self.lock {
-            Some(path) => Turn { _file: lock(path, ADD_WAIT).await.1 },
-            None => Turn { _file: None },
+            Some(path) => Turn::of(lock(path, ADD_WAIT).await.1),
+            None => Turn::of(None),
+        }
+    }
+}
+
+// === impl Turn ===
+
+impl Turn {
+    fn of(file: Option<File>) -> Self {
+        Self { file, last: None }
+    }
+
+    /// Whether nobody else has it.
+    pub fn is_held(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // While it is still locked: whoever waits for it sees that the name leads elsewhere.
+        if let Some(path) = &self.last {
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -274,12 +319,14 @@ impl PodTurn {
 // === impl Container ===
 
 impl Container {
-    /// An ADD begins: a mark of an earlier life of this container id means nothing any more.
+    /// An ADD begins: a mark of an earlier life of this container id means nothing any more, and what it had is
+    /// not to be given back.
     pub async fn begin_add(&self) -> Turn {
         let turn = self.turn(ADD_WAIT).await;
         if let Some(mark) = &self.mark {
             let _ = fs::remove_file(mark);
         }
+        self.settle();
         turn
     }
 
@@ -291,10 +338,13 @@ impl Container {
                 State::sweep(directory);
             }
         }
-        let turn = self.turn(DEL_WAIT).await;
-        if let Some(lock) = &self.lock {
-            let _ = fs::remove_file(lock);
-        }
+        self.del_turn().await
+    }
+
+    /// A DEL's turn, with which the lock file goes.
+    pub(super) async fn del_turn(&self) -> Turn {
+        let mut turn = self.turn(DEL_WAIT).await;
+        turn.last = self.lock.clone().filter(|_| turn.is_held());
         turn
     }
 
@@ -305,14 +355,14 @@ impl Container {
 
     async fn turn(&self, wait: Duration) -> Turn {
         match &self.lock {
-            Some(path) => Turn { _file: lock(path, wait).await.1 },
-            None => Turn { _file: None },
+            Some(path) => Turn::of(lock(path, wait).await.1),
+            None => Turn::of(None),
         }
     }
 }
 
 /// Writes a file as a whole: who reads it sees this text or what was there before.
-fn put(path: &Path, text: &[u8]) -> bool {
+pub(super) fn put(path: &Path, text: &[u8]) -> bool {
     let part = path.with_extension("part");
     // What a process that died left there.
     let _ = fs::remove_file(&part);
@@ -321,7 +371,7 @@ fn put(path: &Path, text: &[u8]) -> bool {
 }
 
 /// Reads a file as a whole; `None` if there is none, or something else in its place.
-fn read(path: &Path) -> Option<Vec<u8>> {
+pub(super) fn read(path: &Path) -> Option<Vec<u8>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
     file.metadata().ok().filter(fs::Metadata::is_file)?;
@@ -331,7 +381,7 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 }
 
 /// Whether there is a file of this name, be it a symlink to nowhere.
-fn is_there(path: &Path) -> bool {
+pub(super) fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
@@ -343,15 +393,24 @@ fn open(path: &Path) -> std::io::Result<File> {
 
 /// Locks a file; whether somebody else had it first, and the file unless the wait was too long.
 async fn lock(path: &Path, wait: Duration) -> (bool, Option<File>) {
-    let Ok(file) = open(path) else { return (false, None) };
     let started = tokio::time::Instant::now();
     let mut waited = false;
     loop {
+        let Ok(file) = open(path) else { return (waited, None) };
         match file.try_lock() {
-            Ok(()) => return (waited, Some(file)),
-            Err(TryLockError::WouldBlock) if started.elapsed() < wait => waited = true,
+            Ok(()) if is_at(path, &file) => return (waited, Some(file)),
+            // Whoever had it took its name away.
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) if started.elapsed() < wait => {}
             Err(_) => return (true, None),
         }
+        waited = true;
         tokio::time::sleep((started.elapsed() / 16).clamp(TRY_EVERY, TRY_AT_LEAST)).await;
     }
+}
+
+/// Whether a file still has its name.
+fn is_at(path: &Path, file: &File) -> bool {
+    let found = fs::symlink_metadata(path).map(|found| found.ino());
+    found.is_ok_and(|found| file.metadata().is_ok_and(|own| own.ino() == found))
 }

@@ -55,6 +55,8 @@ struct Files {
     deleted: BTreeSet<String>,
     locks: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
     pending: BTreeMap<String, IPAMHandle>,
+    /// DELs that were answered and are not on record: the pod, by container.
+    owed: BTreeMap<String, Arc<PodCell>>,
 }
 
 /// What a runtime hears of a call.
@@ -108,12 +110,43 @@ impl Gate for Tmpfs {
 
 impl Tmpfs {
     async fn turn(&self, handle: &str, wait: u64) -> Option<OwnedMutexGuard<()>> {
-        let turn = lock(&self.files).locks.entry(handle.to_owned()).or_default().clone();
-        timeout(Duration::from_secs(wait), turn.lock_owned()).await.ok()
+        let turn = async {
+            loop {
+                let lock_file = lock(&self.files).locks.entry(handle.to_owned()).or_default().clone();
+                let turn = lock_file.clone().lock_owned().await;
+                if lock(&self.files).locks.get(handle).is_some_and(|now| Arc::ptr_eq(now, &lock_file)) {
+                    return turn;
+                }
+            }
+        };
+        timeout(Duration::from_secs(wait), turn).await.ok()
+    }
+
+    /// A DEL's turn, with which the lock file goes.
+    async fn last_turn(self: &Arc<Self>, handle: &str) -> Option<LastTurn> {
+        let turn = self.turn(handle, 5).await?;
+        Some(LastTurn { state: self.clone(), handle: handle.to_owned(), _turn: turn })
+    }
+
+    fn is_owed(&self, container: &str) -> bool {
+        lock(&self.files).owed.contains_key(container)
     }
 
     fn is_deleted(&self, handle: &str) -> bool {
         lock(&self.files).deleted.contains(handle)
+    }
+}
+
+/// A turn after which there is no lock file.
+struct LastTurn {
+    state: Arc<Tmpfs>,
+    handle: String,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Drop for LastTurn {
+    fn drop(&mut self) {
+        lock(&self.state.files).locks.remove(&self.handle);
     }
 }
 
@@ -207,6 +240,8 @@ impl Host {
             }
         });
         lock(&self.calls).push(beside.abort_handle());
+        let owed: Vec<_> = lock(&self.state().files).owed.clone().into_iter().collect();
+        owed.into_iter().for_each(|release| self.pay(sim, &self.state(), &driver, release, None));
         *lock(&self.agent) = Some(driver);
     }
 
@@ -255,6 +290,7 @@ impl Host {
             let handle = format!("{}.{id}", sim.net.network);
             let _turn = state.turn(&handle, 30).await;
             lock(&state.files).deleted.remove(&handle);
+            lock(&state.files).owed.remove(&id);
             // An agent hears that the plugin has hung up.
             let cancelled = || state.is_deleted(&handle) || (sim.plan.agents && hung_up.load(Ordering::Relaxed));
             driver.add(&attachment(&sim, &pod, &id, &node, &cancelled)).await
@@ -271,15 +307,23 @@ impl Host {
     /// Whether the runtime may forget the container.
     pub async fn del(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, container: &str) -> Answer {
         let (driver, caller) = self.driver(sim, &format!("DEL {container}"));
-        let of = sim;
+        let (of, index) = (sim, self.index);
         let (state, sim, pod, id, node) =
             (self.state(), sim.clone(), pod.clone(), container.to_owned(), self.name.clone());
         let work = async move {
             let handle = format!("{}.{id}", sim.net.network);
             lock(&state.files).deleted.insert(handle.clone());
-            let _turn = state.turn(&handle, 5).await;
-            lock(&state.files).locks.remove(&handle);
-            driver.del(&attachment(&sim, &pod, &id, &node, &|| false)).await
+            let turn = state.last_turn(&handle).await;
+            if sim.plan.behind {
+                lock(&state.files).owed.insert(id.clone(), pod.clone());
+                sim.hosts[index].pay(&sim, &state, &driver, (id, pod), Some(turn));
+                return Ok(Vec::new());
+            }
+            let freed = driver.del(&attachment(&sim, &pod, &id, &node, &|| false)).await;
+            if freed.is_ok() {
+                lock(&state.files).owed.remove(&id);
+            }
+            freed
         }
         .boxed();
         let answer = self.call(of, caller, false, work).await;
@@ -288,6 +332,41 @@ impl Host {
             Some(Err(error)) => Answer::Refused(error.to_string()),
             None => Answer::Nothing,
         }
+    }
+
+    /// Carries out a DEL that was answered, until it is through or its agent dies. `first` is the turn of an attempt that
+    /// has one.
+    fn pay(
+        &self,
+        sim: &Arc<Sim>,
+        state: &Arc<Tmpfs>,
+        driver: &NodeDriver,
+        (id, pod): (String, Arc<PodCell>),
+        mut first: Option<Option<LastTurn>>,
+    ) {
+        let (sim, state, driver, node) = (sim.clone(), state.clone(), driver.clone(), self.name.clone());
+        let paying = tokio::spawn(async move {
+            let handle = format!("{}.{id}", sim.net.network);
+            let mut pause = Duration::from_millis(500);
+            loop {
+                let turn = match first.take() {
+                    Some(turn) => Some(turn),
+                    None => state.last_turn(&handle).await.filter(|_| state.is_owed(&id)).map(Some),
+                };
+                if let Some(_turn) = turn
+                    && driver.del(&attachment(&sim, &pod, &id, &node, &|| false)).await.is_ok()
+                {
+                    lock(&state.files).owed.remove(&id);
+                    return;
+                }
+                if !state.is_owed(&id) {
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(30));
+            }
+        });
+        lock(&self.calls).push(paying.abort_handle());
     }
 
     /// What CHECK finds missing; `None` if it did not get that far.

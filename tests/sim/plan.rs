@@ -20,6 +20,8 @@ pub struct Plan {
     pub cooldown: i64,
     /// Whether an agent serves each node; else each call is a process of its own.
     pub agents: bool,
+    /// Whether agents answer DELs before these are on record.
+    pub behind: bool,
     /// Whether every workload is deleted in the end.
     pub teardown: bool,
     pub drift: [Drift; NODES + 1],
@@ -110,7 +112,7 @@ impl Plan {
         let number = rng.between(4, 12);
         let mut actions: Vec<Action> = (0..number).map(|_| action(&mut rng)).collect();
         actions.sort_by_key(|action| action.at);
-        Self {
+        let mut plan = Self {
             seed,
             nodes: rng.index(3) + 2,
             block_size: if rng.chance(700) { 29 } else { 30 },
@@ -122,6 +124,7 @@ impl Plan {
                 _ => 0,
             },
             agents: rng.chance(500),
+            behind: false,
             teardown: rng.chance(400),
             drift,
             faults: *rng.pick(&[0, 5, 20, 20, 60, 150]).unwrap_or(&20),
@@ -129,7 +132,10 @@ impl Plan {
             lag: *rng.pick(&[0, 200, 3000]).unwrap_or(&0),
             workloads,
             actions,
-        }
+        };
+        // Not drawn, for the same reason.
+        plan.behind = plan.agents && matches!(seed % 8, 2 | 4..);
+        plan
     }
 }
 

@@ -40,7 +40,7 @@ async fn a_bound_pods_address_is_on_record_at_once_and_its_add_costs_no_request(
     until("the claim names its container", named).await;
     ground.assert_sound("two addresses taken ahead").await;
     for pod in ["r-1", "f-1"] {
-        assert_ok(&ground.del_pod(pod, &format!("c-{pod}")).await);
+        ground.released(pod, &format!("c-{pod}")).await;
         assert!(ground.recorded(pod).is_empty());
     }
     assert!(holder(&ground).await.is_none());
@@ -67,7 +67,7 @@ async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
         agent = Agent::start(&ground, true).await;
         let second = ground.add_pod(pod, &format!("two-{pod}")).await;
         assert_eq!(bare(&second), recorded, "{pod}: {second:?}");
-        assert_ok(&ground.del_pod(pod, &format!("one-{pod}")).await);
+        ground.released(pod, &format!("one-{pod}")).await;
         assert_eq!(ground.recorded(pod), recorded, "{pod}: a stale DEL took the address");
         ground.runs(pod, &second);
     }
@@ -79,9 +79,9 @@ async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
         let recorded = ground.recorded(pod);
         let third = ground.add_pod(pod, &format!("three-{pod}")).await;
         assert_eq!(bare(&third), recorded, "{pod}: {third:?}");
-        assert_ok(&ground.del_pod(pod, &format!("two-{pod}")).await);
+        ground.released(pod, &format!("two-{pod}")).await;
         assert_eq!(ground.recorded(pod), recorded, "{pod}: a stale DEL took the address");
-        assert_ok(&ground.del_pod(pod, &format!("three-{pod}")).await);
+        ground.released(pod, &format!("three-{pod}")).await;
         assert!(ground.recorded(pod).is_empty());
     }
     assert!(holder(&ground).await.is_none());
@@ -158,9 +158,10 @@ async fn a_pod_of_the_same_name_gets_an_address_of_its_own_while_the_old_one_let
     assert_ne!(bare(&second), first);
     // The old pod's DEL comes late; it names the old pod's UID.
     assert_ok(&old_del.run().await);
+    ground.settled().await;
     assert_eq!(ground.recorded("web-0"), bare(&second));
     ground.runs("web-0", &second);
-    assert_ok(&ground.del_pod("web-0", "new").await);
+    ground.released("web-0", "new").await;
     assert!(ground.recorded("web-0").is_empty());
     drop(agent);
 }
@@ -180,7 +181,7 @@ async fn an_address_taken_ahead_for_a_pod_that_got_another_is_given_back() {
     let agent = Agent::start(&ground, true).await;
     until("only the one it has is left", async || (ground.recorded("r-1") == bare(&outcome)).then_some(())).await;
     ground.assert_sound("an address too many").await;
-    assert_ok(&ground.del_pod("r-1", "c").await);
+    ground.released("r-1", "c").await;
     assert!(ground.recorded("r-1").is_empty());
     drop(agent);
 }
@@ -202,7 +203,7 @@ async fn a_pod_keeps_the_address_it_says_it_has_even_if_the_notes_are_lost() {
     ground.random("r-2");
     taken(&ground, "r-2").await;
     assert_eq!(ground.recorded("r-1"), ahead);
-    assert_ok(&ground.del_pod("r-1", "c").await);
+    ground.released("r-1", "c").await;
     assert!(ground.recorded("r-1").is_empty());
     drop(agent);
 }
@@ -227,10 +228,10 @@ async fn the_next_write_names_the_container_so_that_a_stale_del_is_known_without
     std::fs::remove_dir_all(ground.path("state")).unwrap();
     std::fs::create_dir(ground.path("state")).unwrap();
     let agent = Agent::start(&ground, true).await;
-    assert_ok(&ground.del_pod("r-1", "first").await);
+    ground.released("r-1", "first").await;
     assert_eq!(ground.recorded("r-1"), ahead);
     ground.assert_sound("a stale DEL").await;
-    assert_ok(&ground.del_pod("r-1", "second").await);
+    ground.released("r-1", "second").await;
     assert!(ground.recorded("r-1").is_empty());
     drop(agent);
 }

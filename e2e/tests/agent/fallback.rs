@@ -175,7 +175,7 @@ async fn an_address_that_the_plugin_gave_back_by_itself_is_not_answered_from_mem
     let again = ground.add_pod("r-0", "c2").await;
     assert_ok(&again);
     assert_eq!(ground.recorded("r-0"), bare(&again));
-    assert_ok(&ground.del_pod("r-0", "c2").await);
+    ground.released("r-0", "c2").await;
     assert_eq!(ground.recorded("r-0"), [""; 0]);
     ground.assert_sound("an agent that stood still").await;
 }

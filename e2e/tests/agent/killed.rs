@@ -18,8 +18,8 @@ fn moment(most: Duration) -> Duration {
 
 async fn killed_under_load(take_ahead: bool) {
     let ground = Ground::prepare().await;
+    let mut agent = Agent::start(&ground, take_ahead).await;
     for round in 0..ROUNDS {
-        let agent = Agent::start(&ground, take_ahead).await;
         let names: Vec<String> =
             (0..PODS).map(|n| if n == 0 { "f-1".to_owned() } else { format!("p{round}-{n}") }).collect();
         let containers: Vec<(&String, String)> = names.iter().map(|n| (n, format!("c-{round}-{n}"))).collect();
@@ -50,20 +50,21 @@ async fn killed_under_load(take_ahead: bool) {
         given.sort();
         given.dedup();
         assert_eq!(given.len(), PODS, "round {round}");
-        let agent = Agent::start(&ground, take_ahead).await;
+        let second = Agent::start(&ground, take_ahead).await;
         let killer = async {
             tokio::time::sleep(moment(Duration::from_millis(80))).await;
-            agent.kill().await;
+            second.kill().await;
         };
         let deleting = join_all(containers.iter().map(|(name, container)| ground.del_pod(name, container)));
         let ((), outcomes) = tokio::join!(killer, deleting);
         outcomes.iter().for_each(assert_ok);
+        agent = Agent::start(&ground, take_ahead).await;
+        ground.settled().await;
         for name in &names {
             assert_eq!(ground.recorded(name), [""; 0], "round {round}: {name} keeps an address after its DEL");
             ground.remove(name).await;
         }
     }
-    let agent = Agent::start(&ground, take_ahead).await;
     until("no handle is left", async || ground.handle_ids().is_empty().then_some(())).await;
     assert!(ground.claims().await.iter().all(|c| c.holder.is_none()));
     until("no block is half claimed", async || ground.half_claimed().is_empty().then_some(())).await;
@@ -125,6 +126,7 @@ async fn a_del_that_overtakes_its_add_at_the_agent_leaves_nothing() {
         if added.is_ok() {
             assert_ok(&ground.del_pod(&name, &name).await);
         }
+        ground.settled().await;
         assert!(ground.recorded(&name).is_empty(), "{added:?}");
     }
     until("no handle is left", async || ground.handle_ids().is_empty().then_some(())).await;

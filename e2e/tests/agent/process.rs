@@ -155,6 +155,24 @@ impl Ground {
         self.of_pod("DEL", pod, container).run().await
     }
 
+    /// DEL, until the release is on record.
+    pub async fn released(&self, pod: &str, container: &str) {
+        let outcome = self.del_pod(pod, container).await;
+        assert!(outcome.is_ok(), "{outcome:?}");
+        self.settled().await;
+    }
+
+    /// DELs that the node's agent has answered and whose releases are not on record.
+    pub fn owed(&self) -> usize {
+        let entries = std::fs::read_dir(self.path("state")).unwrap().flatten();
+        entries.filter(|entry| entry.path().extension() == Some("release".as_ref())).count()
+    }
+
+    /// Waits until there are none.
+    pub async fn settled(&self) {
+        until("every release is on record", async || (self.owed() == 0).then_some(())).await;
+    }
+
     /// Allocated addresses, with what the block says of each.
     pub fn entries(&self) -> Vec<(String, AllocationAttribute)> {
         let blocks = self.server().snapshot().into_iter().filter(|(id, _)| id.starts_with("ipamblocks"));

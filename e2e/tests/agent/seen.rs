@@ -10,7 +10,7 @@ use super::ground::{FIXED, Ground, assert_ok, assert_refused};
 use super::process::{Agent, until};
 
 /// What the agent answers on its status socket; the code and the text.
-fn get(ground: &Ground, path: &str) -> (u16, String) {
+pub fn get(ground: &Ground, path: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(ground.path("state/status.sock")).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -19,7 +19,7 @@ fn get(ground: &Ground, path: &str) -> (u16, String) {
     (code, answer)
 }
 
-async fn status(ground: &Ground, format: &str) -> std::process::Output {
+pub async fn status(ground: &Ground, format: &str) -> std::process::Output {
     let mut command = Command::new(e2e::tools::kube_ipam().unwrap());
     command.args(["status", "-o", format, "--state-dir"]).arg(ground.path("state")).env_remove("CNI_COMMAND");
     command.output().await.unwrap()
