@@ -6,12 +6,13 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use calico::IPAMBlock;
 use common::{World, attachment, ip};
 use futures::FutureExt as _;
 use kube_ipam::driver::{Attachment, Error, PodRef};
 use kube_ipam::netconf::NetConf;
-use kube_ipam::store::Failure;
 use kube_ipam::store::faulty::{Fault, Faults};
+use kube_ipam::store::{Failure, Ledger as _, Objects as _, Swap};
 
 const FIXED: &str = "10.244.0.216";
 
@@ -75,4 +76,40 @@ async fn an_add_that_took_the_claim_over_from_its_own_pod_and_failed_leaves_it_w
     let net = world.net();
     world.faulty(&faults).add(&of_pod(&net, "c")).await.unwrap_err();
     assert_kept(&world).await;
+}
+
+/// A release whose write nobody has heard of may take effect at any time: an ADD that is told of it leaves no block and no
+/// claim as that release has read them.
+#[tokio::test]
+async fn an_add_after_a_release_that_may_still_take_effect_leaves_nothing_for_it_to_find() {
+    for (name, ahead) in [("f", false), ("f", true), ("r", false), ("r", true)] {
+        let world = World::new();
+        if name == "f" {
+            world.fixed(name, "app", FIXED)
+        } else {
+            world.random(name)
+        };
+        let (net, uid) = (world.net(), format!("uid-of-{name}"));
+        let mut attachment = attachment(&net, "n1", name, "c");
+        attachment.pod = Some(PodRef { namespace: "default", name, uid: Some(&uid) });
+        let attachment = if ahead { attachment.ahead() } else { attachment };
+        let given = world.driver().add(&attachment).await.unwrap();
+        let stale = world.list::<IPAMBlock>().await.remove(0);
+        let claim = world.claim(FIXED).await;
+        if ahead || name == "r" {
+            world.driver().add(&attachment).await.unwrap();
+            let version = &world.list::<IPAMBlock>().await[0].metadata.resource_version;
+            assert_eq!(version, &stale.metadata.resource_version, "without such a release nothing is written");
+        }
+        let anew = Attachment { anew: true, ..attachment };
+        assert_eq!(world.driver().add(&anew).await.unwrap(), given, "{name}");
+        let refused = world.objects.replace(&stale).await.unwrap_err();
+        assert!(matches!(refused.failure, Failure::Conflict), "{name}, ahead {ahead}: {refused}");
+        if let Some(claim) = claim {
+            let cleared = claim.value.released();
+            let swapped = world.ledger.swap(ip(FIXED), Some(claim.revision), Some(&cleared)).await.unwrap();
+            assert!(matches!(swapped, Swap::Lost(_)), "ahead {ahead}");
+        }
+        world.assert_sound().await;
+    }
 }

@@ -147,6 +147,7 @@ impl Ground {
             explicit: &[],
             cancelled: &|| false,
             last_sandbox: true,
+            anew: false,
             deadline: Instant::now() + Duration::from_secs(9),
             policy: self.net.ipam.takeover,
         }

@@ -115,6 +115,10 @@ impl Agent {
                 if answer.is_ok() && taken.iter().any(|a| a.fixed) {
                     self.name_container(&call, uid, taken, driver);
                 }
+                // The DEL of an earlier sandbox could not say so here, as this call had the lock.
+                if self.state.is_given_back(uid) {
+                    *stage = Stage::Over;
+                }
                 answer
             }
             _ => {
@@ -252,6 +256,7 @@ impl Agent {
             node: &self.options.node,
             explicit: &[],
             last_sandbox: true,
+            anew: false,
             cancelled,
             deadline: Instant::now() + WORK_TIME,
             policy: net.ipam.takeover,

@@ -46,7 +46,9 @@ impl Agent {
     pub(super) async fn del(self: &Arc<Self>, request: &Request, parsed: &Arc<Parsed>) -> Result<Served, CniError> {
         let call = self.call_of(parsed, &|| false);
         let held = call.hold().await;
-        let puts_off = self.options.release_behind && parsed.is_whole && !self.stopping.is_cancelled();
+        // An ADD of the container that stands still is not to find the note, and to make it void.
+        let puts_off =
+            self.options.release_behind && parsed.is_whole && held.is_held() && !self.stopping.is_cancelled();
         let room = self.behind.room.clone().try_acquire_owned().ok().filter(|_| puts_off);
         match room {
             Some(room) if call.container().owe(&line(request)) => {
@@ -60,12 +62,12 @@ impl Agent {
 
     /// Goes on with what earlier agents have answered.
     pub(super) fn resume_releases(self: &Arc<Self>) {
-        for request in self.state.owed() {
+        for (path, request) in self.state.owed() {
             let parsed = Request::read(&request).ok().and_then(|request| Parsed::of(&request).ok());
             let Some(parsed) = parsed else {
-                tracing::warn!(
-                    "a release that an earlier agent noted cannot be read: GC or the collector will find it"
-                );
+                let file = path.display();
+                tracing::warn!(%file, "a release that an earlier agent noted cannot be read: the collector will find it");
+                let _ = std::fs::remove_file(path);
                 continue;
             };
             let (agent, room) = (self.clone(), self.behind.room.clone());
@@ -84,7 +86,10 @@ impl Agent {
         loop {
             let attempt = match first.take() {
                 Some(first) => Some(first),
-                None => call.hold_owed().await.map(|held| Attempt { held, _under_way: None }),
+                None => match self.stopping.run_until_cancelled(call.hold_owed()).await {
+                    Some(held) => held.map(|held| Attempt { held, _under_way: None }),
+                    None => return,
+                },
             };
             match attempt {
                 Some(attempt) => match self.carry_out(&parsed, &attempt.held).await {

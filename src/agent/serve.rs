@@ -88,7 +88,7 @@ impl Agent {
     /// Gives back what the container of a DEL has.
     pub(super) async fn carry_out(&self, parsed: &Parsed, held: &Held) -> Result<(), CniError> {
         let released = self.call_of(parsed, &|| false).release(&self.driver_for(&parsed.net), held).await;
-        if let Some(uid) = &parsed.invocation.args.pod_uid {
+        if let (Some(uid), Ok(())) = (&parsed.invocation.args.pod_uid, &released) {
             self.ahead.forget_if_released(uid, &self.state);
         }
         released

@@ -24,7 +24,7 @@ use super::wants::{Want, wants, workload_block};
 use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::{Asker, Claim, Holder};
 use crate::pod::{FixedRequest, Owner, check_namespace};
-use crate::store::{Failure, Ledger, Objects};
+use crate::store::{Failure, Ledger, Objects, Swap};
 
 /// How often another block is looked for after one filled up under our hands.
 const PLACINGS: usize = 8;
@@ -216,6 +216,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 return Err(Error::Superseded(held.address));
             };
             self.in_time(held, &claim.value)?;
+            if attachment.anew {
+                let (revision, mut again) = (claim.revision, claim.value);
+                // An object that is written as it was is no write to the API server.
+                again.holder.iter_mut().for_each(|holder| holder.since = self.now());
+                if let Swap::Lost(_) = ledger.swap(held.address, Some(revision), Some(&again)).await? {
+                    return Err(Error::Superseded(held.address));
+                }
+            }
         }
         Ok(())
     }
@@ -409,7 +417,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Writes what an earlier ADD of this container recorded of fixed addresses once more, under the claims as they stand.
     /// As it was it may just be judged by a claim that was another's until this call: the collector takes that for what
-    /// is left of an ADD that was refused.
+    /// is left of an ADD that was refused. Or a release may be about to take it, of fixed addresses or others.
     async fn renew(
         &self,
         attachment: &Attachment<'_>,
@@ -418,9 +426,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         done: &Done,
         reservations: &Reservations,
     ) -> Result<(), Error> {
-        for (family, address, cidr) in earlier.iter().copied().filter(|_| !attachment.is_ahead()) {
-            let Some(held) = done.claims.iter().find(|held| held.address == address) else { continue };
-            let which = Which::Exactly(address, Some(held.claim.value.generation));
+        let anew = attachment.anew;
+        for (family, address, cidr) in earlier.iter().copied().filter(|_| anew || !attachment.is_ahead()) {
+            let held = done.claims.iter().find(|held| held.address == address);
+            if held.is_none() && !anew {
+                continue;
+            }
+            let which = Which::Exactly(address, held.map(|held| held.claim.value.generation));
             let placement = Placement { family, cidr, block: Known::Unread, which, renews: true };
             if self.write(attachment, snapshot, placement, reservations).await?.2.is_none() {
                 return Err(Error::Late("the block of an earlier attempt's address went"));

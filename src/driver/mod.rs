@@ -106,6 +106,9 @@ pub struct Attachment<'a> {
     /// For a DEL: whether no later sandbox of the same pod is known on this node. What was put on record for
     /// the pod before it had a container goes with its last sandbox only.
     pub last_sandbox: bool,
+    /// For an ADD: whether a release of what it may find on record was begun and may still take effect. Then that is
+    /// written anew before it is answered, so that such a write comes too late.
+    pub anew: bool,
     /// Whether the runtime has given this container up in the meantime (a DEL arrived).
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
     /// When an answer must have been given, waiting for a holder not counted.

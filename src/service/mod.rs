@@ -41,8 +41,15 @@ pub struct Call<'a> {
 /// A container and its pod for a DEL: no other call decides about them as long as this is.
 pub struct Held {
     last_sandbox: bool,
-    _container: Turn,
-    _pod: Option<Turn>,
+    container: Turn,
+    pod: Option<Turn>,
+}
+
+impl Held {
+    /// Whether that is so: a call that has it for too long is not waited for.
+    pub fn is_held(&self) -> bool {
+        self.container.is_held() && self.pod.as_ref().is_none_or(Turn::is_held)
+    }
 }
 
 impl Call<'_> {
@@ -55,8 +62,8 @@ impl Call<'_> {
         let cancelled = || (self.gone)() || marks.is_deleted();
         match self.invocation.verb {
             Verb::Add => {
-                let _turn = marks.begin_add().await;
-                let given = self.add(driver, &cancelled).await?;
+                let (_turn, anew) = marks.begin_add().await;
+                let given = self.add(driver, &cancelled, anew).await?;
                 let output = answer::ok(self.net, &given.addresses)?.render(&self.net.cni_version);
                 Ok(Served { output: Some(output), given: Some(given) })
             }
@@ -77,25 +84,31 @@ impl Call<'_> {
         &self,
         driver: &Driver<O, L>,
         cancelled: &(dyn Fn() -> bool + Sync),
+        anew: bool,
     ) -> Result<Given, CniError> {
-        let attachment = self.attachment(cancelled)?;
+        let attachment = Attachment { anew, ..self.attachment(cancelled)? };
         let call = self.invocation;
         let Some(uid) = attachment.pod.and_then(|p| p.uid) else {
             return Ok(Given { how: How::Decision, addresses: driver.add(&attachment).await? });
         };
         let pod = self.state.pod(uid);
-        let _turn = match self.taken.is_some() || self.state.note(uid).is_some() {
+        let concerns_pod = self.taken.is_some() || self.state.note(uid).is_some() || self.state.is_given_back(uid);
+        let turn = match concerns_pod {
             true => Some(pod.turn().await),
             false => None,
         };
         let noted = self.state.note(uid);
-        let may_have = noted.as_ref().is_none_or(|n| n.serves(&call.container_id, &call.ifname));
+        let serves = noted.as_ref().is_none_or(|n| n.serves(&call.container_id, &call.ifname));
+        // A DEL that is still at it may be about to give back what the pod has.
+        let may_have = serves && turn.as_ref().is_some_and(Turn::is_held);
+        let given_back = self.state.is_given_back(uid);
         // The plugin did without us once, and has given back what we remember.
-        let taken = match self.taken.filter(|_| !self.state.is_given_back(uid)) {
+        let taken = match self.taken.filter(|_| !given_back) {
             Some(taken) if may_have => Some((How::Ahead, taken.to_vec())),
             // An earlier sandbox had it, and nobody remembers it but the records.
             None if may_have && noted.is_some() => {
-                driver.add(&attachment.ahead()).await.ok().map(|taken| (How::Records, taken))
+                let ahead = Attachment { anew: anew || given_back, ..attachment.ahead() };
+                driver.add(&ahead).await.ok().map(|taken| (How::Records, taken))
             }
             _ => None,
         };
@@ -126,13 +139,13 @@ impl Call<'_> {
     /// The same for one that was answered earlier; `None` if it is not this one's turn, or it is not wanted any more.
     pub async fn hold_owed(&self) -> Option<Held> {
         let turn = self.container().begin_owed().await?;
-        Some(self.hold_pod(turn).await)
+        Some(self.hold_pod(turn).await).filter(Held::is_held)
     }
 
     async fn hold_pod(&self, container: Turn) -> Held {
         let call = self.invocation;
         let Some(uid) = pod_of(&call.args).and_then(|pod| pod.uid) else {
-            return Held { last_sandbox: true, _container: container, _pod: None };
+            return Held { last_sandbox: true, container, pod: None };
         };
         // A later sandbox of the pod takes its address on between two DELs, never within one.
         let turn = self.state.pod(uid).turn().await;
@@ -141,7 +154,7 @@ impl Call<'_> {
         if last_sandbox {
             self.state.mark_given_back(uid);
         }
-        Held { last_sandbox, _container: container, _pod: Some(turn) }
+        Held { last_sandbox, container, pod: Some(turn) }
     }
 
     /// For a DEL: gives back what the container has.
@@ -151,7 +164,10 @@ impl Call<'_> {
     pub async fn release<O: Objects, L: Ledger>(&self, driver: &Driver<O, L>, held: &Held) -> Result<(), CniError> {
         let attachment = self.attachment(&|| false)?;
         driver.del(&Attachment { last_sandbox: held.last_sandbox, ..attachment }).await?;
-        if let (Some(uid), true) = (attachment.pod.and_then(|p| p.uid), held.last_sandbox) {
+        let call = self.invocation;
+        if let (Some(uid), true) = (attachment.pod.and_then(|p| p.uid), held.last_sandbox)
+            && self.state.note(uid).is_some_and(|note| note.is_of(&call.container_id, &call.ifname))
+        {
             self.state.drop_note(uid);
         }
         self.container().settle();
@@ -171,6 +187,7 @@ impl Call<'_> {
                 _ => &[],
             },
             last_sandbox: true,
+            anew: false,
             cancelled,
             deadline: Instant::now() + WORK_TIME,
             policy: self.net.ipam.takeover,

@@ -72,9 +72,9 @@ impl Drop for UnderWay {
 // === impl State ===
 
 impl State {
-    /// The requests whose releases are not on record yet.
-    pub fn owed(&self) -> Vec<Vec<u8>> {
-        self.owed_files().into_iter().filter_map(|path| read(&path)).collect()
+    /// The requests whose releases are not on record yet, with their files.
+    pub fn owed(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        self.owed_files().into_iter().filter_map(|path| read(&path).map(|request| (path, request))).collect()
     }
 
     /// How many there are.
@@ -107,11 +107,9 @@ impl Container {
         self.owed.as_deref().is_some_and(is_there)
     }
 
-    /// It is on record, or not wanted any more.
-    pub fn settle(&self) {
-        if let Some(path) = &self.owed {
-            let _ = fs::remove_file(path);
-        }
+    /// It is on record, or not wanted any more. Whether it was owed.
+    pub fn settle(&self) -> bool {
+        self.owed.as_ref().is_some_and(|path| fs::remove_file(path).is_ok())
     }
 
     /// The turn of a DEL that was answered already; `None` if somebody else is at the container, or nothing is owed. An
@@ -152,11 +150,13 @@ mod tests {
         let (container, other) = (state.container("net.c", "eth0"), state.container("net.c", "eth1"));
         let turn = container.begin_del().await;
         assert!(container.owe(b"request") && !container.owe(&[b' '; LONGEST + 1]));
-        assert_eq!(state.owed(), [b"request"]);
+        assert_eq!(state.owed().into_iter().map(|(_, request)| request).collect::<Vec<_>>(), [b"request"]);
         drop(turn);
-        drop(other.begin_add().await);
+        drop(other.begin_add().await.0);
         assert!(container.begin_owed().await.is_some() && other.begin_owed().await.is_none());
-        drop(container.begin_add().await);
+        let (turn, again) = container.begin_add().await;
+        assert!(again && turn.is_held());
+        drop(turn);
         assert!(container.begin_owed().await.is_none());
         assert_eq!(state.owed_count(), 0);
     }
@@ -175,6 +175,6 @@ mod tests {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         assert!(first.as_mut().now_or_never().is_none(), "two ADDs of one container at once");
         drop(held);
-        assert!(first.await.is_held());
+        assert!(first.await.0.is_held());
     }
 }

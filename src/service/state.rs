@@ -10,8 +10,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use calico::IPAMHandle;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -35,6 +35,8 @@ const TRY_EVERY: Duration = Duration::from_millis(2);
 const TRY_AT_LEAST: Duration = Duration::from_millis(20);
 /// Marks and locks older than this are swept: no ADD lives that long. Notes stay until a DEL or GC is through.
 const SWEEP_AGE: Duration = Duration::from_secs(3600);
+/// How often a process that serves many calls looks for them.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Longest note that is read, in bytes: a handle with thousands of blocks.
 const LONGEST_NOTE: u64 = 1 << 20;
 /// Lock for the writers of blocks.
@@ -48,13 +50,18 @@ const LONGEST_STEM: usize = 200;
 pub struct State {
     directory: Option<PathBuf>,
     releases: Arc<Releases>,
+    swept: Swept,
 }
+
+/// When this process has last looked for old files.
+type Swept = Arc<Mutex<Option<Instant>>>;
 
 /// The files of one interface of a container.
 pub struct Container {
     lock: Option<PathBuf>,
     mark: Option<PathBuf>,
     pub(super) owed: Option<PathBuf>,
+    swept: Swept,
 }
 
 /// One pod's lock file.
@@ -107,7 +114,7 @@ impl State {
         if !usable {
             tracing::debug!(directory = %path.display(), "no state directory; going on without");
         }
-        Self { directory: usable.then(|| path.to_owned()), releases: Arc::default() }
+        Self { directory: usable.then(|| path.to_owned()), releases: Arc::default(), swept: Arc::default() }
     }
 
     async fn gate(&self, name: &str) -> Pass {
@@ -123,7 +130,7 @@ impl State {
     /// The files of the container that a handle is of.
     pub fn container(&self, handle: &str, interface: &str) -> Container {
         let (lock, mark) = (self.file(handle, "lock"), self.file(handle, "deleted"));
-        Container { lock, mark, owed: self.owed_path(handle, interface) }
+        Container { lock, mark, owed: self.owed_path(handle, interface), swept: self.swept.clone() }
     }
 
     pub(super) fn file(&self, handle: &str, suffix: &str) -> Option<PathBuf> {
@@ -227,7 +234,13 @@ impl State {
             let path = entry.path();
             let ends = path.extension().and_then(|e| e.to_str());
             let of_node = path.file_name().is_some_and(|name| name == TURNSTILE || name == SEARCH);
-            if matches!(ends, Some("lock" | "deleted")) && !of_node {
+            let unused = match ends {
+                // Held until it is gone.
+                Some("lock") if !of_node => open(&path).ok().filter(|file| file.try_lock().is_ok()),
+                Some("deleted") => None,
+                _ => continue,
+            };
+            if unused.is_some() || ends == Some("deleted") {
                 let _ = fs::remove_file(path);
             }
         }
@@ -320,25 +333,33 @@ impl Drop for Turn {
 
 impl Container {
     /// An ADD begins: a mark of an earlier life of this container id means nothing any more, and what it had is
-    /// not to be given back.
-    pub async fn begin_add(&self) -> Turn {
+    /// not to be given back. Whether there was one, whose DEL may still be felt.
+    pub async fn begin_add(&self) -> (Turn, bool) {
         let turn = self.turn(ADD_WAIT).await;
-        if let Some(mark) = &self.mark {
-            let _ = fs::remove_file(mark);
-        }
-        self.settle();
-        turn
+        let marked = self.mark.as_ref().is_some_and(|mark| fs::remove_file(mark).is_ok());
+        let owed = turn.is_held() && self.settle();
+        (turn, marked || owed)
     }
 
     /// A DEL begins: the mark comes first, so that an ADD still running undoes itself; then its end is awaited.
     pub async fn begin_del(&self) -> Turn {
         if let Some(mark) = &self.mark {
             let _ = open(mark);
-            if let Some(directory) = mark.parent() {
+            if let Some(directory) = mark.parent().filter(|_| self.is_sweep_due()) {
                 State::sweep(directory);
             }
         }
         self.del_turn().await
+    }
+
+    /// A directory with the files of a hundred pods takes half a millisecond.
+    fn is_sweep_due(&self) -> bool {
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = swept.is_none_or(|last| last.elapsed() > SWEEP_EVERY);
+        if due {
+            *swept = Some(Instant::now());
+        }
+        due
     }
 
     /// A DEL's turn, with which the lock file goes.
@@ -400,9 +421,9 @@ async fn lock(path: &Path, wait: Duration) -> (bool, Option<File>) {
         match file.try_lock() {
             Ok(()) if is_at(path, &file) => return (waited, Some(file)),
             // Whoever had it took its name away.
-            Ok(()) => {}
+            Ok(()) if started.elapsed() < wait => {}
             Err(TryLockError::WouldBlock) if started.elapsed() < wait => {}
-            Err(_) => return (true, None),
+            Ok(()) | Err(_) => return (true, None),
         }
         waited = true;
         tokio::time::sleep((started.elapsed() / 16).clamp(TRY_EVERY, TRY_AT_LEAST)).await;

@@ -186,6 +186,7 @@ pub fn attachment<'a>(net: &'a NetConf, node: &'a str, pod: &'a str, container: 
         explicit: &[],
         cancelled: &|| false,
         last_sandbox: true,
+        anew: false,
         deadline: Instant::now() + Duration::from_secs(9),
         policy: net.ipam.takeover,
     }

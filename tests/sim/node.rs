@@ -289,11 +289,11 @@ impl Host {
         let work = async move {
             let handle = format!("{}.{id}", sim.net.network);
             let _turn = state.turn(&handle, 30).await;
-            lock(&state.files).deleted.remove(&handle);
+            let anew = lock(&state.files).deleted.remove(&handle);
             lock(&state.files).owed.remove(&id);
             // An agent hears that the plugin has hung up.
             let cancelled = || state.is_deleted(&handle) || (sim.plan.agents && hung_up.load(Ordering::Relaxed));
-            driver.add(&attachment(&sim, &pod, &id, &node, &cancelled)).await
+            driver.add(&Attachment { anew, ..attachment(&sim, &pod, &id, &node, &cancelled) }).await
         }
         .boxed();
         let answer = self.call(of, caller, kill, work).await;
@@ -440,6 +440,7 @@ fn attachment<'a>(
         explicit: &[],
         cancelled,
         last_sandbox: true,
+        anew: false,
         deadline: Instant::now() + Duration::from_secs(9),
         policy: sim.net.ipam.takeover,
     }

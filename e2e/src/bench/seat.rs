@@ -19,6 +19,8 @@ use crate::standin::{self, Attachment, CniOutcome};
 
 /// Calls at the same time while a node is filled.
 const FILLING: usize = 8;
+/// Longest wait for what an agent does after its answers.
+const WORK_TIME: Duration = Duration::from_secs(60);
 
 /// A node of one way. It is warm: a block is there, and so are claim and reservation of the fixed pod.
 pub(super) struct Seat<'a> {
@@ -114,8 +116,30 @@ impl<'a> Seat<'a> {
         Ok(self.called(verb, attachment).await?.took)
     }
 
-    /// ADD and DEL for `count` pods at once; each verb's times, and how long it took until the last had ended.
-    pub(super) async fn all_at_once(&self, count: usize) -> Result<[(Vec<Duration>, Duration); 2]> {
+    /// After DELs that began at `started`: how long until an agent had put on record what it had answered, nothing if
+    /// there is none. Returns when the agent has nothing left to do for them, so that no other way's calls meet its work.
+    pub(super) async fn on_record(&self, started: Instant) -> Result<Option<Duration>> {
+        let directory = self.stdin.pointer("/ipam/stateDir").and_then(Value::as_str);
+        let Some(directory) = directory.filter(|_| self.agent.is_some()) else { return Ok(None) };
+        self.without("release", directory).await?;
+        let took = started.elapsed();
+        self.without("handle", directory).await?;
+        Ok(Some(took))
+    }
+
+    /// Waits until the state directory has no file that ends like this.
+    async fn without(&self, ending: &str, directory: &str) -> Result<()> {
+        let started = Instant::now();
+        while std::fs::read_dir(directory)?.flatten().any(|entry| entry.path().extension() == Some(ending.as_ref())) {
+            ensure!(started.elapsed() < WORK_TIME, "{}: files .{ending} stay in {directory}", self.node);
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        Ok(())
+    }
+
+    /// ADD and DEL for `count` pods at once; each verb's times, and how long it took until the last had ended. Then how
+    /// long until an agent had put the DELs on record.
+    pub(super) async fn all_at_once(&self, count: usize) -> Result<([(Vec<Duration>, Duration); 2], Option<Duration>)> {
         let sandboxes: Vec<Attachment> = self.pods.iter().take(count).map(attachment).collect();
         ensure!(sandboxes.len() == count, "{} pods are there for {count} calls at once", sandboxes.len());
         let run = async |verb: &'static str| {
@@ -123,7 +147,10 @@ impl<'a> Seat<'a> {
             let times = try_join_all(sandboxes.iter().map(|sandbox| self.call(verb, sandbox))).await?;
             anyhow::Ok((times, started.elapsed()))
         };
-        Ok([run("ADD").await?, run("DEL").await?])
+        let added = run("ADD").await?;
+        let started = Instant::now();
+        let deleted = run("DEL").await?;
+        Ok(([added, deleted], self.on_record(started).await?))
     }
 
     async fn called(&self, verb: &str, attachment: &Attachment) -> Result<CniOutcome> {

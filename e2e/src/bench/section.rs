@@ -1,6 +1,6 @@
 //! One measurement: so many blocks in the cluster, so many pods on the node, every way in turn.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use kube_ipam::collector::Election;
@@ -89,10 +89,14 @@ pub(super) async fn measure(
     if options.at_once > 0 {
         for seat in &seats {
             eprintln!("  {}: {} calls at once ...", seat.way.name, options.at_once);
-            let all = seat.all_at_once(options.at_once).await?;
+            let (all, on_record) = seat.all_at_once(options.at_once).await?;
             for (verb, (times, all)) in ["ADD", "DEL"].into_iter().zip(all) {
                 let operation = format!("{} {verb}s at once", options.at_once);
                 sheet.0.push(Times { way: seat.way.name, operation, times, all: Some(all) });
+            }
+            if let Some(all) = on_record {
+                let operation = format!("{} DELs at once, on record", options.at_once);
+                sheet.0.push(Times { way: seat.way.name, operation, times: vec![all], all: Some(all) });
             }
         }
     }
@@ -146,8 +150,11 @@ async fn one_of_each(seat: &Seat<'_>, sheet: &mut Timesheet) -> Result<()> {
 }
 
 async fn add_and_del(seat: &Seat<'_>, kind: &str, sandbox: &Attachment, sheet: &mut Timesheet) -> Result<()> {
-    for verb in ["ADD", "DEL"] {
-        sheet.note(seat.way.name, &format!("{verb} {kind}"), seat.call(verb, sandbox).await?);
+    sheet.note(seat.way.name, &format!("ADD {kind}"), seat.call("ADD", sandbox).await?);
+    let started = Instant::now();
+    sheet.note(seat.way.name, &format!("DEL {kind}"), seat.call("DEL", sandbox).await?);
+    if let Some(time) = seat.on_record(started).await? {
+        sheet.note(seat.way.name, &format!("DEL {kind}, on record"), time);
     }
     Ok(())
 }

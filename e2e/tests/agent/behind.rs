@@ -6,7 +6,7 @@ use e2e::embedded::apiserver::{Fault, Gate, Match};
 use serde_json::json;
 use tokio::process::Command;
 
-use super::ground::{FIXED, Ground, assert_ok, bare};
+use super::ground::{FIXED, Ground, assert_ok, bare, end};
 use super::process::{Agent, until};
 use super::seen::{get, status};
 
@@ -166,6 +166,34 @@ async fn a_later_sandbox_takes_the_pods_address_on_while_the_earlier_ones_releas
         assert_eq!(ground.recorded(pod), [""; 0], "{pod}");
         ground.remove(pod).await;
     }
+}
+
+/// The next sandbox asks before the earlier one's release is on record, and gets an address of its own. From then on
+/// what the agent remembers of the first must not be answered, not even after the mark of that release was swept.
+#[tokio::test]
+async fn an_address_that_is_being_released_is_not_answered_from_memory_later() {
+    let ground = Ground::prepare().await;
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-1");
+    until("it is taken ahead", async || (!ground.recorded("r-1").is_empty()).then_some(())).await;
+    let first = bare(&ground.add_pod("r-1", "one").await);
+    let gate = Gate::default();
+    let held = ground.server().faults().on(Match::on("update", BLOCKS), Fault::Hold(gate.clone()), 1);
+    assert_ok(&ground.del_pod("r-1", "one").await);
+    gate.arrival().await;
+    let (call, started) = (ground.of_pod("ADD", "r-1", "two"), std::time::Instant::now());
+    let waiting = call.start().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    held.stop();
+    gate.open();
+    let second = end(waiting, started).await;
+    assert_ok(&second);
+    assert_ne!(bare(&second), first, "an address that was released goes to the end of the queue");
+    std::fs::remove_file(ground.path(&format!("state/{}.deleted", ground.uid("r-1")))).unwrap();
+    let third = bare(&ground.add_pod("r-1", "three").await);
+    let recorded = ground.recorded("r-1");
+    assert!(third.iter().all(|address| recorded.contains(address)), "{third:?} of {recorded:?}");
+    drop(agent);
 }
 
 #[tokio::test]
