@@ -74,19 +74,12 @@ impl Drop for UnderWay {
 impl State {
     /// The requests whose releases are not on record yet, with their files.
     pub fn owed(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        self.owed_files().into_iter().filter_map(|path| read(&path).map(|request| (path, request))).collect()
+        self.ending(SUFFIX).into_iter().filter_map(|path| read(&path).map(|request| (path, request))).collect()
     }
 
     /// How many there are.
     pub fn owed_count(&self) -> usize {
-        self.owed_files().len()
-    }
-
-    fn owed_files(&self) -> Vec<PathBuf> {
-        let Some(entries) = self.directory().and_then(|directory| fs::read_dir(directory).ok()) else {
-            return Vec::new();
-        };
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension() == Some(SUFFIX.as_ref())).collect()
+        self.ending(SUFFIX).len()
     }
 
     pub(super) fn owed_path(&self, handle: &str, interface: &str) -> Option<PathBuf> {

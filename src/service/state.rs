@@ -123,8 +123,10 @@ impl State {
         Pass::new(waited, file.map(|f| Box::new(f) as Box<dyn Send>))
     }
 
-    pub(super) fn directory(&self) -> Option<&Path> {
-        self.directory.as_deref()
+    /// The files whose names end like this.
+    pub(super) fn ending(&self, suffix: &str) -> Vec<PathBuf> {
+        let Some(entries) = self.directory.as_ref().and_then(|d| fs::read_dir(d).ok()) else { return Vec::new() };
+        entries.flatten().map(|e| e.path()).filter(|p| p.extension() == Some(suffix.as_ref())).collect()
     }
 
     /// The files of the container that a handle is of.
@@ -174,9 +176,7 @@ impl State {
 
     /// What was noted and not done.
     pub fn pending(&self) -> Vec<IPAMHandle> {
-        let Some(entries) = self.directory.as_ref().and_then(|d| fs::read_dir(d).ok()) else { return Vec::new() };
-        let paths = entries.flatten().map(|e| e.path()).filter(|p| p.extension() == Some("handle".as_ref()));
-        paths.filter_map(|path| serde_json::from_slice(&read(&path)?).ok()).collect()
+        self.ending("handle").iter().filter_map(|path| serde_json::from_slice(&read(path)?).ok()).collect()
     }
 
     fn pending_path(&self, handle_id: &str) -> Option<PathBuf> {
@@ -234,13 +234,10 @@ impl State {
             let path = entry.path();
             let ends = path.extension().and_then(|e| e.to_str());
             let of_node = path.file_name().is_some_and(|name| name == TURNSTILE || name == SEARCH);
-            let unused = match ends {
-                // Held until it is gone.
-                Some("lock") if !of_node => open(&path).ok().filter(|file| file.try_lock().is_ok()),
-                Some("deleted") => None,
-                _ => continue,
-            };
-            if unused.is_some() || ends == Some("deleted") {
+            // Locked until its name is gone.
+            let lock = (ends == Some("lock") && !of_node).then(|| open(&path).ok()).flatten();
+            let is_unused = lock.as_ref().is_some_and(|file| file.try_lock().is_ok());
+            if is_unused || ends == Some("deleted") {
                 let _ = fs::remove_file(path);
             }
         }

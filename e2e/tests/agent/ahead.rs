@@ -92,11 +92,7 @@ async fn what_no_sandbox_took_on_is_given_back() {
     let ground = Ground::prepare().await;
     let agent = Agent::start(&ground, true).await;
     for pod in ["r-1", "f-1"] {
-        if pod == "f-1" {
-            ground.fixed(pod)
-        } else {
-            ground.random(pod)
-        }
+        ground.either(pod);
         taken(&ground, pod).await;
         until("it is told", async || agent.log().contains(&format!("\"pod\":\"{pod}\"")).then_some(())).await;
         ground.remove(pod).await;

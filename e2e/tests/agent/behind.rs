@@ -44,11 +44,7 @@ async fn what_a_killed_agent_owes_the_next_one_pays() {
     let ground = Ground::prepare().await;
     for (take_ahead, pod) in [(false, "f-1"), (true, "f-2"), (false, "r-1"), (true, "r-2")] {
         let agent = Agent::start(&ground, take_ahead).await;
-        if pod.starts_with('f') {
-            ground.fixed(pod)
-        } else {
-            ground.random(pod)
-        }
+        ground.either(pod);
         assert_ok(&ground.add_pod(pod, pod).await);
         let refusing = ground.server().faults().on(Match::on("update", BLOCKS), refusal(), usize::MAX);
         assert_ok(&ground.del_pod(pod, pod).await);
@@ -113,11 +109,7 @@ async fn an_add_of_a_container_whose_release_is_owed_keeps_the_address() {
     let ground = Ground::prepare().await;
     let agent = Agent::start(&ground, false).await;
     for pod in ["r-1", "f-1"] {
-        if pod == "f-1" {
-            ground.fixed(pod)
-        } else {
-            ground.random(pod)
-        }
+        ground.either(pod);
         let given = bare(&ground.add_pod(pod, pod).await);
         let refusing = ground.server().faults().on(Match::on("update", BLOCKS), refusal(), usize::MAX);
         assert_ok(&ground.del_pod(pod, pod).await);
@@ -142,11 +134,7 @@ async fn a_later_sandbox_takes_the_pods_address_on_while_the_earlier_ones_releas
     let ground = Ground::prepare().await;
     let agent = Agent::start(&ground, true).await;
     for pod in ["r-1", "f-1"] {
-        if pod == "f-1" {
-            ground.fixed(pod)
-        } else {
-            ground.random(pod)
-        }
+        ground.either(pod);
         until("it is taken ahead", async || (!ground.recorded(pod).is_empty()).then_some(())).await;
         let first = ground.add_pod(pod, &format!("one-{pod}")).await;
         let refusing = ground.server().faults().on(Match::on("update", BLOCKS), refusal(), usize::MAX);

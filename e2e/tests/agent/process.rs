@@ -8,7 +8,7 @@ use e2e::standin::CniOutcome;
 use e2e::tools;
 use tokio::process::{Child, Command};
 
-use super::ground::{Call, Ground};
+use super::ground::{Call, Ground, assert_ok};
 
 /// Longest wait for something that must come.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -155,10 +155,14 @@ impl Ground {
         self.of_pod("DEL", pod, container).run().await
     }
 
+    /// A pod with the fixed address if its name begins with f, else with a random one.
+    pub fn either(&self, pod: &str) {
+        if pod.starts_with('f') { self.fixed(pod) } else { self.random(pod) }
+    }
+
     /// DEL, until the release is on record.
     pub async fn released(&self, pod: &str, container: &str) {
-        let outcome = self.del_pod(pod, container).await;
-        assert!(outcome.is_ok(), "{outcome:?}");
+        assert_ok(&self.del_pod(pod, container).await);
         self.settled().await;
     }
 
