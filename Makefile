@@ -15,24 +15,62 @@ test: fast deep real
 build:
 	$(CARGO) build --workspace --bins
 
+# Tests of a cluster mostly wait, so what is built runs in groups, two at a time. A terminal shows both as they go; a log
+# has each group's output in one piece.
+TWO_AT_A_TIME = $(MAKE) --no-print-directory --jobs 2 $(if $(MAKE_TERMOUT),,--output-sync=target)
+# Whatever is tested in one package asks for the same features of its dependencies: else these are built once more.
+OF_E2E = -p e2e $(addprefix --test ,$(1))
+OF_LIBRARIES = -p calico -p kube-ipam --test '*'
+
+FAST_SERVERS = apiserver cluster stores transport cli claims
+FAST_SCENARIOS = embedded embedded_objects
+DEEP_HARM = faults hostile collector agent_status
+DEEP_SCENARIOS = embedded_agents embedded_objects_agents
+REAL = manifests policy addon rules real real_agents hammer
+
 # Needs nothing but Rust.
 fast: build
-	$(CARGO) test --workspace --lib --bins
-	$(CARGO) test -p calico -p kube-ipam --test '*'
-	$(CARGO) test -p e2e --test manifests -- --skip server::
-	$(CARGO) test -p e2e --test apiserver --test cluster --test stores --test transport --test cli --test claims --test agent --test embedded --test embedded_objects
+	$(CARGO) test --no-run --workspace --lib
+	$(CARGO) test --no-run $(OF_LIBRARIES)
+	$(CARGO) test --no-run $(call OF_E2E,manifests agent $(FAST_SERVERS) $(FAST_SCENARIOS))
+	$(TWO_AT_A_TIME) fast-scenarios fast-libraries fast-agent fast-servers fast-units
+
+.PHONY: fast-units fast-libraries fast-agent fast-servers fast-scenarios
+fast-units:
+	$(CARGO) test --workspace --lib
+fast-libraries:
+	$(CARGO) test $(OF_LIBRARIES)
+fast-agent:
+	$(CARGO) test $(call OF_E2E,agent)
+	$(CARGO) test $(call OF_E2E,manifests) -- --skip server::
+fast-servers:
+	$(CARGO) test $(call OF_E2E,$(FAST_SERVERS))
+fast-scenarios:
+	$(CARGO) test $(call OF_E2E,$(FAST_SCENARIOS))
 
 # Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents, the
 # larger models, 50,000 simulated clusters, and bugs of this field planted one by one, each of which some test must catch.
 deep: build
-	$(CARGO) test -p e2e --test faults --test collector --test agent_status --test hostile --test embedded_agents --test embedded_objects_agents
-	$(CARGO) test -p kube-ipam --test model -- --ignored --skip three_pods_whatever_t --skip a_search
-	$(CARGO) test -p simulation -- --nocapture
-	$(CARGO) test -p kube-ipam --test bugs -- --ignored --nocapture
+	$(CARGO) test --no-run $(OF_LIBRARIES)
+	$(CARGO) test --no-run $(call OF_E2E,$(DEEP_HARM) $(DEEP_SCENARIOS))
+	$(CARGO) test --no-run -p kube-ipam -p simulation --test simulation
+	$(TWO_AT_A_TIME) deep-bugs deep-scenarios deep-harm deep-model deep-simulation
+
+.PHONY: deep-harm deep-scenarios deep-model deep-simulation deep-bugs
+deep-harm:
+	$(CARGO) test $(call OF_E2E,$(DEEP_HARM))
+deep-scenarios:
+	$(CARGO) test $(call OF_E2E,$(DEEP_SCENARIOS))
+deep-model:
+	$(CARGO) test -p calico -p kube-ipam --test model -- --ignored --skip three_pods_whatever_t --skip a_search
+deep-simulation:
+	$(CARGO) test -p kube-ipam -p simulation --test simulation -- --nocapture
+deep-bugs:
+	$(CARGO) test -p calico -p kube-ipam --test bugs -- --ignored --nocapture
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
-	$(CARGO) test -p e2e --test manifests --test policy --test addon --test rules --test real --test real_agents --test hammer
+	$(CARGO) test $(call OF_E2E,$(REAL))
 	$(CARGO) test -p e2e --test chaos -- --nocapture
 
 # Three pods with two and with three faults (the latter takes 7 minutes of one core, and 5 GiB), and that these searches
@@ -44,7 +82,7 @@ model:
 # A simulated cluster, one run for each seed: make sim SEEDS=1000000 [FIRST=<seed>]; make sim SEED=<seed> tells its story.
 .PHONY: sim
 sim:
-	$(CARGO) test -p simulation -- --nocapture
+	$(CARGO) test -p kube-ipam -p simulation --test simulation -- --nocapture
 
 # Parsers and edits by coverage: make fuzz [TARGET_NAME=block] [SECONDS=60]. Needs a C++ compiler.
 .PHONY: fuzz
@@ -67,16 +105,17 @@ e2e: build
 e2e-kind:
 	e2e/kind/run.sh
 
-# One static binary: target/<target>/release/kube-ipam. A runtime waits for the start of its process at every pod: at a fixed
-# address, as Go's programs are, nothing in it has to be relocated, and an allocator without huge pages clears none (the
-# two are a millisecond of two). For another architecture: make static ARCH=arm64 (needs
-# rustup target add aarch64-unknown-linux-gnu, and its C compiler and linker, such as Debian's gcc-aarch64-linux-gnu).
+# One static binary: target/<target>/release/kube-ipam. A runtime waits for the start and the end of its process at every
+# pod: at a fixed address, as Go's programs are, nothing in it has to be relocated; an allocator without huge pages clears
+# none (the two are a millisecond of two), and gives nothing back that ends with the process anyway.
+# For another architecture: make static ARCH=arm64 (needs rustup target add aarch64-unknown-linux-gnu, and its C compiler
+# and linker, such as Debian's gcc-aarch64-linux-gnu).
 ARCH ?= $(if $(filter aarch64 arm64,$(shell uname -m)),arm64,amd64)
 TARGET = $(if $(filter arm64,$(ARCH)),aarch64-unknown-linux-gnu,x86_64-unknown-linux-gnu)
 STATIC = target/$(TARGET)/release/kube-ipam
 static:
 	RUSTFLAGS='$(RUSTFLAGS) -C target-feature=+crt-static -C relocation-model=static' \
-	  CFLAGS='$(strip $(CFLAGS) -DMI_DEFAULT_ALLOW_THP=0)' $(CARGO) build --release --target $(TARGET) -p kube-ipam --bin kube-ipam
+	  CFLAGS='$(strip $(CFLAGS) -DMI_DEFAULT_ALLOW_THP=0 -DMI_SKIP_COLLECT_ON_EXIT=1)' $(CARGO) build --release --target $(TARGET) -p kube-ipam --bin kube-ipam
 
 # The image kube-ipam:<version>, by whichever of these there is: make image [ENGINE=podman|buildah|docker] [IMAGE=name:tag]
 ENGINE ?= $(firstword $(foreach engine,podman buildah docker,$(if $(shell command -v $(engine)),$(engine))))

@@ -8,12 +8,11 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Fails only if another provider was chosen before, and nothing runs before main.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let called_as = std::env::args_os().next();
     let called_as = called_as.as_deref().map(Path::new).and_then(Path::file_name).and_then(|n| n.to_str());
     if std::env::var_os("CNI_COMMAND").is_some() {
         return kube_ipam::plugin::run(called_as.unwrap_or("kube-ipam"));
     }
+    kube_ipam::store::choose_tls();
     kube_ipam::cli::run()
 }

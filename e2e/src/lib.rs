@@ -11,6 +11,7 @@ pub mod embedded;
 pub mod hammer;
 pub mod lab;
 pub mod manifests;
+pub mod memory;
 pub mod picture;
 pub mod real;
 pub mod run;

@@ -44,11 +44,13 @@ const AT_ONCE: usize = 16;
 pub(super) struct Ahead {
     pods: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Stage>>>>,
     turns: Semaphore,
+    /// The network of the pod before: nearly always that of the next one, too.
+    network: Mutex<Option<Arc<NetConf>>>,
 }
 
 impl Default for Ahead {
     fn default() -> Self {
-        Self { pods: Mutex::default(), turns: Semaphore::new(AT_ONCE) }
+        Self { pods: Mutex::default(), turns: Semaphore::new(AT_ONCE), network: Mutex::default() }
     }
 }
 
@@ -59,7 +61,7 @@ enum Stage {
     #[default]
     New,
     /// Its addresses are on record, in this network.
-    Taken(Box<NetConf>, Vec<Assigned>),
+    Taken(Arc<NetConf>, Vec<Assigned>),
     /// Its containers come and go by themselves.
     Over,
 }
@@ -73,6 +75,15 @@ impl Ahead {
 
     fn known(&self, uid: &str) -> Option<Arc<tokio::sync::Mutex<Stage>>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// One in memory for all pods of a network.
+    fn shared(&self, network: NetConf) -> Arc<NetConf> {
+        let mut known = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(known) if **known == network => known.clone(),
+            _ => known.insert(Arc::new(network)).clone(),
+        }
     }
 
     fn forget(&self, uid: &str) {
@@ -186,7 +197,7 @@ impl Agent {
             Ok(taken) => {
                 let addresses: Vec<String> = taken.iter().map(|a| a.address.to_string()).collect();
                 tracing::info!(namespace, pod = name, ips = addresses.join(","), "taken ahead");
-                *stage = Stage::Taken(Box::new(net), taken);
+                *stage = Stage::Taken(self.ahead.shared(net), taken);
                 self.witness.metrics.early(Early::Taken);
             }
             // ADD meets the same and reports it to the runtime.

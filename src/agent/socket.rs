@@ -1,12 +1,15 @@
 //! The socket that the plugin meets the agent on: private to this user, and no path of it a symlink.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -130,7 +133,7 @@ impl Listener {
 
 /// Whether root or this user is at the other end.
 pub(super) fn is_ours(stream: &UnixStream) -> bool {
-    let user = fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap_or_default();
+    let user = rustix::process::geteuid().as_raw();
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == user => true,
         peer => {
@@ -199,33 +202,43 @@ async fn exchange(agent: Arc<Agent>, stream: UnixStream, place: Place, load: Arc
         Err(Untaken::Silent) => return,
         Err(Untaken::Declined(why, declined)) => {
             agent.witness.metrics.declined(why);
-            say(&mut write, &declined).await;
+            say(&mut write, &[&declined]).await;
             return;
         }
     };
     drop(place);
-    if !say(&mut write, &Reply::Accepted {}).await {
-        return;
-    }
-    // A plugin says nothing more; the end of what it says is its end.
-    let gone = AtomicBool::new(false);
-    let hang_up = async {
-        let mut more = [0u8; 16];
-        while matches!(requests.read(&mut more).await, Ok(n) if n > 0) {}
-        gone.store(true, Ordering::Relaxed);
-        std::future::pending::<()>().await;
+    let (gone, accepted) = (AtomicBool::new(false), Reply::Accepted {});
+    let mut answer = pin!(agent.answer(&request, &gone));
+    let (reply, delivered) = match futures::poll!(answer.as_mut()) {
+        // What is known at once is said in one piece, for which the plugin wakes up once.
+        Poll::Ready(reply) => {
+            let delivered = say(&mut write, &[&accepted, &reply]).await;
+            (reply, delivered)
+        }
+        Poll::Pending => {
+            gone.store(!say(&mut write, &[&accepted]).await, Ordering::Relaxed);
+            // A plugin says nothing more; the end of what it says is its end.
+            let hang_up = async {
+                let mut more = [0u8; 16];
+                while matches!(requests.read(&mut more).await, Ok(n) if n > 0) {}
+                gone.store(true, Ordering::Relaxed);
+                std::future::pending::<Infallible>().await
+            };
+            let reply = tokio::select! {
+                reply = answer => reply,
+                never = hang_up => match never {},
+            };
+            let delivered = !gone.load(Ordering::Relaxed) && say(&mut write, &[&reply]).await;
+            (reply, delivered)
+        }
     };
-    let reply = tokio::select! {
-        reply = agent.answer(&request, &gone) => reply,
-        () = hang_up => return,
-    };
-    let delivered = !gone.load(Ordering::Relaxed) && say(&mut write, &reply).await;
     if !delivered && matches!(reply, Reply::Answer(_)) {
         agent.take_back(&request).await;
     }
 }
 
-async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> bool {
-    let line = line(reply);
-    matches!(tokio::time::timeout(REPLY_TIME, write.write_all(&line)).await, Ok(Ok(())))
+/// Whether the peer was told.
+async fn say(write: &mut OwnedWriteHalf, replies: &[&Reply]) -> bool {
+    let lines: Vec<u8> = replies.iter().flat_map(line).collect();
+    matches!(tokio::time::timeout(REPLY_TIME, write.write_all(&lines)).await, Ok(Ok(())))
 }

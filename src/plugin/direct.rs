@@ -13,8 +13,8 @@ use crate::driver::Driver;
 use crate::netconf::NetConf;
 use crate::service::state::State;
 use crate::service::{Call, Served, log_answer, node_name_for, unserved};
-use crate::store::LazyLedger;
 use crate::store::kube::KubeStore;
+use crate::store::{LazyLedger, choose_tls};
 
 /// Set by SIGTERM: the runtime has given up.
 static TERMINATED: AtomicBool = AtomicBool::new(false);
@@ -27,6 +27,7 @@ pub(super) fn run(
     unanswered: &Unanswered,
 ) -> Result<Option<Value>, CniError> {
     log::start(net);
+    choose_tls();
     if let Some(CniError { msg: error, details: remedy, .. }) = broken {
         tracing::warn!(error, remedy, "the network configuration is broken; DEL does without");
     }

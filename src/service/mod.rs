@@ -267,6 +267,9 @@ pub fn node_name_for(verb: Verb, net: &NetConf) -> Result<String, CniError> {
 /// # Errors
 /// The file is there and cannot be read: going on under another name would send traffic to the wrong node.
 pub fn node_name(net: &NetConf) -> Result<String, CniError> {
+    if net.nodename.nodename.is_some() {
+        return net.nodename.resolve(None, "");
+    }
     let path = &net.nodename.file;
     let file = match std::fs::read_to_string(path) {
         Ok(text) => Some(text),

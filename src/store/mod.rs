@@ -30,6 +30,12 @@ use serde::de::DeserializeOwned;
 use crate::claim::Claim;
 use crate::pod::Owner;
 
+/// Says once for this process who does the arithmetic of TLS, before the first connection is made.
+pub fn choose_tls() {
+    // Fails only if one was chosen before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// A Kubernetes object that the store can carry: typed, self-describing, cloneable.
 pub trait Object:
     Resource<DynamicType = ()> + Clone + fmt::Debug + Serialize + DeserializeOwned + Send + Sync + 'static

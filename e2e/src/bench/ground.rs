@@ -25,6 +25,7 @@ use super::agent::Agent;
 use super::way::{Surroundings, Way};
 use crate::calls::Counts;
 use crate::embedded::etcd::Etcd;
+use crate::memory;
 use crate::real::{ControlPlane, ControlPlaneOptions, Crds, TOKEN_USERS};
 use crate::tools::Tools;
 
@@ -58,8 +59,7 @@ pub(super) struct Ground {
 
 impl Ground {
     pub(super) async fn start(tools: Tools, crds: Crds) -> Result<Ground> {
-        // In memory, where a node's locks and state are.
-        let directory = TempDir::with_prefix_in("kube-ipam-bench-", "/run")?;
+        let directory = memory::directory("kube-ipam-bench-")?;
         let options = ControlPlaneOptions { audit: true, crds, ..Default::default() };
         let control_plane = ControlPlane::start(tools, options).await?;
         let tls = control_plane.etcd_tls();

@@ -172,20 +172,23 @@ async fn one_of_each_ahead(ground: &Ground, seat: &Seat<'_>, turn: usize, sheet:
 
 /// What each kind of call asks of the API server and of etcd.
 async fn count(ground: &Ground, seat: &Seat<'_>) -> Result<Vec<CallRow>> {
-    let kinds =
-        [("random", Some(seat.sandbox()?), Some(json!({}))), ("fixed", seat.fixed_sandbox(), seat.fixed_annotations())];
+    let kinds = [("random", Some(json!({}))), ("fixed", seat.fixed_annotations())];
     let mut rows = Vec::new();
-    for (kind, first, annotations) in kinds {
-        let (Some(mut sandbox), Some(annotations)) = (first, annotations) else { continue };
+    for (kind, annotations) in kinds {
+        let Some(annotations) = annotations else { continue };
         let mut counts = [Counts::default(), Counts::default()];
         let mut transactions = [0, 0];
         for turn in 0..COUNTED {
-            let mut pod = None;
-            if seat.way.agent == Some(When::Ahead) {
-                let bound = seat.bound(ground, FIRST_COUNTED + turn, annotations.clone()).await?;
-                sandbox = attachment(&bound);
-                pod = Some(bound);
-            }
+            let pod = match seat.way.agent {
+                Some(When::Ahead) => Some(seat.bound(ground, FIRST_COUNTED + turn, annotations.clone()).await?),
+                _ => None,
+            };
+            // A container of its own: that of an earlier turn would have to be told from its late DEL.
+            let sandbox = match (&pod, kind) {
+                (Some(bound), _) => attachment(bound),
+                (None, "random") => seat.sandbox()?,
+                (None, _) => seat.fixed_sandbox().context("a pod with a fixed address")?,
+            };
             for (index, verb) in ["ADD", "DEL"].into_iter().enumerate() {
                 let before = ground.transactions()?;
                 // What an agent does after its answer counts as well.

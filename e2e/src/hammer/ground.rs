@@ -30,6 +30,7 @@ use super::plan::{Plan, owner};
 use crate::bench::ground::furnish;
 use crate::lab::restricted;
 use crate::manifests::{self, NODE_ACCOUNT};
+use crate::memory;
 use crate::real::{ControlPlane, ControlPlaneOptions, Crds};
 use crate::tools::Tools;
 
@@ -72,7 +73,7 @@ struct Site {
 
 impl Ground {
     pub(super) async fn start(tools: Tools, plan: &Plan, nodes: usize, meter: Arc<Meter>) -> Result<Ground> {
-        let directory = TempDir::with_prefix_in("kube-ipam-hammer-", "/run")?;
+        let directory = memory::directory("kube-ipam-hammer-")?;
         let crds = Crds::Definitions(crate::crds());
         let control_plane = ControlPlane::start(tools, ControlPlaneOptions { crds, ..Default::default() }).await?;
         let site = Site::of(&control_plane, &directory, plan);
