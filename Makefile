@@ -15,12 +15,13 @@ test: fast deep real
 build:
 	$(CARGO) build --workspace --bins
 
-# Tests of a cluster mostly wait, so what is built runs in groups, two at a time. A terminal shows both as they go; a log
-# has each group's output in one piece.
+# Tests of a cluster wait half of their time, so groups of them run two at a time. A terminal shows both as they go; a
+# log has each group's output in one piece.
 TWO_AT_A_TIME = $(MAKE) --no-print-directory --jobs 2 $(if $(MAKE_TERMOUT),,--output-sync=target)
 # Whatever is tested in one package asks for the same features of its dependencies: else these are built once more.
 OF_E2E = -p e2e $(addprefix --test ,$(1))
 OF_LIBRARIES = -p calico -p kube-ipam --test '*'
+OF_SIMULATION = -p kube-ipam -p simulation --test simulation
 
 FAST_SERVERS = apiserver cluster stores transport cli claims
 FAST_SCENARIOS = embedded embedded_objects
@@ -51,22 +52,17 @@ fast-scenarios:
 # Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents, the
 # larger models, 50,000 simulated clusters, and bugs of this field planted one by one, each of which some test must catch.
 deep: build
-	$(CARGO) test --no-run $(OF_LIBRARIES)
 	$(CARGO) test --no-run $(call OF_E2E,$(DEEP_HARM) $(DEEP_SCENARIOS))
-	$(CARGO) test --no-run -p kube-ipam -p simulation --test simulation
-	$(TWO_AT_A_TIME) deep-bugs deep-scenarios deep-harm deep-model deep-simulation
+	$(TWO_AT_A_TIME) deep-harm deep-scenarios
+	$(CARGO) test $(OF_LIBRARIES:'*'=model) -- --ignored --skip three_pods_whatever_t --skip a_search
+	$(CARGO) test $(OF_SIMULATION) -- --nocapture
+	$(CARGO) test $(OF_LIBRARIES:'*'=bugs) -- --ignored --nocapture
 
-.PHONY: deep-harm deep-scenarios deep-model deep-simulation deep-bugs
+.PHONY: deep-harm deep-scenarios
 deep-harm:
 	$(CARGO) test $(call OF_E2E,$(DEEP_HARM))
 deep-scenarios:
 	$(CARGO) test $(call OF_E2E,$(DEEP_SCENARIOS))
-deep-model:
-	$(CARGO) test -p calico -p kube-ipam --test model -- --ignored --skip three_pods_whatever_t --skip a_search
-deep-simulation:
-	$(CARGO) test -p kube-ipam -p simulation --test simulation -- --nocapture
-deep-bugs:
-	$(CARGO) test -p calico -p kube-ipam --test bugs -- --ignored --nocapture
 
 # Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
 real: build
@@ -82,7 +78,7 @@ model:
 # A simulated cluster, one run for each seed: make sim SEEDS=1000000 [FIRST=<seed>]; make sim SEED=<seed> tells its story.
 .PHONY: sim
 sim:
-	$(CARGO) test -p kube-ipam -p simulation --test simulation -- --nocapture
+	$(CARGO) test $(OF_SIMULATION) -- --nocapture
 
 # Parsers and edits by coverage: make fuzz [TARGET_NAME=block] [SECONDS=60]. Needs a C++ compiler.
 .PHONY: fuzz

@@ -1,6 +1,10 @@
 //! Addresses on record before a container asks.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
 use kube_ipam::claim::Claim;
+use kube_ipam::protocol::{Reply, line};
 
 use super::ground::{Ground, assert_ok, bare};
 use super::process::{Agent, until};
@@ -46,6 +50,23 @@ async fn a_bound_pods_address_is_on_record_at_once_and_its_add_costs_no_request(
     assert!(holder(&ground).await.is_none());
     until("no handle is left", async || ground.handle_ids().is_empty().then_some(())).await;
     assert_eq!(ground.log(), "", "the plugin itself had nothing to do");
+}
+
+#[tokio::test]
+async fn what_is_known_at_once_is_said_in_one_piece() {
+    let ground = Ground::prepare().await;
+    let agent = Agent::start(&ground, true).await;
+    ground.random("r-1");
+    until("it is told", async || agent.log().contains("\"taken ahead\"").then_some(())).await;
+    for verb in ["ADD", "DEL"] {
+        let mut stream = UnixStream::connect(ground.path("state/agent.sock")).unwrap();
+        stream.write_all(&line(&ground.of_pod(verb, "r-1", "c").request())).unwrap();
+        let mut told = [0; 4096];
+        let length = stream.read(&mut told).unwrap();
+        let lines = told[..length].split_inclusive(|byte| *byte == b'\n').map(|l| serde_json::from_slice(l).unwrap());
+        let replies: Vec<Reply> = lines.collect();
+        assert!(matches!(replies[..], [Reply::Accepted {}, Reply::Answer(_)]), "{verb}: {replies:?}");
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use e2e::embedded::apiserver::{Fault, Gate, Match};
-use kube_ipam::protocol::{Reply, Request, line};
+use kube_ipam::protocol::{Reply, line};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -146,9 +146,7 @@ async fn calls_beyond_the_bound_are_declined_and_the_others_answered() {
     let mut held = Vec::new();
     let mut accepted = 0;
     for n in 0..CALLS + 40 {
-        let call = ground.call("ADD", &format!("none-{n}"), &format!("c{n}"));
-        let variables = call.environment.iter().map(|(k, v)| ((*k).to_owned(), v.to_str().unwrap().to_owned()));
-        let request = Request::new("kube-ipam", variables.collect(), ground.conf.clone());
+        let request = ground.call("ADD", &format!("none-{n}"), &format!("c{n}")).request();
         let mut stream = BufReader::new(connect(&ground.path("state/agent.sock")).await);
         stream.get_mut().write_all(&line(&request)).await.unwrap();
         let mut told = String::new();
