@@ -6,6 +6,7 @@ use std::time::Duration;
 use calico::{AllocationAttribute, Entry, IPAMBlock};
 use e2e::standin::CniOutcome;
 use e2e::tools;
+use kube_ipam::protocol::Request;
 use tokio::process::{Child, Command};
 
 use super::ground::{Call, Ground, assert_ok};
@@ -123,6 +124,14 @@ pub async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
         }
         assert!(tokio::time::Instant::now() < end, "not within {LIMIT:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+impl Call {
+    /// What the plugin asks the node's agent for it.
+    pub fn request(&self) -> Request {
+        let variables = self.environment.iter().map(|(k, v)| ((*k).to_owned(), v.to_str().unwrap().to_owned()));
+        Request::new("kube-ipam", variables.collect(), serde_json::from_slice(&self.stdin).unwrap())
     }
 }
 

@@ -11,7 +11,6 @@ use e2e::embedded::{Cluster, Options, apiserver};
 use e2e::standin::CniOutcome;
 use e2e::tools;
 use kube_ipam::claim::Claim;
-use kube_ipam::protocol::Request;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -252,12 +251,6 @@ impl Call {
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
-    }
-
-    /// What the plugin asks the node's agent for it.
-    pub fn request(&self) -> Request {
-        let variables = self.environment.iter().map(|(k, v)| ((*k).to_owned(), v.to_str().unwrap().to_owned()));
-        Request::new("kube-ipam", variables.collect(), serde_json::from_slice(&self.stdin).unwrap())
     }
 
     /// The same run by another program, whose last words are the binary.
