@@ -20,7 +20,7 @@ build:
 TWO_AT_A_TIME = $(MAKE) --no-print-directory --jobs 2 $(if $(MAKE_TERMOUT),,--output-sync=target)
 # Whatever is tested in one package asks for the same features of its dependencies: else these are built once more.
 OF_E2E = -p e2e $(addprefix --test ,$(1))
-OF_LIBRARIES = -p calico -p kube-ipam --test '*'
+OF_LIBRARIES = -p calico -p kube-ipam $(addprefix --test ,$(1))
 OF_SIMULATION = -p kube-ipam -p simulation --test simulation
 
 FAST_SERVERS = apiserver cluster stores transport cli claims
@@ -32,7 +32,7 @@ REAL = manifests policy addon rules real real_agents hammer
 # Needs nothing but Rust.
 fast: build
 	$(CARGO) test --no-run --workspace --lib
-	$(CARGO) test --no-run $(OF_LIBRARIES)
+	$(CARGO) test --no-run $(call OF_LIBRARIES,'*')
 	$(CARGO) test --no-run $(call OF_E2E,manifests agent $(FAST_SERVERS) $(FAST_SCENARIOS))
 	$(TWO_AT_A_TIME) fast-scenarios fast-libraries fast-agent fast-servers fast-units
 
@@ -40,7 +40,7 @@ fast: build
 fast-units:
 	$(CARGO) test --workspace --lib
 fast-libraries:
-	$(CARGO) test $(OF_LIBRARIES)
+	$(CARGO) test $(call OF_LIBRARIES,'*')
 fast-agent:
 	$(CARGO) test $(call OF_E2E,agent)
 	$(CARGO) test $(call OF_E2E,manifests) -- --skip server::
@@ -54,9 +54,9 @@ fast-scenarios:
 deep: build
 	$(CARGO) test --no-run $(call OF_E2E,$(DEEP_HARM) $(DEEP_SCENARIOS))
 	$(TWO_AT_A_TIME) deep-harm deep-scenarios
-	$(CARGO) test $(OF_LIBRARIES:'*'=model) -- --ignored --skip three_pods_whatever_t --skip a_search
+	$(CARGO) test $(call OF_LIBRARIES,model) -- --ignored --skip three_pods_whatever_t --skip a_search
 	$(CARGO) test $(OF_SIMULATION) -- --nocapture
-	$(CARGO) test $(OF_LIBRARIES:'*'=bugs) -- --ignored --nocapture
+	$(CARGO) test $(call OF_LIBRARIES,bugs) -- --ignored --nocapture
 
 .PHONY: deep-harm deep-scenarios
 deep-harm:

@@ -52,7 +52,7 @@ where
 pub fn tiers(tiers: Vec<Tier>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    kube_ipam::store::choose_tls();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -24,7 +24,7 @@ struct Ground {
 impl Ground {
     /// With the policy in force; `None` if it cannot run here, which has been said.
     async fn prepare() -> Option<Ground> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        kube_ipam::store::choose_tls();
         let tools = Tools::or_skip().unwrap()?;
         let options = ControlPlaneOptions { crds: Crds::None, ..Default::default() };
         let control_plane = ControlPlane::start(tools, options).await.unwrap();

@@ -38,7 +38,7 @@ struct Server {
 impl Server {
     /// Speaks only `protocol`, as ALPN names it; none: it takes no part in ALPN and speaks HTTP/1.1.
     async fn start(protocol: Option<&'static str>) -> Server {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        kube_ipam::store::choose_tls();
         let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let key = certified.signing_key.serialize_der().try_into().unwrap();
         let mut tls = rustls::ServerConfig::builder()

@@ -267,6 +267,7 @@ pub fn node_name_for(verb: Verb, net: &NetConf) -> Result<String, CniError> {
 /// # Errors
 /// The file is there and cannot be read: going on under another name would send traffic to the wrong node.
 pub fn node_name(net: &NetConf) -> Result<String, CniError> {
+    // It wins: what else could name the node need not be read.
     if net.nodename.nodename.is_some() {
         return net.nodename.resolve(None, "");
     }

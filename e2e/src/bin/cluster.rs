@@ -14,7 +14,7 @@ fn path(variable: &str) -> Option<PathBuf> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    kube_ipam::store::choose_tls();
     let Some(tools) = Tools::or_skip()? else { return Ok(()) };
     eprintln!("starting a control plane and two nodes ...");
     let crds = path("CALICO_CRDS").map_or_else(|| Crds::Definitions(calico::crds()), Crds::File);

@@ -10,7 +10,7 @@ const FIXED: &str = "10.244.0.216";
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    kube_ipam::store::choose_tls();
     let lab = Lab::embedded(false).await?;
     println!(
         "A cluster of two nodes, {}. Now a Deployment annotated kube-ipam.ip: \"{FIXED}\", and one without.\n",

@@ -298,7 +298,7 @@ fn admin_kubeconfig(site: &Site) -> PathBuf {
 
 async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     // Fails if there is one already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    kube_ipam::store::choose_tls();
     let config = Kubeconfig::read_from(kubeconfig)?;
     let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
     ensure!(config.proxy_url.is_none(), "a proxy is set for a cluster on this machine");

@@ -21,7 +21,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// The programs of a real cluster. `None` if it cannot run here, which has been said.
 pub fn tools() -> Option<Tools> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    kube_ipam::store::choose_tls();
     Tools::or_skip().unwrap()
 }
 

@@ -42,7 +42,7 @@ struct Cluster {
 impl Cluster {
     /// `None` if it cannot run here, which has been said.
     async fn start() -> Option<Self> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        kube_ipam::store::choose_tls();
         let tools = Tools::or_skip().unwrap()?;
         let options = ControlPlaneOptions { controllers: true, crds: Crds::None, ..Default::default() };
         let control_plane = ControlPlane::start(tools.clone(), options).await.unwrap();
