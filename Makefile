@@ -7,10 +7,25 @@ CARGO ?= cargo
 demo: build
 	$(CARGO) run --quiet -p e2e --bin demo
 
-.PHONY: test fast deep real lint deny deny-advisories e2e build static image release cluster
+.PHONY: test verify fast lint deny deny-advisories e2e build static image release cluster
 
-# All tests: units, properties, faults, the embedded cluster, then the real one (which says so if it cannot run here).
-test: fast deep real
+# What gates every change: one of everything. It says at its end where the time went.
+test:
+	tests/parts.sh $(GATE)
+
+# Everything there is, for whoever releases: make verify [PARTS="seeds bugs"]. A part that passed on this commit is not run
+# again. Each can be run by itself as make part-<name>.
+PARTS ?= $(EVERYTHING)
+verify:
+	tests/parts.sh --once $(PARTS)
+
+# What needs nothing but Rust, and little patience.
+fast:
+	tests/parts.sh build units libraries embedded
+
+GATE = lint build units libraries embedded agents faults seeds-few bugs-few programs manifests rules kubelets hammer chaos
+EVERYTHING = lint build units libraries embedded agents faults models seeds bugs fuzz programs manifests rules kubelets \
+  kubelets-direct hammer chaos three-faults
 
 build:
 	$(CARGO) build --workspace --bins
@@ -23,56 +38,95 @@ OF_E2E = -p e2e $(addprefix --test ,$(1))
 OF_LIBRARIES = -p calico -p kube-ipam $(addprefix --test ,$(1))
 OF_SIMULATION = -p kube-ipam -p simulation --test simulation
 
-FAST_SERVERS = apiserver cluster stores transport cli claims
-FAST_SCENARIOS = embedded embedded_objects
-DEEP_HARM = faults hostile collector agent_status
-DEEP_SCENARIOS = embedded_agents embedded_objects_agents
-REAL = manifests policy addon rules real real_agents hammer
+SERVERS = apiserver cluster stores transport cli claims
+SCENARIOS = embedded embedded_objects
+HARM = faults hostile collector agent_status
+SCENARIOS_OF_AGENTS = embedded_agents embedded_objects_agents
 
-# Needs nothing but Rust.
-fast: build
+PART_NAMES = $(sort $(GATE) $(EVERYTHING))
+.PHONY: $(addprefix part-,$(PART_NAMES))
+
+# Formatting, lints, licences.
+part-lint: lint
+
+# Every program and every test, so that the other parts' times are their own.
+part-build: build
 	$(CARGO) test --no-run --workspace --lib
 	$(CARGO) test --no-run $(call OF_LIBRARIES,'*')
-	$(CARGO) test --no-run $(call OF_E2E,manifests agent $(FAST_SERVERS) $(FAST_SCENARIOS))
-	$(TWO_AT_A_TIME) fast-scenarios fast-libraries fast-agent fast-servers fast-units
+	$(CARGO) test --no-run $(call OF_E2E,'*')
+	$(CARGO) test --no-run $(OF_SIMULATION)
 
-.PHONY: fast-units fast-libraries fast-agent fast-servers fast-scenarios
-fast-units:
+part-units:
 	$(CARGO) test --workspace --lib
-fast-libraries:
+
+# Driver, collector, model, parsers and documents over stores in memory.
+part-libraries:
 	$(CARGO) test $(call OF_LIBRARIES,'*')
-fast-agent:
+
+# The agent, the servers of the tests, and the scenarios of plugins alone on an embedded cluster.
+part-embedded:
+	$(TWO_AT_A_TIME) embedded-scenarios embedded-agent embedded-servers
+
+# The scenarios with agents on an embedded cluster.
+part-agents:
+	$(CARGO) test $(call OF_E2E,$(SCENARIOS_OF_AGENTS))
+
+# Every fault through the binary, hostile clients, elections.
+part-faults:
+	$(CARGO) test $(call OF_E2E,$(HARM))
+
+.PHONY: embedded-scenarios embedded-agent embedded-servers
+embedded-scenarios:
+	$(CARGO) test $(call OF_E2E,$(SCENARIOS))
+embedded-agent:
 	$(CARGO) test $(call OF_E2E,agent)
 	$(CARGO) test $(call OF_E2E,manifests) -- --skip server::
-fast-servers:
-	$(CARGO) test $(call OF_E2E,$(FAST_SERVERS))
-fast-scenarios:
-	$(CARGO) test $(call OF_E2E,$(FAST_SCENARIOS))
+embedded-servers:
+	$(CARGO) test $(call OF_E2E,$(SERVERS))
 
-# Needs nothing but Rust, and some patience: every fault through the binary, elections, the scenarios with agents, the
-# larger models, 50,000 simulated clusters, and bugs of this field planted one by one, each of which some test must catch.
-deep: build
-	$(CARGO) test --no-run $(call OF_E2E,$(DEEP_HARM) $(DEEP_SCENARIOS))
-	$(TWO_AT_A_TIME) deep-harm deep-scenarios
+# The models that take a minute each.
+part-models:
 	$(CARGO) test $(call OF_LIBRARIES,model) -- --ignored --skip three_pods_whatever_t --skip a_search
+
+# 50,000 simulated clusters, and in the gate the first tenth of them.
+part-seeds:
 	$(CARGO) test $(OF_SIMULATION) -- --nocapture
+part-seeds-few:
+	SEEDS=5000 $(CARGO) test $(OF_SIMULATION) -- --nocapture
+
+# Bugs of this field planted one by one, each of which some test must catch. In the gate some of them, which the commit's
+# hash chooses, so that all come round.
+part-bugs:
 	$(CARGO) test $(call OF_LIBRARIES,bugs) -- --ignored --nocapture
+part-bugs-few:
+	BUGS_OF_COMMIT=$$(git rev-parse HEAD 2>/dev/null) $(CARGO) test $(call OF_LIBRARIES,bugs) -- --ignored --nocapture
 
-.PHONY: deep-harm deep-scenarios
-deep-harm:
-	$(CARGO) test $(call OF_E2E,$(DEEP_HARM))
-deep-scenarios:
-	$(CARGO) test $(call OF_E2E,$(DEEP_SCENARIOS))
+# Parsers and edits by coverage, where there is a C++ compiler.
+part-fuzz:
+	@if command -v c++ >/dev/null; then CARGO=$(CARGO) tests/fuzz/run.sh all 30; \
+	else echo 'FUZZ SKIPPED: there is no C++ compiler' >&2; [ "$$CI" != true ]; fi
 
-# Real kube-apiserver, kubelets and containerd: root, Go, containerd, runc, the reference CNI plugins.
-real: build
-	$(CARGO) test $(call OF_E2E,$(REAL))
+# The parts from here on run on a real kube-apiserver, and most on kubelets and containerd: root, Go, containerd, runc, the
+# reference CNI plugins. Where that cannot be they say so, and count as skipped.
+part-programs:
+	$(CARGO) run --quiet -p e2e --bin programs
+part-manifests:
+	$(CARGO) test $(call OF_E2E,manifests policy addon)
+part-rules:
+	$(CARGO) test $(call OF_E2E,rules)
+part-kubelets:
+	$(CARGO) test $(call OF_E2E,real_agents)
+part-kubelets-direct:
+	$(CARGO) test $(call OF_E2E,real)
+part-hammer:
+	$(CARGO) test $(call OF_E2E,hammer)
+part-chaos:
 	$(CARGO) test -p e2e --test chaos -- --nocapture
 
 # Three pods with two and with three faults (the latter takes 7 minutes of one core, and 5 GiB), and that these searches
 # leave out nothing that matters.
 .PHONY: model
-model:
+model part-three-faults:
 	$(CARGO) test --profile tool -p kube-ipam --test model -- --ignored --nocapture --test-threads 1 three_pods_whatever_t a_search
 
 # A simulated cluster, one run for each seed: make sim SEEDS=1000000 [FIRST=<seed>]; make sim SEED=<seed> tells its story.
@@ -159,7 +213,7 @@ hammer:
 lint: deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh e2e/kind/run.sh tests/fuzz/run.sh; \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run e2e/src/real/node.sh e2e/kind/run.sh tests/fuzz/run.sh tests/parts.sh; \
 	else echo 'LINT SKIPPED: shellcheck is not installed' >&2; fi
 
 # Licences, banned crates and sources of all dependencies.

@@ -1,6 +1,7 @@
-//! The programs a real cluster is made of: found on the system, or built once from `e2e/tools/go.mod` into
-//! `<cargo target dir>/e2e-tools/<hash>`. Keeps: a directory named by the hash of the pinned versions either
-//! holds every program, finished, or does not exist, however many test processes start at the same time.
+//! The programs a real cluster is made of: found on the system, or built once for a user from `e2e/tools/go.mod` into
+//! `kube-ipam/e2e-tools/<hash>` of the cache directory (`XDG_CACHE_HOME`, else `~/.cache`). Keeps: a directory named by
+//! the hash of the pinned versions either holds every program, finished, or does not exist, however many test processes
+//! and clones build at the same time.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -114,8 +115,8 @@ impl Tools {
     /// The programs, built now if these versions never were.
     pub fn build() -> Result<Tools> {
         let directory = finished_directory()?;
-        let parent = target_directory()?.join("e2e-tools");
-        fs::create_dir_all(&parent)?;
+        let parent = directory.parent().context("the tools' directory has a parent")?;
+        fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
         let lock = File::create(parent.join("lock"))?;
         lock.lock().context("locking the tools directory")?;
         if !directory.exists() {
@@ -180,7 +181,14 @@ fn finished_directory() -> Result<PathBuf> {
     }
     hash.update(build_flags().join(" "));
     let name: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Ok(target_directory()?.join("e2e-tools").join(name))
+    Ok(cache_directory()?.join("kube-ipam/e2e-tools").join(name))
+}
+
+/// The user's cache directory, by the XDG base directory specification: a relative `XDG_CACHE_HOME` counts as unset.
+fn cache_directory() -> Result<PathBuf> {
+    let named = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || std::env::home_dir().filter(|path| path.is_absolute()).map(|home| home.join(".cache"));
+    named.or_else(home).context("neither XDG_CACHE_HOME nor HOME names a directory for the programs of Kubernetes")
 }
 
 fn sources() -> PathBuf {
@@ -204,23 +212,22 @@ fn build_into(directory: &Path) -> Result<()> {
     writeln!(said, "building Kubernetes {KUBERNETES}: five minutes on two cores the first time ...")?;
     let unfinished = directory.with_extension("unfinished");
     fs::create_dir_all(&unfinished)?;
-    for program in PROGRAMS {
-        let status = Command::new("go")
-            .arg("build")
-            .args(build_flags())
-            .arg("-o")
-            .arg(unfinished.join(program))
-            .arg(format!("k8s.io/kubernetes/cmd/{program}"))
-            .env("CGO_ENABLED", "0")
-            .current_dir(sources())
-            .stdin(Stdio::null())
-            .status()
-            .context("running go")?;
-        if !status.success() {
-            bail!("go could not build {program}: {status}");
-        }
-        writeln!(said, "  {program} after {:.0} s", started.elapsed().as_secs_f32())?;
+    // In one call: one program is compiled while another one is linked.
+    let status = Command::new("go")
+        .arg("build")
+        .args(build_flags())
+        .arg("-o")
+        .arg(&unfinished)
+        .args(PROGRAMS.map(|program| format!("k8s.io/kubernetes/cmd/{program}")))
+        .env("CGO_ENABLED", "0")
+        .current_dir(sources())
+        .stdin(Stdio::null())
+        .status()
+        .context("running go")?;
+    if !status.success() {
+        bail!("go could not build the programs of Kubernetes: {status}");
     }
+    writeln!(said, "built after {:.0} s", started.elapsed().as_secs_f32())?;
     fs::rename(&unfinished, directory).with_context(|| directory.display().to_string())
 }
 

@@ -88,6 +88,8 @@ impl Lab {
     pub async fn drop_namespace(&self, name: &str) -> Result<()> {
         Api::<Namespace>::all(self.client()).delete(name, &DeleteParams::default()).await?;
         let pods: Api<Pod> = Api::namespaced(self.client(), name);
+        // Kubernetes' controller begins after five seconds; by now no pod can be made in their place.
+        pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
         self.until("no pods left in the namespace", || async {
             Ok(pods.list(&ListParams::default()).await?.items.is_empty().then_some(()))
         })
