@@ -277,24 +277,27 @@ pub fn decide(
             Decision::ExamineOwner
         };
     };
-    if claim.owner != *asker.owner {
-        return match evidence {
-            None => Decision::Examine,
-            Some(e) if standing(claim, e, policy, now) == Standing::Lost => Decision::ExamineOwner,
-            Some(_) => Decision::Refuse(Obstacle::OtherOwner),
-        };
-    }
     if holder.pod_uid == asker.holder.pod_uid {
         // A pod that asks before it has a container has what any of its containers has.
-        return if asker.holder.container_id.is_empty()
-            || claim.is_held_by(&asker.holder.container_id, &asker.holder.interface)
-        {
+        let holds = asker.holder.container_id.is_empty()
+            || claim.is_held_by(&asker.holder.container_id, &asker.holder.interface);
+        return if holds && claim.owner == *asker.owner {
             Decision::Held
+        } else if holds {
+            // The pod was adopted by a controller, or orphaned, since: the claim follows.
+            Decision::Take(Box::new(Claim { owner: asker.owner.clone(), ..claim.clone() }))
         } else if holder.container_id == asker.holder.container_id {
             Decision::Refuse(Obstacle::OtherInterface)
         } else {
             // A new sandbox of the same pod: the old one is dead, or the runtime would not have made this.
             Decision::Take(Box::new(claim.held_by(asker)))
+        };
+    }
+    if claim.owner != *asker.owner {
+        return match evidence {
+            None => Decision::Examine,
+            Some(e) if standing(claim, e, policy, now) == Standing::Lost => Decision::ExamineOwner,
+            Some(_) => Decision::Refuse(Obstacle::OtherOwner),
         };
     }
     match evidence {

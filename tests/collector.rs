@@ -480,13 +480,15 @@ async fn an_entry_whose_claim_comes_while_it_is_removed_is_there_afterwards() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_for_an_address_that_a_block_calls_fixed_stays() {
+async fn an_entry_that_a_block_calls_fixed_stays_and_gets_its_claim_back() {
     let mut town = Town::new();
     town.run(town.world.fixed("f", "app", FIXED), "n1").await;
-    // Another network's, whose claims are not known here: to this one it looks the same.
     let claim = town.world.claim(FIXED).await.unwrap();
     use kube_ipam::store::Ledger as _;
     town.world.ledger.swap(ip(FIXED), Some(claim.revision), None).await.unwrap();
+    town.repairs(120, &[Kind::ClaimMended]).await;
+    let again = town.world.claim(FIXED).await.unwrap().value;
+    assert_eq!((again.owner, again.generation), (claim.value.owner, claim.value.generation));
     town.stays_for(3600).await;
 }
 

@@ -53,13 +53,21 @@ async fn claim_of_rival() -> Claim {
 #[tokio::test(start_paused = true)]
 async fn what_a_dead_container_left_is_freed_and_its_pod_has_the_address() {
     let mut town = leftover().await;
-    let refused = town.add("n1", "f", "c-next").await.unwrap_err().to_string();
-    assert!(refused.contains(ADDRESS), "{refused}");
     let repairs = town.repairs(GRACE, &[Kind::AllocationFreed]).await;
     assert!(repairs[0].detail.contains("its claim is held by nobody, and pod default/f has no address"), "{repairs:?}");
     assert!(town.handle("k8s-pod-network.c-dead").await.is_none());
     town.assert_clean().await;
     assert_eq!(town.run(town.pod("f"), "n1").await, ip(ADDRESS));
+    town.stays_for(1200).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pods_next_sandbox_need_not_wait_for_the_collector() {
+    let mut town = leftover().await;
+    assert_eq!(town.add("n1", "f", "c-next").await.unwrap()[0].address, ip(ADDRESS));
+    assert!(town.handle("k8s-pod-network.c-dead").await.is_none());
+    report(&town.world, town.pod("f"), "n1", &[ip(ADDRESS)]);
+    town.assert_clean().await;
     town.stays_for(1200).await;
 }
 
@@ -80,6 +88,8 @@ async fn a_rival_that_has_the_claim_has_the_address_too() {
 async fn a_pod_that_has_the_address_keeps_it_though_its_claim_is_lost() {
     let mut town = leftover().await;
     report(&town.world, town.pod("f"), "n1", &[ip(ADDRESS)]);
+    town.repairs(GRACE + 300, &[Kind::ClaimMended, Kind::ReservationAdded]).await;
+    assert!(town.claim(ADDRESS).await.unwrap().is_held_by("c-dead", "eth0"));
     town.stays_for(GRACE + 300).await;
 }
 

@@ -35,6 +35,12 @@ pub fn timestamp(now: Timestamp) -> String {
     now.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string()
 }
 
+/// The time that such a text says; `None` if it is none.
+pub fn parse_timestamp(text: &str) -> Option<Timestamp> {
+    let (time, _) = text.split_once(" +0000 UTC")?;
+    format!("{}Z", time.replacen(' ', "T", 1)).parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +50,17 @@ mod tests {
         let at = |text: &str| timestamp(text.parse().unwrap());
         assert_eq!(at("2026-11-23T22:40:56.686044050Z"), "2026-11-23 22:40:56.68604405 +0000 UTC");
         assert_eq!(at("2026-11-23T22:41:00Z"), "2026-11-23 22:41:00 +0000 UTC");
+    }
+
+    #[test]
+    fn the_time_that_calico_wrote_is_read() {
+        for text in ["2026-11-23T22:40:56.68604405Z", "2026-11-23T22:41:00Z"] {
+            let time: Timestamp = text.parse().unwrap();
+            assert_eq!(parse_timestamp(&timestamp(time)), Some(time));
+        }
+        // Go's own form, with the reading of its monotonic clock behind it.
+        let go = parse_timestamp("2026-11-23 22:40:56.5 +0000 UTC m=+0.03");
+        assert_eq!(go, Some("2026-11-23T22:40:56.5Z".parse().unwrap()));
+        assert_eq!((parse_timestamp("now"), parse_timestamp("")), (None, None));
     }
 }

@@ -77,6 +77,8 @@ pub(super) enum Task {
     ClearHolder(Shown),
     /// Start the grace of a claim's holder.
     Contest(Versioned<Claim>, Box<Claim>),
+    /// Rewrite a claim from its block's entry.
+    Mend(IpAddr, IpNetwork),
     /// Release the allocations of a handle.
     Free(Vec<Allocation>),
     /// Put a claimed address into the reservation of its block.

@@ -106,6 +106,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
             Task::DropClaim(shown) => unless_changed(driver.withdraw(&shown, ClaimFate::Drop, deadline).await),
             Task::ClearHolder(shown) => unless_changed(driver.withdraw(&shown, ClaimFate::Keep, deadline).await),
             Task::Contest(seen, contested) => driver.contest(&seen, &contested, deadline).await,
+            Task::Mend(address, cidr) => driver.mend_claim(address, &cidr, &self.rules.network).await,
             Task::Free(allocations) => self.free(&allocations, deadline).await,
             Task::Reserve(address, cidr) => driver.mirror(address, &cidr, deadline).await.map(|()| true),
             Task::Unreserve(name, address) => driver.unmirror(&name, address, deadline).await,

@@ -17,6 +17,8 @@ pub enum Kind {
     HolderContested,
     /// A claim's holder lost the address by the rules; the claim stays with its owner.
     HolderCleared,
+    /// A claim that contradicted its block's entry, or was lost, was rewritten from that entry.
+    ClaimMended,
     /// A claim whose owner is gone was dropped, with its reservation.
     ClaimDropped,
     /// An allocation that no pod uses was freed.
@@ -129,9 +131,10 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::HolderContested,
         Self::HolderCleared,
+        Self::ClaimMended,
         Self::ClaimDropped,
         Self::AllocationFreed,
         Self::ReservationAdded,
@@ -150,6 +153,7 @@ impl Kind {
         match self {
             Self::HolderContested => "holder_contested",
             Self::HolderCleared => "holder_cleared",
+            Self::ClaimMended => "claim_mended",
             Self::ClaimDropped => "claim_dropped",
             Self::AllocationFreed => "allocation_freed",
             Self::ReservationAdded => "reservation_added",

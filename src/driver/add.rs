@@ -1,10 +1,12 @@
 //! ADD: a container's addresses, all of them or none.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use calico::{Entry, Family, Holder as Allocation, IPAMBlock, IPAMHandle, Reservations};
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use serde_json::Map;
@@ -13,15 +15,16 @@ use tokio::time::Instant;
 use super::block::Claimed;
 use super::claims::{Applicant, Candidate, Held, Taken, in_flight};
 use super::converge::{Backoff, Known};
-use super::edit::{Assign, Edit, Outcome, Which, is_fixed};
+use super::displace::Right;
+use super::edit::{Assign, Edit, Judged, Outcome, Which, is_fixed};
 use super::handle::Counts;
 use super::place::{Room, Search};
-use super::release::other_interface;
+use super::release::{HeldBy, other_interface};
 use super::reservation::is_reserved;
 use super::snapshot::{Snapshot, check_coverage, host};
 use super::undo::Done;
 use super::wants::{Want, wants, workload_block};
-use super::{Attachment, CLAIM_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
+use super::{Attachment, CLAIM_KEY, CONTAINERS_POD_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::{Asker, Claim, Holder};
 use crate::pod::{FixedRequest, Owner, check_namespace};
 use crate::store::{Failure, Ledger, Objects, Swap};
@@ -57,6 +60,8 @@ struct Placement {
     cidr: IpNetwork,
     block: Known<IPAMBlock>,
     which: Which,
+    /// What gives the right to a fixed address.
+    right: Option<Right>,
     /// Whether the container has it already, and it is to be written anew.
     renews: bool,
 }
@@ -80,6 +85,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     async fn try_add(&self, attachment: &Attachment<'_>, done: &mut Done) -> Result<Vec<Assigned>, Error> {
+        let begun = self.now();
         let snapshot = patiently(attachment.deadline, || self.snapshot(attachment)).await?;
         let request = match &snapshot.pod {
             Some(pod) => FixedRequest::parse(pod.annotations(), &attachment.net.ipam)?,
@@ -101,11 +107,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
         }
+        let earlier = earlier_sandboxes(attachment, &snapshot, &round.own, begun);
         let written = self.record(attachment, &snapshot, &mut round, &wants, done).await?;
         self.confirm_claims(attachment, done).await?;
         if (attachment.cancelled)() {
             return Err(Error::Cancelled);
         }
+        self.give_up_earlier(attachment, earlier).await;
         let detail = |(family, address, block): (Family, IpAddr, IpNetwork)| Assigned {
             address,
             block,
@@ -317,19 +325,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     let read =
                         if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
                     let block = self.block_for(attachment, held.cidr, read).await?;
-                    let generation = Some(held.claim.value.generation);
-                    Placement {
-                        family,
-                        cidr: held.cidr,
-                        block,
-                        which: Which::Exactly(held.address, generation),
-                        renews: false,
-                    }
+                    let which = Which::Exactly(held.address, Some(held.claim.value.generation));
+                    let right = Some(Right { claim: held.claim.clone(), superseded: held.superseded.clone() });
+                    Placement { family, cidr: held.cidr, block, which, right, renews: false }
                 }
                 Want::Explicit(address) => {
                     let cidr = workload_block(snapshot, *address)?;
                     let block = self.block_for(attachment, cidr, self.read_block(cidr).await?).await?;
-                    Placement { family, cidr, block, which: Which::Exactly(*address, None), renews: false }
+                    Placement { family, cidr, block, which: Which::Exactly(*address, None), right: None, renews: false }
                 }
                 Want::Random(requested) => {
                     let node = round.node.as_ref();
@@ -338,7 +341,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     let cidr = block.spec.cidr;
                     // A cache is asked again when it is written: a hundred ADDs need not each keep a block until then.
                     let block = if self.objects.is_cache() { Known::Unread } else { Known::Present(block) };
-                    Placement { family, cidr, block, which: Which::Any { own }, renews: false }
+                    Placement { family, cidr, block, which: Which::Any { own }, right: None, renews: false }
                 }
             });
         }
@@ -433,12 +436,25 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 continue;
             }
             let which = Which::Exactly(address, held.map(|held| held.claim.value.generation));
-            let placement = Placement { family, cidr, block: Known::Unread, which, renews: true };
+            let placement = Placement { family, cidr, block: Known::Unread, which, right: None, renews: true };
             if self.write(attachment, snapshot, placement, reservations).await?.2.is_none() {
                 return Err(Error::Late("the block of an earlier attempt's address went"));
             }
         }
         Ok(())
+    }
+
+    /// Releases what earlier sandboxes of the pod have: a runtime whose ADD failed behind ours, at a chained plugin, goes on
+    /// without a DEL. What cannot be released now is left to the pod's next ADD, or to the collector.
+    async fn give_up_earlier(&self, attachment: &Attachment<'_>, handles: BTreeSet<String>) {
+        let (whose, prefix) = (attachment.whose(), format!("{}.", attachment.net.network));
+        for handle in handles {
+            let container_id = handle.strip_prefix(&prefix).unwrap_or_default();
+            let held = HeldBy { container_id, ..attachment.held_itself() };
+            if let Err(error) = self.release_handle(&handle, &whose, Some(&held), self.late(attachment)).await {
+                tracing::warn!(handle, %error, "what an earlier sandbox of the pod has could not be released");
+            }
+        }
     }
 
     /// Writes one entry into its block; no address if it filled up meanwhile.
@@ -449,18 +465,30 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         placement: Placement,
         reservations: &Reservations,
     ) -> Result<(Family, IpNetwork, Option<IpAddr>), Error> {
-        let Placement { family, cidr, block, which, renews } = placement;
-        let edit = Edit::Assign(Box::new(Assign {
-            which,
-            allocation: self.allocation(attachment, which),
-            renews,
-            ours: host(attachment.node),
-            strict: snapshot.config.strict_affinity,
-            cooldown: snapshot.config.cooldown_seconds(),
-            ranges: attachment.net.ipam.ranges(family).cloned(),
-            reservations: reservations.clone(),
-        }));
-        let committed = self.commit(cidr, edit, block, self.late(attachment)).await;
+        let Placement { family, cidr, block, which, right, renews } = placement;
+        let edit = |displaces: Option<Judged>| {
+            Edit::Assign(Box::new(Assign {
+                which,
+                allocation: self.allocation(attachment, snapshot, which),
+                renews,
+                displaces,
+                ours: host(attachment.node),
+                strict: snapshot.config.strict_affinity,
+                cooldown: snapshot.config.cooldown_seconds(),
+                ranges: attachment.net.ipam.ranges(family).cloned(),
+                reservations: reservations.clone(),
+            }))
+        };
+        let displaces = match (&right, &block) {
+            (Some(right), Known::Present(block)) => Self::gives_way(right, block, &attachment.net.network),
+            _ => None,
+        };
+        let mut committed = self.commit(cidr, edit(displaces), block, self.late(attachment)).await;
+        if let (Some(right), Err(Error::Taken { .. })) = (&right, &committed)
+            && let Some(judged) = self.judge(attachment, right, &cidr).await?
+        {
+            committed = self.commit(cidr, edit(Some(judged)), Known::Unread, self.late(attachment)).await;
+        }
         match committed.map_err(|error| unless_own(error, attachment))? {
             Outcome::Assigned { address, displaced } => {
                 if let Some(old) = displaced {
@@ -472,7 +500,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    fn allocation(&self, attachment: &Attachment<'_>, which: Which) -> Allocation {
+    fn allocation(&self, attachment: &Attachment<'_>, snapshot: &Snapshot, which: Which) -> Allocation {
         let (handle, now) = (attachment.handle(), self.now());
         let mut allocation = match attachment.pod {
             Some(pod) => Allocation::pod(handle, pod.namespace, pod.name, attachment.node, now),
@@ -480,6 +508,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         if !attachment.is_ahead() {
             allocation.secondary.insert(INTERFACE_KEY.to_owned(), attachment.interface.to_owned());
+            if let Some(uid) = snapshot.pod.as_ref().and_then(ResourceExt::uid) {
+                allocation.secondary.insert(CONTAINERS_POD_KEY.to_owned(), uid);
+            }
         }
         if let Which::Exactly(_, Some(generation)) = which {
             allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
@@ -516,6 +547,30 @@ where
             outcome => return outcome,
         }
     }
+}
+
+/// The handles of earlier sandboxes of the pod, as far as the node's own blocks show them: entries for the same pod and
+/// interface that were made before this ADD began. A later sandbox's are none of them, if this ADD stood still.
+fn earlier_sandboxes(
+    attachment: &Attachment<'_>,
+    snapshot: &Snapshot,
+    own: &[IPAMBlock],
+    begun: Timestamp,
+) -> BTreeSet<String> {
+    let Some(uid) = snapshot.pod.as_ref().and_then(ResourceExt::uid).filter(|_| !attachment.is_ahead()) else {
+        return BTreeSet::new();
+    };
+    let (own_handle, prefix) = (attachment.handle(), format!("{}.", attachment.net.network));
+    let entries = own.iter().flat_map(|block| block.spec.entries());
+    let handles = entries.filter_map(|(_, entry)| {
+        let Entry::Used { attribute, .. } = entry else { return None };
+        let is = |key: &str, value: &str| attribute.secondary(key) == Some(value);
+        let handle = attribute.handle().filter(|handle| *handle != own_handle && handle.starts_with(&prefix))?;
+        let made = attribute.secondary("timestamp").and_then(calico::holder::parse_timestamp)?;
+        let earlier = is(CONTAINERS_POD_KEY, &uid) && is(INTERFACE_KEY, attachment.interface) && made < begun;
+        earlier.then(|| handle.to_owned())
+    });
+    handles.collect()
 }
 
 fn counts(placements: &[Placement]) -> Counts {

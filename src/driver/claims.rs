@@ -43,6 +43,8 @@ pub(super) struct Held {
     pub claim: Versioned<Claim>,
     /// Whether this ADD wrote the claim, and so must take it back if it fails.
     pub taken: Option<Taken>,
+    /// The holder from whom this ADD took it, after that was judged.
+    pub superseded: Option<Holder>,
 }
 
 /// What stood before a claim was taken.
@@ -98,7 +100,7 @@ pub(crate) const ONE_ATTACHMENT: &str = "A container is attached to a network on
                                          network configuration with a name of its own.";
 
 /// What claims are called where kinds are counted.
-const CLAIMS: &str = "claims";
+pub(super) const CLAIMS: &str = "claims";
 
 /// Label by which the Deployment controller tells its revisions apart.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
@@ -167,20 +169,24 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             if (attachment.cancelled)() {
                 return Err(Error::Cancelled);
             }
+            if let Some(mended) = self.contradiction(candidate, &attachment.net.network, asker.owner).await? {
+                self.mend(ledger, candidate, mended, &mut backoff).await?;
+                examined = None;
+                continue;
+            }
             let standing = candidate.claim.as_ref();
             let claim = standing.map(|v| &v.value);
             let evidence = examined.as_ref().map(|e| &e.evidence);
             let now = examined.as_ref().map_or_else(|| self.now(), |e| e.at);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, now);
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                // A name has no object that could be gone: only `release` ends its claim.
-                let exists = claim.owner.is_named() || self.objects.owner_exists(&claim.owner).await?;
+                let exists = self.owner_exists(claim, asker).await?;
                 decision = take_over(claim, asker, exists, self.now());
             }
             let (claim, contested) = match decision {
                 Decision::Held => {
                     let Some(claim) = candidate.claim.clone() else { continue };
-                    return Ok(Outcome::Held(Box::new(candidate.held(claim, None))));
+                    return Ok(Outcome::Held(Box::new(candidate.held(claim, None, None))));
                 }
                 Decision::Examine => {
                     let Some(claim) = claim else { continue };
@@ -200,6 +206,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Decision::Contest(claim) => (claim, true),
             };
             let expected = standing.map(|v| v.revision);
+            let taken = Some(if expected.is_none() { Taken::New } else { Taken::Existing });
+            let superseded = standing.and_then(|v| v.value.holder.clone());
             let revision = match ledger.swap(candidate.address, expected, Some(&claim)).await {
                 Ok(Swap::Done(revision)) => {
                     if let Some(before) = standing.map(|v| &v.value).filter(|c| !contested && passes_on(c, asker)) {
@@ -218,19 +226,28 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     self.observer.retry(CLAIMS);
                     (candidate.claim, examined) = (ledger.read(candidate.address).await?, None);
                     if let Some(ours) = candidate.claim.clone().filter(|v| v.value == *claim && !contested) {
-                        let taken = Some(if expected.is_none() { Taken::New } else { Taken::Existing });
-                        return Ok(Outcome::Held(Box::new(candidate.held(ours, taken))));
+                        return Ok(Outcome::Held(Box::new(candidate.held(ours, taken, superseded))));
                     }
                     continue;
                 }
             };
-            let taken = if expected.is_none() { Taken::New } else { Taken::Existing };
             let written = Versioned { value: *claim, revision };
             candidate.claim = Some(written.clone());
             if !contested {
-                return Ok(Outcome::Held(Box::new(candidate.held(written, Some(taken)))));
+                return Ok(Outcome::Held(Box::new(candidate.held(written, taken, superseded))));
             }
         }
+    }
+
+    /// Whether the owner of a claim that nobody holds still exists.
+    async fn owner_exists(&self, claim: &Claim, asker: &Asker<'_>) -> Result<bool, StoreError> {
+        let owner = &claim.owner;
+        // The asking pod bears the name of a pod that owned by itself: its own before it had a controller, or one that is gone.
+        if owner.is_pod(&asker.owner.namespace, &asker.holder.pod) {
+            return Ok(false);
+        }
+        // A name has no object that could be gone: only `release` ends its claim.
+        Ok(owner.is_named() || self.objects.owner_exists(owner).await?)
     }
 
     /// Live reads about the holder; a failed read is an error, never "gone". The block is one of them: that an entry
@@ -305,8 +322,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 // === impl Candidate ===
 
 impl Candidate {
-    fn held(&self, claim: Versioned<Claim>, taken: Option<Taken>) -> Held {
-        Held { address: self.address, cidr: self.cidr, block: self.block.clone(), claim, taken }
+    fn held(&self, claim: Versioned<Claim>, taken: Option<Taken>, superseded: Option<Holder>) -> Held {
+        Held { address: self.address, cidr: self.cidr, block: self.block.clone(), claim, taken, superseded }
     }
 }
 

@@ -276,6 +276,7 @@ mod tests {
             which: Which::Exactly(address, None),
             allocation: allocation(),
             renews: false,
+            displaces: None,
             ours: Affinity::host("n1"),
             strict: false,
             cooldown: 0,

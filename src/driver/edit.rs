@@ -34,10 +34,22 @@ pub struct Assign {
     pub cooldown: i64,
     /// Whether an entry that the container has already is written anew.
     pub renews: bool,
+    /// The entry of another container that the rules for a holder let go, if there is one. No other is displaced.
+    pub displaces: Option<Judged>,
     /// The configured ranges of the family, if there are any.
     pub ranges: Option<RangeSet>,
     /// What automatic assignment leaves alone.
     pub reservations: Reservations,
+}
+
+/// A block's entry that was judged: the handle that it bears, and the block's sequence number at its assignment, so that
+/// a later entry of the same address is not taken for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// The handle.
+    pub handle: Option<String>,
+    /// The sequence number; `None` in blocks of old writers.
+    pub sequence: Option<i64>,
 }
 
 /// Which address.
@@ -147,7 +159,7 @@ impl Assign {
         match self.which {
             Which::Exactly(address, generation) => {
                 let mut changed = block.clone();
-                let displaced = give_way(&mut changed, address, generation);
+                let displaced = give_way(&mut changed, address, generation, self.displaces.as_ref());
                 match changed.assign(address, &self.allocation, strict) {
                     Ok(()) => {
                         *block = changed;
@@ -221,6 +233,19 @@ impl Release {
     }
 }
 
+// === impl Judged ===
+
+impl Judged {
+    /// The entry as it stands.
+    pub fn new(attribute: &AllocationAttribute, sequence: Option<i64>) -> Self {
+        Self { handle: attribute.handle().map(str::to_owned), sequence }
+    }
+
+    fn is(&self, attribute: &AllocationAttribute, sequence: Option<i64>) -> bool {
+        self.handle.as_deref() == attribute.handle() && self.sequence == sequence
+    }
+}
+
 // === impl Whose ===
 
 impl Whose {
@@ -248,15 +273,21 @@ impl Whose {
     }
 }
 
-/// Makes room for the claim's holder: an entry of an earlier generation of the same claim is of a holder that
-/// was lawfully superseded, and a cooldown does not keep an address from its owner. Gives the old handle.
-fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>) -> Option<String> {
+/// Makes room for the claim's holder. A cooldown does not keep an address from its owner. An entry gives way if it is
+/// the one that was judged, and of an earlier generation of the claim: one of a later generation belongs to a pod that
+/// has superseded this one. Gives the old handle.
+fn give_way(
+    block: &mut IPAMBlockSpec,
+    address: IpAddr,
+    generation: Option<u64>,
+    displaces: Option<&Judged>,
+) -> Option<String> {
     let generation = generation?;
     let old = match block.entry(address) {
         Entry::Cooling { .. } => None,
-        Entry::Used { attribute, .. } => {
-            let theirs: u64 = attribute.secondary(CLAIM_KEY)?.parse().ok()?;
-            if theirs >= generation {
+        Entry::Used { attribute, sequence } => {
+            let theirs = generation_of(attribute)?;
+            if theirs >= generation || !displaces?.is(attribute, sequence) {
                 return None;
             }
             attribute.handle().map(str::to_owned)
@@ -265,6 +296,11 @@ fn give_way(block: &mut IPAMBlockSpec, address: IpAddr, generation: Option<u64>)
     };
     block.vacate(address);
     old
+}
+
+/// The generation of the claim under which an allocation was made; `None` if it is not a fixed one of ours.
+pub(super) fn generation_of(attribute: &AllocationAttribute) -> Option<u64> {
+    attribute.secondary(CLAIM_KEY)?.parse().ok()
 }
 
 fn refused(error: AssignError, block: IpNetwork) -> Error {

@@ -3,7 +3,9 @@
 //! The order of writes keeps I3 (an answer is on record before it is given) and makes every crash harmless:
 //! ADD writes claim, reservation, handle, block; DEL writes block, claim, handle. The handle goes first and
 //! leaves last, because it is the only record by which a container's leftovers can be found again.
-//! All writes pass through [`converge`], the one retry loop.
+//! Objects are written through [`converge`], the one retry loop for them.
+//!
+//! Where records disagree, the block's entry counts more than the claim: see [`displace`].
 
 mod add;
 mod adopt;
@@ -12,6 +14,7 @@ mod check;
 mod claims;
 mod commit;
 mod converge;
+mod displace;
 pub mod edit;
 mod error;
 mod gate;
@@ -65,6 +68,9 @@ pub const CLAIM_KEY: &str = "kube-ipam.claim";
 /// its value is the pod's UID. A handle that bears it as an annotation is one of ours, whatever its id.
 pub const POD_UID_KEY: &str = "kube-ipam.pod-uid";
 
+/// Key in the attributes of a container's allocation: the UID of its pod, so that a later pod of the same name is not
+/// taken for it.
+pub const CONTAINERS_POD_KEY: &str = "kube-ipam.container-of";
 /// Key in the same attributes: the container that has the address by now, once a later write has noted it.
 pub const CONTAINER_KEY: &str = "kube-ipam.container";
 

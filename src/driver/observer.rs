@@ -16,6 +16,9 @@ pub trait Observer: Send + Sync {
 
     /// An ADD has taken a claim over that named another pod as its holder, or another owner, as `before`.
     fn taken_over(&self, _attachment: &Attachment<'_>, _before: &Claim) {}
+
+    /// A claim that contradicted its block's entry was rewritten from that entry; `before` is `None` if it was missing.
+    fn mended(&self, _before: Option<&Claim>, _after: &Claim) {}
 }
 
 /// Hears nothing.

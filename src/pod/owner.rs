@@ -67,6 +67,11 @@ impl Owner {
         (self.group.as_str(), self.kind.as_str()) == NAMED
     }
 
+    /// Whether it is the bare pod of this name.
+    pub fn is_pod(&self, namespace: &str, name: &str) -> bool {
+        (self.group.as_str(), self.kind.as_str()) == ("", "Pod") && (&*self.namespace, &*self.name) == (namespace, name)
+    }
+
     fn identity(&self) -> (&str, &str, &str, &str, Option<u32>) {
         (&self.namespace, &self.group, &self.kind, &self.name, self.ordinal)
     }

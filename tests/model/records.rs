@@ -8,7 +8,7 @@ use calico::{Affinity, Entry, Expect, Holder as Allocation, IPAMBlockSpec, IPAMH
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 use kube_ipam::claim::Claim;
-use kube_ipam::driver::edit::{Assign, Edit, Outcome, Release, Which, Whose};
+use kube_ipam::driver::edit::{Assign, Edit, Judged, Outcome, Release, Which, Whose};
 use kube_ipam::driver::{CLAIM_KEY, Error};
 
 use super::claims::{Facts, Known, Stands, Verdict};
@@ -166,17 +166,23 @@ impl Records {
         };
         let listed = if reserved { vec![self.address(FIXED).to_string()] } else { Vec::new() };
         let spec = calico::IPReservationSpec { reserved_cidrs: listed, ..Default::default() };
+        let mut block = self.block(id);
+        // In the model claims say the truth: whose entry is of an earlier generation was judged when the claim passed on.
+        let displaces = match block.entry(self.address(FIXED)) {
+            Entry::Used { attribute, sequence } => Some(Judged::new(attribute, sequence)),
+            _ => None,
+        };
         let mut edit = Edit::Assign(Box::new(Assign {
             which,
             allocation,
             renews: false,
+            displaces,
             ours: Affinity::Host(node),
             strict: false,
             cooldown: 0,
             ranges: None,
             reservations: Reservations::new(&[calico::IPReservation::new("kube-ipam-block", spec)]),
         }));
-        let mut block = self.block(id);
         let (_, outcome) = edit.apply(&mut block, now());
         let written = match outcome {
             Ok(Outcome::Assigned { address, displaced }) => {

@@ -1,4 +1,5 @@
-//! Claims whose holder has lost the address by the rules, and claims whose owner is gone.
+//! Claims whose holder has lost the address by the rules, claims whose owner is gone, and claims that say something else
+//! than the entry of a living pod.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +18,54 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let mut found: Vec<Finding> = claims.iter().filter_map(|claim| lost(scene, claim)).collect();
     let orphans = claims.into_iter().filter(|claim| is_orphan(scene, &claim.value));
     found.extend(orphans.map(|claim| orphan(scene, claim)));
+    if scene.census.claims.is_some() {
+        found.extend(scene.census.blocks.all(&scene.census.pods).filter_map(|used| mend(scene, &used)));
+    }
     found
+}
+
+/// A fixed address that a living pod has, by its block's entry and by its own status, while the claim is missing or does
+/// not name it as its holder. A holder that the claim names instead is judged first, as [`lost`] does.
+fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
+    let (network, (namespace, name)) = (&scene.rules.network, used.party.pod()?);
+    if !used.party.fixed || !used.party.is_of_network(network) {
+        return None;
+    }
+    let pod = scene.census.pods.get(namespace, name)?;
+    let alive = matches!(pod.state, PodState::Alive | PodState::Terminating) && pod.addresses.contains(&used.address);
+    if !alive || scene.census.staleness(used).is_some() {
+        return None;
+    }
+    let claim = scene.census.claim(used.address);
+    let says = match claim {
+        None => "its claim was lost".to_owned(),
+        Some(claim) if claim.moved.is_some() => return None,
+        Some(claim) => match &claim.holder {
+            Some(holder) if used.party.is_holders(network, holder) => return None,
+            Some(holder) => format!("its claim said that {holder} held it"),
+            None => "its claim said that nobody held it".to_owned(),
+        },
+    };
+    let kind = Kind::ClaimMended;
+    Some(Finding {
+        key: (kind, format!("{} {}", used.address, used.party.handle.unwrap_or_default())),
+        patience: Some(scene.rules.options.settle),
+        needs: Needs {
+            pods: vec![(namespace.to_owned(), name.to_owned())],
+            claims: vec![used.address],
+            blocks: vec![used.block.cidr],
+            nodes: used.party.node.map(str::to_owned).into_iter().collect(),
+            ..Needs::default()
+        },
+        repair: Repair {
+            kind,
+            object: format!("Claim/{}", used.address),
+            detail: format!("{says}, but {} has it on node {}", used.party, used.party.node.unwrap_or("?")),
+            pod: Some(PodName { namespace: namespace.into(), name: name.into(), uid: pod.uid.map(str::to_owned) }),
+            node: used.party.node.map(str::to_owned),
+        },
+        task: Task::Mend(used.address, used.block.cidr),
+    })
 }
 
 /// A holder that loses the address, or whose node's grace is to begin.
