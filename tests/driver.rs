@@ -3,13 +3,16 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPReservation};
-use common::{World, attachment, ip};
+use common::{World, attachment, ip, object};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube_ipam::claim::Claim;
-use kube_ipam::driver::Error;
+use kube_ipam::driver::{Driver, Error};
+use kube_ipam::store::cached::{Cached, Shelves};
 use kube_ipam::store::faulty::{Call, Fault, Faults};
 use kube_ipam::store::{Failure, Ledger as _};
 use serde_json::json;
@@ -808,4 +811,22 @@ async fn the_claim_of_a_name_is_taken_over_by_nobody() {
     world.fixed("g-1", "other", "10.244.0.216");
     let error = world.add("n1", "g-1", "c2").await.unwrap_err();
     assert!(error.to_string().contains("belongs to Owner default/licence"), "{error}");
+}
+
+/// An agent's memory lags behind the collector, which has dropped a claim and its reservation a moment ago.
+#[tokio::test]
+async fn a_new_claim_does_not_believe_a_reservation_that_an_agent_remembers() {
+    let w = World::new();
+    w.fixed("web-1", "web", "10.244.0.77");
+    let shelves = Arc::new(Shelves::new("n1"));
+    let remembered: IPReservation = object(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "IPReservation",
+        "metadata": {"name": "kube-ipam-10-244-0-64-26", "resourceVersion": "1", "uid": "before"},
+        "spec": {"reservedCIDRs": ["10.244.0.77/32"]},
+    }));
+    shelves.reservations.reset(shelves.reservations.begin_list(), vec![remembered]);
+    let agent = Driver::new(Cached::new(w.objects.clone(), shelves), Some(w.ledger.clone()), Timestamp::now);
+    common::add(&agent, &w.net(), "n1", "web-1", "c1").await.unwrap();
+    assert_eq!(w.reserved().await, ["10.244.0.77/32"]);
+    w.assert_sound().await;
 }

@@ -100,19 +100,16 @@ async fn watch<K>(
 {
     let shelf = shelf(&shelves);
     let mut events = watcher(Api::<K>::all(client), config).default_backoff().boxed();
-    let mut listed: Vec<K> = Vec::new();
+    let (mut began, mut listed) = (shelf.begin_list(), Vec::<K>::new());
     let pulse = seen.health.pulse(format!("watch of {}", K::plural(&())));
     while let Some(event) = pulse.while_waiting(events.next()).await {
         match event {
-            Ok(watcher::Event::Init) => listed.clear(),
+            // Before the list is asked for.
+            Ok(watcher::Event::Init) => (began, listed) = (shelf.begin_list(), Vec::new()),
             Ok(watcher::Event::InitApply(object)) => listed.push(object),
             Ok(watcher::Event::InitDone) => {
                 let objects = std::mem::take(&mut listed);
-                let before = shelf.snapshot();
-                shelf.reset(objects.clone());
-                let names = |o: &K| (o.meta().namespace.clone(), o.meta().name.clone());
-                let gone = before.iter().filter(|b| !objects.iter().any(|o| names(o) == names(b)));
-                gone.for_each(|b| told(Heard::Gone(b)));
+                shelf.reset(began, objects.clone()).iter().for_each(|gone| told(Heard::Gone(gone)));
                 objects.iter().for_each(|o| told(Heard::Seen(o)));
                 told(Heard::Listed);
                 if shelves.unsynced().is_empty() {
@@ -156,7 +153,7 @@ impl BlockWatches {
             let keep = wanted.contains(name);
             if !keep {
                 task.abort();
-                shelves.blocks.forget(name);
+                shelves.blocks.evict(name);
             }
             keep
         });
@@ -175,15 +172,23 @@ impl Drop for BlockWatches {
     }
 }
 
-/// A single block. Its list is no list of all blocks, so it does not reset the shelf.
+/// A single block. Its list is no list of all blocks, so it does not reset the shelf; one that lacks the block says
+/// that it is gone.
 async fn follow_block(client: Client, shelves: Arc<Shelves>, metrics: Arc<Metrics>, name: String) {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = watcher(Api::<IPAMBlock>::all(client), config).default_backoff().boxed();
+    let (mut newest, mut listed) = (shelves.blocks.newest(), false);
     while let Some(event) = events.next().await {
         match event {
-            Ok(watcher::Event::InitApply(block) | watcher::Event::Apply(block)) => shelves.blocks.put(block),
+            Ok(watcher::Event::Init) => (newest, listed) = (shelves.blocks.newest(), false),
+            Ok(watcher::Event::InitApply(block)) => {
+                listed = true;
+                shelves.blocks.put(block);
+            }
+            Ok(watcher::Event::InitDone) if !listed => shelves.blocks.absent(&name, newest),
+            Ok(watcher::Event::InitDone) => {}
+            Ok(watcher::Event::Apply(block)) => shelves.blocks.put(block),
             Ok(watcher::Event::Delete(block)) => shelves.blocks.deleted(&block),
-            Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
             Err(error) => {
                 metrics.watch_restart(&IPAMBlock::plural(&()));
                 tracing::warn!(block = name, %error, "a watch broke off and begins anew");

@@ -21,6 +21,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 pub(super) enum Known<K> {
     /// Nothing: read it.
     Unread,
+    /// Nothing, and what is remembered may be of an earlier object of that name: read what stands.
+    Doubted,
     /// It is believed not to exist; a create finds out.
     Absent,
     /// Read a moment ago.
@@ -61,13 +63,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         E: From<StoreError>,
     {
         let mut known = known;
-        let mut first = true;
+        let mut first = !matches!(known, Known::Doubted);
         let mut backoff = Backoff::new(deadline);
         loop {
             let current = match std::mem::replace(&mut known, Known::Unread) {
                 Known::Absent => None,
                 Known::Present(object) => Some(object),
-                Known::Unread => match self.read_for_write(std::mem::take(&mut first), name).await {
+                Known::Unread | Known::Doubted => match self.read_for_write(std::mem::take(&mut first), name).await {
                     Ok(object) => object,
                     Err(error) => {
                         self.again::<K>(&mut backoff, error).await?;

@@ -39,10 +39,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.reserve_in(&reservation_name(block), address, deadline).await
     }
 
-    /// Adds `address` to the reservation of that name.
+    /// Adds `address` to the reservation of that name. What is remembered of it is not believed: it may still show what
+    /// went with an earlier claim on the address.
     pub(super) async fn reserve_in(&self, name: &str, address: IpAddr, deadline: Instant) -> Result<(), Error> {
         let entry = host_cidr(address).to_string();
-        self.converge::<IPReservation, _, Error>(name, Known::Unread, deadline, |current| {
+        self.converge::<IPReservation, _, Error>(name, Known::Doubted, deadline, |current| {
             Ok(match current {
                 None => Step::Create(
                     IPReservation::new(

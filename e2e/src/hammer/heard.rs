@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use kube_ipam::store::Object;
-use kube_ipam::store::cached::{Shelf, Shelves};
+use kube_ipam::store::cached::{Listing, Shelf, Shelves};
 use tokio::task::JoinSet;
 
 /// Longest wait for the first lists.
@@ -75,12 +75,12 @@ where
     K: Object + Debug,
 {
     let mut events = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff().boxed();
-    let mut listed: Vec<K> = Vec::new();
+    let (mut began, mut listed) = (begin(&town, shelf), Vec::<K>::new());
     while let Some(event) = events.next().await {
         match event {
-            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::Init) => (began, listed) = (begin(&town, shelf), Vec::new()),
             Ok(watcher::Event::InitApply(object)) => listed.push(object),
-            Ok(watcher::Event::InitDone) => fill(&town, shelf, to, std::mem::take(&mut listed)),
+            Ok(watcher::Event::InitDone) => fill(&town, shelf, to, &began, std::mem::take(&mut listed)),
             Ok(watcher::Event::Apply(object)) => {
                 to(&object).shelves(&town).into_iter().for_each(|s| shelf(s).put(object.clone()));
             }
@@ -92,8 +92,19 @@ where
     }
 }
 
+/// Every node's list begins.
+fn begin<K: Object>(town: &Town, shelf: fn(&Shelves) -> &Shelf<K>) -> HashMap<String, Listing> {
+    town.iter().map(|(node, shelves)| (node.clone(), shelf(shelves).begin_list())).collect()
+}
+
 /// Gives every node its part of a list, be it empty.
-fn fill<K: Object>(town: &Town, shelf: fn(&Shelves) -> &Shelf<K>, to: fn(&K) -> To, listed: Vec<K>) {
+fn fill<K: Object>(
+    town: &Town,
+    shelf: fn(&Shelves) -> &Shelf<K>,
+    to: fn(&K) -> To,
+    began: &HashMap<String, Listing>,
+    listed: Vec<K>,
+) {
     let mut of_all = Vec::new();
     let mut of_one: HashMap<String, Vec<K>> = HashMap::new();
     for object in listed {
@@ -105,7 +116,7 @@ fn fill<K: Object>(town: &Town, shelf: fn(&Shelves) -> &Shelf<K>, to: fn(&K) -> 
     for (node, shelves) in town {
         let mut objects = of_all.clone();
         objects.extend(of_one.remove(node).unwrap_or_default());
-        shelf(shelves).reset(objects);
+        shelf(shelves).reset(began[node], objects);
     }
 }
 
@@ -119,7 +130,7 @@ async fn follow_blocks(client: Client, town: Arc<Town>) {
                 let (name, host) = (block.name_any(), block.spec.host().unwrap_or_default().to_owned());
                 let before = hosts.insert(name.clone(), host.clone()).filter(|before| *before != host);
                 if let Some(shelves) = before.and_then(|before| town.get(&before)) {
-                    shelves.blocks.forget(&name);
+                    shelves.blocks.evict(&name);
                 }
                 if let Some(shelves) = town.get(&host) {
                     shelves.blocks.put(block);

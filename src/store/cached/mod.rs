@@ -12,8 +12,8 @@ use calico::block_affinity::label_selector;
 use calico::{Affinity, BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 
-pub use self::shelf::{Lookup, Scope, Shelf, ShelfState};
-use self::shelf::{key, key_of};
+pub use self::shelf::{Listing, Lookup, Scope, Shelf, ShelfState};
+use self::shelf::{key, key_of, version};
 use super::{Objects, StoreError, trim};
 use crate::pod::Owner;
 use crate::store::Object;
@@ -177,12 +177,12 @@ impl<S: Objects> Objects for Cached<S> {
     }
 
     async fn fresh<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<Option<K>, StoreError> {
+        let Some(shelf) = self.shelves.shelf::<K>() else { return self.inner.fresh(namespace, name).await };
+        let newest = shelf.newest();
         let found = self.inner.fresh::<K>(namespace, name).await?;
-        if let Some(shelf) = self.shelves.shelf::<K>() {
-            match &found {
-                Some(object) => shelf.put(object.clone()),
-                None => shelf.forget(&key(namespace, name)),
-            }
+        match &found {
+            Some(object) => shelf.put(object.clone()),
+            None => shelf.absent(&key(namespace, name), newest),
         }
         Ok(found)
     }
@@ -212,12 +212,12 @@ impl<S: Objects> Objects for Cached<S> {
     }
 
     async fn delete<K: Object>(&self, object: &K) -> Result<(), StoreError> {
+        let Some(shelf) = self.shelves.shelf::<K>() else { return self.inner.delete(object).await };
+        let newest = shelf.newest().max(version(object));
         let deleted = self.inner.delete(object).await;
-        if let Some(shelf) = self.shelves.shelf::<K>() {
-            match &deleted {
-                Ok(()) => shelf.forget(&key_of(object)),
-                Err(_) => shelf.doubt(&key_of(object)),
-            }
+        match &deleted {
+            Ok(()) => shelf.absent(&key_of(object), newest),
+            Err(_) => shelf.doubt(&key_of(object)),
         }
         deleted
     }
