@@ -88,6 +88,11 @@ impl Events {
         self.send(about_pod(pod), EventType::Normal, "AddressTakenOver", note);
     }
 
+    /// The claim on a pod's address was rewritten, as it said something else than the block.
+    pub(super) fn mended(&self, pod: PodRef<'_>, note: String) {
+        self.send(about_pod(pod), EventType::Warning, "ClaimMended", note);
+    }
+
     /// A node's range is used up.
     pub(super) fn exhausted(&self, node: &str, why: String) {
         self.send(about_node(node), EventType::Warning, "RangeExhausted", why);

@@ -133,6 +133,7 @@ pub(super) struct Metrics {
     cache_synced: Gauges<OfKind>,
     cache_objects: Gauges<OfKind>,
     cache_age: Seconds<OfKind>,
+    mended_claims: Counter,
     failed_releases: Counter,
     pending_releases: Gauge,
     pending_handles: Gauge,
@@ -173,6 +174,7 @@ impl Default for Metrics {
             cache_synced: Family::default(),
             cache_objects: Family::default(),
             cache_age: Family::default(),
+            mended_claims: Counter::default(),
             failed_releases: Counter::default(),
             pending_releases: Gauge::default(),
             pending_handles: Gauge::default(),
@@ -207,6 +209,11 @@ impl Metrics {
         r.register("kube_ipam_declined_requests", "Calls left to the plugin's direct mode", self.declined.clone());
         r.register("kube_ipam_write_conflicts", "Writes that met another writer's", self.conflicts.clone());
         r.register("kube_ipam_write_retries", "Further attempts at reads and writes", self.retries.clone());
+        r.register(
+            "kube_ipam_claims_mended",
+            "Claims that contradicted their block's entry and were rewritten from it by an ADD",
+            self.mended_claims.clone(),
+        );
         r.register("kube_ipam_watch_restarts", "Watches that broke off and began anew", self.watch_restarts.clone());
         r.register("kube_ipam_ahead", "Attempts to put addresses on record before ADD", self.early.clone());
         r.register("kube_ipam_events", "Events by what became of them", self.events.clone());
@@ -301,6 +308,10 @@ impl Metrics {
 
     pub(super) fn conflict(&self, kind: &str) {
         self.conflicts.get_or_create(&of_kind(kind)).inc();
+    }
+
+    pub(super) fn mended(&self) {
+        self.mended_claims.inc();
     }
 
     pub(super) fn retry(&self, kind: &str) {

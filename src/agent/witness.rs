@@ -109,6 +109,30 @@ impl Observer for Witness {
             self.events.taken_over(pod, note);
         }
     }
+
+    fn mended(&self, before: Option<&Claim>, after: &Claim) {
+        self.metrics.mended();
+        let note = mended_note(before, after);
+        tracing::warn!(address = %after.address, note, "rewrote a claim from its block");
+        if let Some(holder) = &after.holder {
+            let uid = (!holder.pod_uid.is_empty()).then_some(holder.pod_uid.as_str());
+            self.events.mended(PodRef { namespace: &after.owner.namespace, name: &holder.pod, uid }, note);
+        }
+    }
+}
+
+/// What a claim said, and who has the address by the block.
+fn mended_note(before: Option<&Claim>, after: &Claim) -> String {
+    let holder = |claim: &Claim| claim.holder.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
+    let said = match before {
+        Some(before) => format!("said that {} held it", holder(before)),
+        None => "was missing".to_owned(),
+    };
+    format!(
+        "the claim on {} {said}; by Calico's block {} has it, and the claim says so again",
+        after.address,
+        holder(after)
+    )
 }
 
 /// From whom an address was taken over: from a pod of the same owner, or from an owner that is gone.
@@ -142,10 +166,20 @@ mod tests {
             "10.244.0.216 taken over from pod web-1 on node n1 since 2026-11-24T02:01:28Z, which Deployment \
              default/web had before"
         );
-        let free = Claim { holder: None, ..claim };
+        let free = Claim { holder: None, ..claim.clone() };
         assert_eq!(
             taken_over_note(&free),
             "10.244.0.216 taken over from Deployment default/web, which does not exist any more"
         );
+        let since = "2026-11-24T02:01:28Z";
+        let after = mended_note(None, &claim);
+        assert_eq!(
+            after,
+            format!(
+                "the claim on 10.244.0.216 was missing; by Calico's block pod web-1 on node n1 since {since} has it, and the \
+                 claim says so again"
+            )
+        );
+        assert!(mended_note(Some(&free), &claim).contains("said that nobody held it; by Calico's block pod web-1"));
     }
 }
