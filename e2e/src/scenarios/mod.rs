@@ -56,6 +56,7 @@ scenarios! {
     "after_a_forced_deletion_on_a_living_node_the_address_moves_once" => owners::forced,
     "claims_as_kubernetes_objects_keep_the_contract" => ledger::of_objects,
     "without_etcd_a_fixed_address_is_kept_by_a_kubernetes_object" => ledger::without_etcd,
+    "claims_restored_from_an_older_backup_or_lost_give_no_address_away" => ledger::restored,
     "two_hundred_pods_at_once_on_twenty_nodes_share_no_address_and_give_all_back" => crowd::at_once,
     "the_address_of_a_killed_node_moves_once_and_the_node_comes_back_clean" => node_failure::killed_and_back,
 }
