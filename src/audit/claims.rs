@@ -48,7 +48,7 @@ fn judge(view: &View<'_>, claim: &Claim) -> Option<Violation> {
     if let Some(detail) = disagreement(claim, entry) {
         let remedy = match entry {
             None => format!("if no pod has it: kube-ipam release {}", claim.address),
-            Some(_) => format!("delete the pod that has it; if it is gone: kube-ipam release {}", claim.address),
+            Some(used) => mended_by_itself(used, claim.address),
         };
         return Some(Violation::new(Class::ClaimDisagrees, object(claim), detail, remedy));
     }
@@ -102,8 +102,16 @@ fn outside(claim: &Claim) -> Violation {
 
 fn without_claim(used: &Use<'_>) -> Violation {
     let detail = format!("records {} as fixed for {}, and there is no claim on it", used.address, used.user());
-    let remedy = "delete the pod, so that it claims its address anew";
-    Violation::new(Class::FixedWithoutClaim, used.object(), detail, remedy)
+    Violation::new(Class::FixedWithoutClaim, used.object(), detail, mended_by_itself(used, used.address))
+}
+
+/// A claim follows its block's entry as long as the entry's pod runs.
+fn mended_by_itself(used: &Use<'_>, address: IpAddr) -> String {
+    let pod = used.pod().map_or_else(|| "the pod".to_owned(), |(namespace, pod)| format!("{namespace}/{pod}"));
+    format!(
+        "mends itself within a minute while {pod} runs and an agent with --collect does; if the pod is gone: \
+         kube-ipam release {address}"
+    )
 }
 
 /// Claims and the entries of our reservations must be the same set.

@@ -115,7 +115,7 @@ impl Recorded {
         })
     }
 
-    /// The claim as the entry tells it. `owner` is the workload of the entry's pod, if that is known; else the claim keeps
+    /// The claim as the entry tells it, the generation included. `owner` is the workload of the entry's pod, if that is known; else the claim keeps
     /// its own, and a missing one gets `otherwise`.
     pub(crate) fn mended(
         &self,
@@ -138,7 +138,7 @@ impl Recorded {
         Claim {
             owner: owner.unwrap_or_else(|| before.owner.clone()),
             holder: Some(self.holder.clone()),
-            generation: before.generation.max(self.generation),
+            generation: self.generation,
             contested: None,
             ..before
         }

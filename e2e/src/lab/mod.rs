@@ -18,6 +18,11 @@ use anyhow::{Context, Result, bail, ensure};
 use calico::{IPAMBlock, IPPool};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
+use kube_ipam::netconf::NetConf;
+use kube_ipam::store::AnyLedger;
+use kube_ipam::store::etcd::EtcdLedger;
+use kube_ipam::store::ipclaim::IPClaimLedger;
+use kube_ipam::store::kube::KubeStore;
 use serde_json::json;
 
 use crate::calls::Counts;
@@ -219,6 +224,21 @@ impl Lab {
     /// A killed node comes back.
     pub async fn start_node(&self, name: &str) -> Result<()> {
         self.machine.start_node(name, &self.client).await
+    }
+
+    /// The ledger of the configuration that the nodes start with.
+    pub async fn claims(&self) -> Result<AnyLedger> {
+        let store = KubeStore::from_kubeconfig(&self.machine.admin_kubeconfig(), None).await?;
+        Ok(match self.ledger {
+            Ledger::Etcd => {
+                let ipam = json!({"type": "kube-ipam", "etcdConfig": {"etcdURL": self.machine.etcd_url()?}});
+                let list = json!({"cniVersion": "1.0.0", "name": conflist::LEDGER, "type": "ptp", "ipam": ipam});
+                let net = NetConf::parse(&list, "kube-ipam")?;
+                let etcd = net.ipam.etcd.context("etcdConfig was parsed")?;
+                AnyLedger::Etcd(EtcdLedger::open(&etcd, conflist::LEDGER).await?)
+            }
+            Ledger::Objects => AnyLedger::Objects(IPClaimLedger::new(store, conflist::LEDGER)),
+        })
     }
 
     /// Runs the kube-ipam command line on this cluster; what it printed, and whether it ended well.

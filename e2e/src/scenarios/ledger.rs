@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, ListParams, PostParams};
-use kube::{Api, ResourceExt as _};
-use kube_ipam::store::conformance;
-use kube_ipam::store::ipclaim::{IPClaim, IPClaimLedger};
+use kube::ResourceExt as _;
+use kube_ipam::store::ipclaim::IPClaimLedger;
 use kube_ipam::store::kube::KubeStore;
+use kube_ipam::store::{Ledger as _, Swap, conformance};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -65,49 +64,39 @@ async fn kept(lab: &Lab, namespace: &str) -> Result<()> {
     Ok(())
 }
 
-/// Claims that were restored from an older backup, and claims that were lost, give the address of a pod that runs to
-/// nobody, and are rewritten from Calico's block; the update that then asks for it finishes by its usual remedy.
-pub(super) async fn restored(lab: &Lab, namespace: &str) -> Result<()> {
-    lab.configure(&Network { ledger: Ledger::Objects, ..lab.network() }).await?;
-    let outcome = restored_and_lost(lab, namespace).await;
-    lab.configure(&lab.network()).await?;
-    outcome
-}
-
 const RESTORED: &str = "10.244.0.243";
 /// How long a claim's holder is looked at after it was rewritten: several attempts of the pod that is refused.
 const WATCHED: Duration = Duration::from_secs(6);
 
-async fn restored_and_lost(lab: &Lab, namespace: &str) -> Result<()> {
+/// Claims that were restored from an older backup, and claims that were lost, give the address of a pod that runs to
+/// nobody, and are rewritten from Calico's block; the update that then asks for it finishes by its usual remedy.
+pub(super) async fn restored(lab: &Lab, namespace: &str) -> Result<()> {
     let expected: IpAddr = RESTORED.parse()?;
-    let claims: Api<IPClaim> = Api::all(lab.client());
-    let claim = || async {
-        let all = claims.list(&ListParams::default()).await?;
-        Ok::<_, anyhow::Error>(all.items.into_iter().find(|claim| claim.spec.claim.address == expected))
-    };
+    let ledger = lab.claims().await?;
     let mut database = deployment(namespace, "restored", 1, fixed(RESTORED));
     database["spec"]["strategy"] = json!({"type": "RollingUpdate"});
     lab.create(database.clone()).await?;
     let first = only(lab.running(namespace, "restored", 1).await?)?;
-    let backup = claim().await?.context("no claim")?;
+    let backup = ledger.read(expected).await?.context("no claim")?.value;
     lab.delete_pod(&first).await?;
     let second = only(lab.running(namespace, "restored", 1).await?)?;
     assert_has(lab, &second, expected).await?;
 
-    let mut older = claim().await?.context("no claim")?;
-    ensure!(older.spec.claim.generation > backup.spec.claim.generation, "the address has not passed on: {older:?}");
-    older.spec = backup.spec;
-    claims.replace(&older.name_any(), &PostParams::default(), &older).await?;
+    let older = ledger.read(expected).await?.context("no claim")?;
+    ensure!(older.value.generation > backup.generation, "the address has not passed on: {older:?}");
+    let written = ledger.swap(expected, Some(older.revision), Some(&backup)).await?;
+    ensure!(matches!(written, Swap::Done(_)), "somebody wrote the claim of a pod that runs");
     lab.merge(&database, json!({"spec": {"template": {"metadata": {"annotations": {"revision": "2"}}}}})).await?;
     let holds = || async {
-        let holder = claim().await?.and_then(|claim| claim.spec.claim.holder);
+        let holder = ledger.read(expected).await?.and_then(|claim| claim.value.holder);
         Ok(holder.is_some_and(|holder| Some(holder.pod_uid) == second.uid()).then_some(()))
     };
     lab.until("the restored claim names the pod that runs", holds).await?;
     keeps(lab, namespace, &second, expected).await?;
 
-    let lost = claim().await?.context("no claim")?;
-    claims.delete(&lost.name_any(), &DeleteParams::default()).await?;
+    let lost = ledger.read(expected).await?.context("no claim")?;
+    let written = ledger.swap(expected, Some(lost.revision), None).await?;
+    ensure!(matches!(written, Swap::Done(_)), "somebody wrote the claim of a pod that runs");
     lab.until("the lost claim names the pod that runs", holds).await?;
     keeps(lab, namespace, &second, expected).await?;
 
@@ -118,12 +107,7 @@ async fn restored_and_lost(lab: &Lab, namespace: &str) -> Result<()> {
         let new = pods.iter().find(|pod| pod.uid() != second.uid() && address(pod).is_ok());
         Ok(new.filter(|_| pods.len() == 1).cloned())
     });
-    assert_has(lab, &revised.await?, expected).await?;
-    lab.scale("Deployment", namespace, "restored", 0).await?;
-    lab.none_left(namespace, "restored").await?;
-    let (well, text) = lab.kube_ipam(&["release", "--claim", RESTORED, "--yes", "--ledger", "objects"])?;
-    ensure!(well, "{text}");
-    Ok(())
+    assert_has(lab, &revised.await?, expected).await
 }
 
 /// The pod is the only one with the address, by the block and by all that pods say, all the time.
