@@ -20,7 +20,7 @@ use kube::{Client, ResourceExt as _};
 use kube_ipam::audit::Class;
 use kube_ipam::claim::Claim;
 use kube_ipam::conflist::plugin_conf;
-use kube_ipam::driver::{Attachment, Driver, PodRef};
+use kube_ipam::driver::{Attachment, Driver, GatedDriver, PodRef};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::etcd::EtcdLedger;
 use kube_ipam::store::kube::KubeStore;
@@ -133,7 +133,7 @@ impl Ground {
         self.remove_pod("db-1").await;
     }
 
-    fn driver(&self) -> Driver<KubeStore, EtcdLedger> {
+    fn driver(&self) -> GatedDriver<KubeStore, EtcdLedger> {
         Driver::new(self.store.clone(), Some(self.ledger.clone()), Timestamp::now)
     }
 

@@ -96,9 +96,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             Ok(self.release_handle(&pod.handle(), &whose, Some(&held), deadline).await?.unwrap_or_default())
         };
         // Both to their end: what one has released is not undone by the other's failure.
-        let (mut freed, of_pod) = match futures::future::join(containers, pods).await {
-            (Ok(freed), Ok(of_pod)) => (freed, of_pod),
-            (Err(error), _) | (_, Err(error)) => return Err(error),
+        // Looked at beside the first reads. Only a write needs the answer, and asks for it: what has nothing to release
+        // is released, locked or not.
+        let look = self.may_write();
+        let (mut freed, of_pod) = match futures::future::join3(containers, pods, look).await {
+            (Ok(freed), Ok(of_pod), _) => (freed, of_pod),
+            (Err(error), ..) | (_, Err(error), _) => return Err(error),
         };
         freed.extend(of_pod);
         Ok(freed)
