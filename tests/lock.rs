@@ -330,9 +330,8 @@ async fn a_look_that_fails_writes_nothing() {
     let before = stored(&world).await;
     for failure in [Failure::Unknown("no answer".into()), Failure::Denied("no right".into())] {
         let fails = failure.clone();
-        let faults = Faults::new(move |call| {
-            call.object.starts_with("clusterinformations").then(|| Fault::Fail(fails.clone()))
-        });
+        let faults =
+            Faults::new(move |call| call.object.starts_with("clusterinformations").then(|| Fault::Fail(fails.clone())));
         let (driver, net) = (world.faulty(&faults), world.net());
         for outcome in [
             common::add(&driver, &net, "n1", "s", "d").await.map(drop),
@@ -358,9 +357,8 @@ async fn without_cluster_information_nothing_is_locked() {
 async fn a_call_looks_once_and_again_after_two_seconds() {
     let world = World::new();
     world.random("r");
-    let looks = |faults: &Faults| {
-        faults.calls().iter().filter(|call| call.object.starts_with("clusterinformations")).count()
-    };
+    let looks =
+        |faults: &Faults| faults.calls().iter().filter(|call| call.object.starts_with("clusterinformations")).count();
     for (pause, expected) in [(Duration::ZERO, 1), (TRUSTED, 2)] {
         for verb in ["ADD", "DEL"] {
             let slow = AtomicBool::new(!pause.is_zero());
