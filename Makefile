@@ -26,8 +26,8 @@ OF_SIMULATION = -p kube-ipam -p simulation --test simulation
 FAST_SERVERS = apiserver cluster stores transport cli claims
 FAST_SCENARIOS = embedded embedded_objects
 DEEP_HARM = faults hostile collector agent_status
-DEEP_SCENARIOS = embedded_agents embedded_objects_agents
-REAL = manifests policy addon rules real real_agents hammer
+DEEP_SCENARIOS = embedded_agents embedded_objects_agents embedded_lock
+REAL = manifests policy addon rules real real_agents lock hammer
 
 # Needs nothing but Rust.
 fast: build

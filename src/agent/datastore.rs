@@ -18,7 +18,7 @@ use kube::{Api, Client, Resource as _, ResourceExt as _};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Agent;
-use super::watches::Seen;
+use super::watches::{self, Seen};
 use crate::store::cached::{Cached, Shelves};
 use crate::store::gated::{TRUSTED, verdict};
 use crate::store::heard::Heard;
@@ -122,6 +122,7 @@ impl AgentGate {
                 let listed = timeout(CALL_TIMEOUT, api.list(&ListParams::default())).await;
                 let listed = listed.map_err(|_| "no list in time".to_owned())?.map_err(|e| chain(&e))?;
                 shelf.reset(listed.items);
+                watches::tell_filled(shelves, &ClusterInformation::plural(&()));
                 listed.metadata.resource_version.unwrap_or_default()
             }
         };

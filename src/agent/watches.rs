@@ -126,9 +126,7 @@ async fn watch<K>(
                 gone.for_each(|b| told(Heard::Gone(b)));
                 objects.iter().for_each(|o| told(Heard::Seen(o)));
                 told(Heard::Listed);
-                if shelves.unsynced().is_empty() {
-                    tracing::info!(kind = %K::plural(&()), "listed; every cache is filled");
-                }
+                tell_filled(&shelves, &K::plural(&()));
             }
             Ok(watcher::Event::Apply(object)) => {
                 shelf.put(object.clone());
@@ -143,6 +141,13 @@ async fn watch<K>(
                 tracing::warn!(kind = %K::plural(&()), %error, "a watch broke off and begins anew");
             }
         }
+    }
+}
+
+/// Logs that the list of this kind was the last that was waited for.
+pub(super) fn tell_filled(shelves: &Shelves, kind: &str) {
+    if shelves.unsynced().is_empty() {
+        tracing::info!(kind, "listed; every cache is filled");
     }
 }
 

@@ -7,6 +7,7 @@ mod conflist;
 mod crowd;
 mod ground;
 mod machine;
+mod records;
 pub(crate) mod restricted;
 mod standins;
 mod world;
@@ -26,6 +27,7 @@ pub use calicoctl::{Row, pool_rows};
 pub use conflist::{LEDGER, Ledger, Network, Site};
 pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
+pub use records::Mark;
 pub use restricted::{Restricted, User};
 pub use world::{Limits, address, node_of};
 
