@@ -98,7 +98,13 @@ impl AgentGate {
             self.know(None);
             match outcome {
                 Ok(Ended::Unheard) => return,
-                Ok(Ended::At(last)) => version = Some(last),
+                Ok(Ended::At(last)) => {
+                    version = Some(last);
+                    // A server that ends its watches at once is not asked without a pause.
+                    if begun.elapsed() < CATCHING_UP {
+                        sleep(FIRST_PAUSE).await;
+                    }
+                }
                 Err(error) => {
                     seen.metrics.watch_restart(&ClusterInformation::plural(&()));
                     tracing::warn!(kind = %ClusterInformation::plural(&()), error, "a watch broke off and begins anew");

@@ -68,7 +68,7 @@ async fn churn(ground: &Ground, pods: usize) {
 async fn an_agent_that_hears_of_the_lock_writes_nothing_and_asks_nothing_until_it_is_gone() {
     let ground = Ground::over_tls().await.with_information();
     let agent = Agent::start(&ground, true).await;
-    for pod in ["r-1", "s-1", "f-9"] {
+    for pod in ["r-1", "s-1", "f-x"] {
         ground.either(pod);
         let given = ground.add_pod(pod, pod).await;
         assert_ok(&given);
@@ -102,6 +102,7 @@ async fn an_agent_that_hears_of_the_lock_writes_nothing_and_asks_nothing_until_i
     assert_ok(&outcome);
     assert!(made.iter().all(|call| !call.starts_with("get")), "{made:?}");
     assert_eq!(ground.recorded("next"), bare(&outcome));
+    ground.remove("r-1").await;
     ground.assert_sound("a lock that is gone").await;
 }
 
