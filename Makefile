@@ -23,9 +23,9 @@ verify:
 fast:
 	tests/parts.sh build units libraries embedded
 
-GATE = lint build units libraries embedded agents faults seeds-few bugs-few programs manifests rules kubelets hammer chaos
+GATE = lint build units libraries embedded agents faults seeds-few bugs-few programs manifests rules kubelets lock hammer chaos
 EVERYTHING = lint build units libraries embedded agents faults models seeds bugs fuzz programs manifests rules kubelets \
-  kubelets-direct hammer chaos three-faults
+  kubelets-direct lock hammer chaos three-faults
 
 build:
 	$(CARGO) build --workspace --bins
@@ -41,7 +41,7 @@ OF_SIMULATION = -p kube-ipam -p simulation --test simulation
 SERVERS = apiserver cluster stores transport cli claims
 SCENARIOS = embedded embedded_objects
 HARM = faults hostile collector agent_status
-SCENARIOS_OF_AGENTS = embedded_agents embedded_objects_agents
+SCENARIOS_OF_AGENTS = embedded_agents embedded_objects_agents embedded_lock
 
 PART_NAMES = $(sort $(GATE) $(EVERYTHING))
 .PHONY: $(addprefix part-,$(PART_NAMES))
@@ -118,6 +118,8 @@ part-kubelets:
 	$(CARGO) test $(call OF_E2E,real_agents)
 part-kubelets-direct:
 	$(CARGO) test $(call OF_E2E,real)
+part-lock:
+	$(CARGO) test $(call OF_E2E,lock)
 part-hammer:
 	$(CARGO) test $(call OF_E2E,hammer)
 part-chaos:

@@ -66,9 +66,9 @@ pub struct Collector<O, L> {
 
 /// Why a round could not even look.
 #[derive(Debug, thiserror::Error)]
-#[error("the cluster could not be read, so nothing was repaired: {}", list(.unread))]
+#[error("nothing was repaired, as the cluster could not be read or must not be written: {}", list(.unread))]
 pub struct Unread {
-    /// Every read that failed.
+    /// Every read that failed, or what says that Calico's datastore is locked.
     pub unread: Vec<StoreError>,
 }
 
@@ -109,6 +109,10 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
     }
 
     async fn pass(&mut self, mandate: &dyn Mandate) -> Result<Report, Unread> {
+        // While Calico's datastore is locked nothing can be repaired, and what is read is about to change.
+        if let Err(locked) = self.driver.may_write().await {
+            return Err(Unread { unread: vec![locked] });
+        }
         let begun = self.driver.now();
         let reading = Instant::now();
         let (census, unread) = census::read(self.driver.objects(), self.driver.ledger()).await;
@@ -125,6 +129,11 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
             }
             if !mandate.holds().await {
                 tracing::info!("the collector stops: it may not begin another repair");
+                report.interrupted = true;
+                break;
+            }
+            if self.driver.may_write().await.is_err_and(|error| error.is_locked()) {
+                tracing::info!("the collector stops: Calico's datastore is locked");
                 report.interrupted = true;
                 break;
             }

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 use kube_ipam::audit::Class;
 use kube_ipam::collector::Always;
-use kube_ipam::driver::Driver;
+use kube_ipam::driver::{Driver, GatedDriver};
 use kube_ipam::store::faulty::{Call, Fault, Faults, Faulty};
 use kube_ipam::store::memory::{MemoryLedger, MemoryObjects};
 use kube_ipam::store::{Failure, Object, Objects as _};
@@ -339,7 +339,7 @@ impl Nodes {
 }
 
 /// A node's driver that these faults strike.
-fn clocked(world: &World, faults: &Faults) -> Driver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
+fn clocked(world: &World, faults: &Faults) -> GatedDriver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
     Driver::new(faults.wrap(world.objects.clone()), Some(faults.wrap(world.ledger.clone())), clock)
 }
 

@@ -17,7 +17,7 @@ use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use kube_ipam::driver::{Assigned, Driver, Error, Gate, PodRef, Trace};
+use kube_ipam::driver::{Assigned, Driver, Error, Gate, GatedDriver, PodRef, Trace};
 use kube_ipam::service::state::State;
 use kube_ipam::store::faulty::{Call, Fault, Faults, Faulty};
 use kube_ipam::store::kube::KubeStore;
@@ -158,7 +158,7 @@ fn clock() -> Timestamp {
     Timestamp::now() + SignedDuration::from_secs(AHEAD.get())
 }
 
-fn clocked(world: &World, faults: &Faults) -> Driver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
+fn clocked(world: &World, faults: &Faults) -> GatedDriver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
     Driver::new(faults.wrap(world.objects.clone()), Some(faults.wrap(world.ledger.clone())), clock)
 }
 

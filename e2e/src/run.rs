@@ -27,6 +27,7 @@ pub struct Errand {
 pub struct Tier {
     name: &'static str,
     start: Start,
+    scenarios: bool,
     errands: Vec<Errand>,
 }
 
@@ -67,7 +68,8 @@ pub fn tiers(tiers: Vec<Tier>) -> ExitCode {
     let skipped = matches!(first, Some(Ok(None)));
     let (mut starts, mut work) = (Vec::new(), Vec::new());
     for (index, tier) in tiers.into_iter().enumerate() {
-        let scenarios = scenarios::all().into_iter().map(Work::Scenario);
+        let scenarios = if tier.scenarios { scenarios::all() } else { Vec::new() };
+        let scenarios = scenarios.into_iter().map(Work::Scenario);
         let all = scenarios.chain(tier.errands.into_iter().map(Work::Errand));
         work.extend(all.map(|work| (index, tier.name, work)));
         starts.push(tier.start);
@@ -98,7 +100,13 @@ impl Tier {
     where
         F: Future<Output = Result<Option<Lab>>> + Send + 'static,
     {
-        Self { name, start: Box::new(move || Box::pin(start())), errands: Vec::new() }
+        Self { name, start: Box::new(move || Box::pin(start())), scenarios: true, errands: Vec::new() }
+    }
+
+    /// Without the scenarios: only what is done after them.
+    #[must_use]
+    pub fn bare(self) -> Self {
+        Self { scenarios: false, ..self }
     }
 
     /// What is done after them.

@@ -20,7 +20,7 @@ use kube::{Client, ResourceExt as _};
 use kube_ipam::audit::Class;
 use kube_ipam::claim::Claim;
 use kube_ipam::conflist::plugin_conf;
-use kube_ipam::driver::{Attachment, Driver, PodRef};
+use kube_ipam::driver::{Attachment, Driver, GatedDriver, PodRef};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::etcd::EtcdLedger;
 use kube_ipam::store::kube::KubeStore;
@@ -133,7 +133,7 @@ impl Ground {
         self.remove_pod("db-1").await;
     }
 
-    fn driver(&self) -> Driver<KubeStore, EtcdLedger> {
+    fn driver(&self) -> GatedDriver<KubeStore, EtcdLedger> {
         Driver::new(self.store.clone(), Some(self.ledger.clone()), Timestamp::now)
     }
 
@@ -599,5 +599,39 @@ fn completion_scripts_name_the_commands() {
             .unwrap();
         let script = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && script.contains("conflist") && script.contains("kube-ipam"), "{shell}");
+    }
+}
+
+#[tokio::test]
+async fn no_command_writes_while_calicos_datastore_is_locked() {
+    let ground = Ground::prepare().await;
+    let list = ground.cluster.directory().join("list.csv");
+    std::fs::write(&list, "address,namespace,kind,name,ordinal\n10.244.0.240,default,Deployment,web,\n").unwrap();
+    let locked = json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"},
+        "spec": {"datastoreReady": false},
+    });
+    ground.cluster.server().create("/apis/crd.projectcalico.org/v1/clusterinformations", &locked).unwrap();
+    let revision = ground.cluster.server().revision();
+    let claims = ground.ledger.all().await.unwrap();
+    let file = list.display().to_string();
+    let writers: [&[&str]; 4] = [
+        &["release", UNHELD, "--claim", "--yes"],
+        &["import", &file, "--yes"],
+        &["adopt", "-n", "default", "r-1", "--yes"],
+        &["claims", "move", "--to", "objects", "--yes"],
+    ];
+    for writer in writers {
+        let ran = ground.kube_ipam(writer);
+        let said = format!("{writer:?}: {}{}", ran.stdout, ran.stderr);
+        assert_eq!(ran.code, 2, "{said}");
+        assert!(said.contains("nothing was written") && said.contains("datastoreReady is false"), "{said}");
+        assert_eq!(ground.cluster.server().revision(), revision, "{said}");
+        assert_eq!(ground.ledger.all().await.unwrap(), claims, "{said}");
+    }
+    ground.edit::<calico::ClusterInformation>("default", |it| it.spec.datastore_ready = Some(true)).await;
+    for writer in writers {
+        let ran = ground.kube_ipam(writer);
+        assert_eq!(ran.code, 0, "{writer:?}: {}{}", ran.stdout, ran.stderr);
     }
 }

@@ -22,7 +22,7 @@ use super::network::default_network;
 use super::watches::PodEvent;
 use super::{Agent, AgentDriver};
 use crate::cni::CniError;
-use crate::driver::{Assigned, Attachment, POD_UID_KEY, PodRef};
+use crate::driver::{Assigned, Attachment, Error, POD_UID_KEY, PodRef};
 use crate::netconf::NetConf;
 use crate::service::state::State;
 use crate::service::{Call, Served};
@@ -204,26 +204,57 @@ impl Agent {
             Err(error) => {
                 tracing::debug!(namespace, pod = name, %error, "not taken ahead");
                 self.witness.metrics.early(Early::Failed);
+                if matches!(error, Error::Locked) {
+                    let agent = self.clone();
+                    self.tasks.spawn(async move { agent.undo_later(&net, &pod, &uid).await });
+                }
             }
         }
     }
 
-    /// Gives back what no sandbox took on.
+    /// What was begun ahead when Calico's datastore was locked, and could not be undone, is given back once it is
+    /// unlocked; an ADD that came since goes on with it.
+    async fn undo_later(&self, net: &NetConf, pod: &Pod, uid: &str) {
+        while self.unlocked().await {
+            if self.state.note(uid).is_some() {
+                return;
+            }
+            let Ok(found) = self.live_pod(&pod.namespace().unwrap_or_default(), &pod.name_any()).await else {
+                continue;
+            };
+            // One that waits still is served by its ADD, and released by its DEL.
+            let waits = found.is_some_and(|found| found.uid().as_deref() == Some(uid) && !is_ending(&found));
+            if waits || !matches!(self.release(net, pod, uid).await, Err(Error::Locked)) {
+                return;
+            }
+        }
+    }
+
+    /// Gives back what no sandbox took on; while Calico's datastore is locked, once it is unlocked.
     async fn give_back(self: Arc<Self>, pod: Box<Pod>, gone: bool) {
         let Some(uid) = pod.uid() else { return };
         let stage = self.ahead.stage(&uid);
-        let mut stage = stage.lock().await;
-        if let Stage::Taken(net, taken) = std::mem::replace(&mut *stage, Stage::Over) {
-            if self.state.note(&uid).is_some() {
-                // Its DEL is yet to come.
-                *stage = Stage::Taken(net, taken);
-            } else {
-                self.release(&net, &pod, &uid).await;
+        while self.is_owed(&mut *stage.lock().await, &pod, &uid).await {
+            if !self.unlocked().await {
+                // The next agent finds it in its sweep.
+                return;
             }
         }
         if gone {
             self.ahead.forget(&uid);
         }
+    }
+
+    /// Gives back what a pod has that no sandbox took on; true if that has to wait for Calico's datastore.
+    async fn is_owed(&self, stage: &mut Stage, pod: &Pod, uid: &str) -> bool {
+        let Stage::Taken(net, taken) = std::mem::replace(stage, Stage::Over) else { return false };
+        // If a sandbox has it, its DEL is yet to come.
+        let noted = self.state.note(uid).is_some();
+        let waits = !noted && matches!(self.release(&net, pod, uid).await, Err(Error::Locked));
+        if noted || waits {
+            *stage = Stage::Taken(net, taken);
+        }
+        waits
     }
 
     /// The pod has another address: an ADD in direct mode did not know of this one.
@@ -239,15 +270,19 @@ impl Agent {
         }
     }
 
-    async fn release(&self, net: &NetConf, pod: &Pod, uid: &str) {
+    async fn release(&self, net: &NetConf, pod: &Pod, uid: &str) -> Result<(), Error> {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let attachment = self.attachment(net, &namespace, &name, uid, &|| false);
         match self.driver_for(net).del(&attachment).await {
             Ok(freed) => {
                 tracing::info!(namespace, pod = name, freed = freed.len(), "given back unused");
                 self.witness.metrics.early(Early::GivenBack);
+                Ok(())
             }
-            Err(error) => tracing::warn!(namespace, pod = name, %error, "an unused address was not given back"),
+            Err(error) => {
+                tracing::warn!(namespace, pod = name, %error, "an unused address was not given back");
+                Err(error)
+            }
         }
     }
 
@@ -332,6 +367,6 @@ impl Agent {
     }
 
     async fn live_pod(&self, namespace: &str, name: &str) -> Result<Option<Pod>, StoreError> {
-        self.driver.objects().inner().get::<Pod>(Some(namespace), name).await
+        self.driver.objects().inner().inner().get::<Pod>(Some(namespace), name).await
     }
 }

@@ -97,6 +97,14 @@ impl Agent {
                     Err(error) => {
                         tracing::warn!(container, %error, "a release that was answered is not on record yet");
                         self.witness.not_released(&parsed.invocation, &error);
+                        if self.is_locked().await {
+                            drop(attempt);
+                            match self.unlocked().await {
+                                true => pause = FIRST_PAUSE,
+                                false => return,
+                            }
+                            continue;
+                        }
                     }
                 },
                 None if !call.container().is_owed() => return,

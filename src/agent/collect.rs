@@ -39,9 +39,10 @@ impl Agent {
     /// For one network, until it is another one.
     async fn collect_for(&self, net: &NetConf) {
         // Decisions about the whole cluster are made on live reads: this store remembers nothing.
-        let store = self.driver.objects().inner().clone();
+        let store = self.driver.objects().inner().inner().clone();
         let ledger = self.ledgers.of(net);
-        let driver = Driver::new(store, Some(ledger.clone()), Timestamp::now).observed(self.witness.clone());
+        let driver = Driver::behind(self.datastore.clone(), store, Some(ledger.clone()), Timestamp::now)
+            .observed(self.witness.clone());
         let mut collector = Collector::new(driver, net, collector::Options::default());
         let election = Election { identity: self.options.node.clone(), ..Election::default() };
         let stop = async {

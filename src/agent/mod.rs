@@ -7,6 +7,7 @@
 mod ahead;
 mod behind;
 mod collect;
+mod datastore;
 mod events;
 mod files;
 mod health;
@@ -38,6 +39,7 @@ use tokio_util::task::TaskTracker;
 
 use self::ahead::Ahead;
 use self::behind::Behind;
+use self::datastore::AgentGate;
 use self::events::Events;
 use self::health::Health;
 use self::ledgers::Ledgers;
@@ -45,7 +47,7 @@ use self::metrics::Metrics;
 use self::trouble::Troubles;
 use self::watches::Seen;
 use self::witness::Witness;
-use crate::driver::{Driver, DropLater};
+use crate::driver::{Driver, DropLater, Error, GatedDriver};
 use crate::install::NodeFiles;
 use crate::protocol::{SOCKET, STATUS_SOCKET};
 use crate::service::state::State;
@@ -88,12 +90,14 @@ pub struct Options {
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// The stores as the agent uses them.
-type AgentDriver = Driver<Cached<KubeStore>, Arc<LazyLedger>>;
+type AgentDriver = GatedDriver<Cached<KubeStore>, Arc<LazyLedger>>;
 
 /// A running agent.
 pub struct Agent {
     options: Options,
     driver: AgentDriver,
+    /// Asked before every write, by the calls' drivers and the collector's.
+    datastore: Arc<AgentGate>,
     ledgers: Ledgers,
     state: Arc<State>,
     ahead: Ahead,
@@ -147,13 +151,17 @@ impl Agent {
         let shelves = Arc::new(Shelves::new(&node));
         let (later, handles) = tokio::sync::mpsc::unbounded_channel();
         let ledgers = Ledgers::new(store.clone());
-        let driver = Driver::new(Cached::new(store, shelves.clone()), None, Timestamp::now)
+        let writing = store.client().clone();
+        let cached = Cached::new(store, shelves.clone());
+        let datastore = Arc::new(AgentGate::new(cached.clone()));
+        let driver = Driver::behind(datastore.clone(), cached, None, Timestamp::now)
             .gated(state.clone())
             .observed(witness.clone())
             .dropping_later(drop_later(state.clone(), later));
         let agent = Arc::new(Self {
             options,
             driver,
+            datastore: datastore.clone(),
             ledgers,
             state,
             ahead: Ahead::default(),
@@ -170,7 +178,8 @@ impl Agent {
         let (bound, pods) = tokio::sync::mpsc::unbounded_channel();
         let listed = Arc::new(Notify::new());
         let seen = Seen { metrics: witness.metrics.clone(), health: agent.health.clone() };
-        let watches = watches::start(watching.clone(), shelves, bound, listed.clone(), &seen);
+        let clients = watches::Clients { watching: watching.clone(), writing };
+        let watches = watches::start(clients, datastore, shelves, bound, listed.clone(), &seen);
         let mut background = JoinSet::new();
         background.spawn(agent.clone().follow_pods(pods));
         background.spawn(agent.clone().drop_handles(handles));
@@ -217,10 +226,14 @@ impl Agent {
         let agent = self.clone();
         self.tasks.spawn(async move {
             let id = handle.spec.handle_id.clone();
-            match agent.driver.finish_handle(handle).await {
-                Ok(()) => agent.state.drop_pending(&id),
-                Err(error) => {
-                    tracing::warn!(handle = id, %error, "a handle without addresses could not be deleted yet")
+            loop {
+                match agent.driver.finish_handle(handle.clone()).await {
+                    Ok(()) => return agent.state.drop_pending(&id),
+                    Err(Error::Locked) if agent.unlocked().await => {}
+                    Err(error) => {
+                        tracing::warn!(handle = id, %error, "a handle without addresses could not be deleted yet");
+                        return;
+                    }
                 }
             }
         });
@@ -229,6 +242,9 @@ impl Agent {
     /// Once, when the node's blocks are known.
     async fn clean_up(self: Arc<Self>, listed: Arc<Notify>) {
         listed.notified().await;
+        if self.is_locked().await && !self.unlocked().await {
+            return;
+        }
         // What an agent that was killed had begun; an ADD that is under way beside us makes it again.
         let deadline = tokio::time::Instant::now() + CLEAN_UP_TIME;
         if let Err(error) = self.driver.settle_affinities(&self.options.node, deadline).await {
@@ -256,6 +272,6 @@ impl Agent {
 
     /// What is remembered.
     fn shelves(&self) -> &Arc<Shelves> {
-        self.driver.objects().shelves()
+        self.driver.objects().inner().shelves()
     }
 }

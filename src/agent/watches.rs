@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::datastore::AgentGate;
 use super::health::Health;
 use super::metrics::Metrics;
 use crate::store::Object;
@@ -42,15 +43,25 @@ pub(super) struct Seen {
     pub health: Arc<Health>,
 }
 
+/// The ways to the API server.
+pub(super) struct Clients {
+    /// For watches: a connection for each.
+    pub watching: Client,
+    /// On which the calls read and write, too.
+    pub writing: Client,
+}
+
 /// Starts all watches; `listed` is told when the node's affinities are known.
 pub(super) fn start(
-    client: Client,
+    clients: Clients,
+    datastore: Arc<AgentGate>,
     shelves: Arc<Shelves>,
     pods: UnboundedSender<PodEvent>,
     listed: Arc<Notify>,
     seen: &Seen,
 ) -> Watches {
     let mut tasks = JoinSet::new();
+    let Clients { watching: client, writing } = clients;
     let node = shelves.node().to_owned();
     let all = watcher::Config::default;
     let of_node = format!("spec.nodeName={node}");
@@ -60,7 +71,7 @@ pub(super) fn start(
     tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.pools, seen.clone(), |_| ()));
     tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.reservations, seen.clone(), |_| ()));
     tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.config, seen.clone(), |_| ()));
-    tasks.spawn(watch(client.clone(), all(), shelves.clone(), |s| &s.information, seen.clone(), |_| ()));
+    tasks.spawn(follow_datastore(datastore, writing, client.clone(), shelves.clone(), seen.clone()));
     let told = move |heard: Heard<'_, Pod>| match heard {
         Heard::Seen(pod) => drop(pods.send(PodEvent::Seen(Box::new(pod.clone())))),
         Heard::Gone(pod) => drop(pods.send(PodEvent::Gone(Box::new(pod.clone())))),
@@ -112,9 +123,7 @@ async fn watch<K>(
                 shelf.reset(began, objects.clone()).iter().for_each(|gone| told(Heard::Gone(gone)));
                 objects.iter().for_each(|o| told(Heard::Seen(o)));
                 told(Heard::Listed);
-                if shelves.unsynced().is_empty() {
-                    tracing::info!(kind = %K::plural(&()), "listed; every cache is filled");
-                }
+                tell_filled(&shelves, &K::plural(&()));
             }
             Ok(watcher::Event::Apply(object)) => {
                 shelf.put(object.clone());
@@ -130,6 +139,24 @@ async fn watch<K>(
             }
         }
     }
+}
+
+/// Logs that the list of this kind was the last that was waited for.
+pub(super) fn tell_filled(shelves: &Shelves, kind: &str) {
+    if shelves.unsynced().is_empty() {
+        tracing::info!(kind, "listed; every cache is filled");
+    }
+}
+
+/// ClusterInformation is followed by the gate of the writes; over HTTP/1.1 like any other kind, and no write is allowed
+/// on the strength of that.
+async fn follow_datastore(gate: Arc<AgentGate>, writing: Client, watching: Client, shelves: Arc<Shelves>, seen: Seen) {
+    let pulse = seen.health.pulse("gate of the datastore");
+    let work = async {
+        gate.follow(writing, shelves.clone(), seen.clone()).await;
+        watch(watching, watcher::Config::default(), shelves, |s| &s.information, seen, |_| ()).await;
+    };
+    pulse.while_waiting(work).await;
 }
 
 /// One watch for each block that this node has an affinity for.

@@ -224,18 +224,21 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::driver::GatedDriver;
     use crate::driver::edit::{Assign, Release, Which, Whose};
     use crate::store::cached::{Cached, Shelves};
     use crate::store::memory::{MemoryLedger, MemoryObjects};
 
     const ADDRESS: &str = "10.0.0.9";
 
+    type Remembering = GatedDriver<Cached<MemoryObjects>, MemoryLedger>;
+
     fn allocation() -> calico::Holder {
         calico::Holder { handle: "h".into(), secondary: BTreeMap::new() }
     }
 
     /// An agent that remembers the block with the allocation or without, where it stands the other way round.
-    async fn remembering(allocated: bool) -> (MemoryObjects, Driver<Cached<MemoryObjects>, MemoryLedger>, IpNetwork) {
+    async fn remembering(allocated: bool) -> (MemoryObjects, Remembering, IpNetwork) {
         let (objects, shelves) = (MemoryObjects::default(), Arc::new(Shelves::new("n1")));
         let cidr: IpNetwork = "10.0.0.0/26".parse().unwrap();
         let empty = IPAMBlockSpec::new(cidr, &Affinity::host("n1"), Timestamp::now()).object();

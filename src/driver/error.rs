@@ -16,7 +16,7 @@ use crate::store::StoreError;
 pub enum Error {
     /// A store failed or refused.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The config or an annotation is wrong.
     #[error("{}", .0.msg)]
     Cni(#[from] CniError),
@@ -52,7 +52,10 @@ pub enum Error {
     #[error("node {0} does not exist in the cluster")]
     NoNode(String),
     /// Calico's datastore is locked for a migration.
-    #[error("Calico's datastore is not ready (ClusterInformation default has datastoreReady false)")]
+    #[error(
+        "Calico's datastore is locked (ClusterInformation default has datastoreReady false), as it is during a migration \
+         or an upgrade: nothing is written until it is unlocked"
+    )]
     Locked,
     /// No pool covers a configured subnet or an address.
     #[error(transparent)]
@@ -103,6 +106,13 @@ pub enum Error {
     /// There was no time left.
     #[error("no time left: {0}")]
     Late(&'static str),
+}
+
+/// A lock is no failure of a store: whichever call meets it, it is told in the same words.
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        if error.is_locked() { Self::Locked } else { Self::Store(error) }
+    }
 }
 
 /// "pod default/web on node n1 (handle k8s-pod-network.a1)", from a block's attribute.

@@ -3,7 +3,8 @@
 //! The order of writes keeps I3 (an answer is on record before it is given) and makes every crash harmless:
 //! ADD writes claim, reservation, handle, block; DEL writes block, claim, handle. The handle goes first and
 //! leaves last, because it is the only record by which a container's leftovers can be found again.
-//! Objects are written through [`converge`], the one retry loop for them.
+//! Objects are written through [`converge`], the one retry loop for them, and everything through the gate that knows
+//! whether Calico's datastore is locked ([`crate::store::gated`]).
 //!
 //! Where records disagree, the block's entry counts more than the claim: see [`displace`].
 
@@ -60,7 +61,7 @@ pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::{Claim, Policy};
 use crate::netconf::NetConf;
-use crate::store::{Ledger, Objects};
+use crate::store::{DatastoreGate, Gated, Ledger, LiveGate, Objects, StoreError};
 
 /// Key in an allocation's `secondary` attributes that marks a fixed address; its value is the claim's generation.
 pub const CLAIM_KEY: &str = "kube-ipam.claim";
@@ -81,11 +82,13 @@ pub type DropLater = dyn Fn(&IPAMHandle) -> bool + Send + Sync;
 /// are told apart, which Calico's handles do not do. Calico's own readers skip keys that they do not know.
 pub const INTERFACE_KEY: &str = "kube-ipam.interface";
 
-/// Runs decisions against a store of objects and, where one is configured, a ledger.
+/// Runs decisions against a store of objects and, where one is configured, a ledger. Both are behind one gate: a
+/// driver that could write while Calico's datastore is locked cannot be made.
 #[derive(Clone)]
 pub struct Driver<O, L> {
     objects: O,
     ledger: Option<L>,
+    datastore: Arc<dyn DatastoreGate>,
     clock: fn() -> Timestamp,
     queues: Arc<Queues>,
     gate: Arc<dyn Gate>,
@@ -93,6 +96,9 @@ pub struct Driver<O, L> {
     drop_later: Option<Arc<DropLater>>,
     observer: Arc<dyn Observer>,
 }
+
+/// A driver over stores as their makers know them: it puts them behind the gate itself.
+pub type GatedDriver<O, L> = Driver<Gated<O>, Gated<L>>;
 
 /// One container's attachment, and everything that the runtime and the config say about it.
 #[derive(Clone, Copy)]
@@ -136,11 +142,23 @@ pub struct PodRef<'a> {
 
 // === impl Driver ===
 
-impl<O: Objects, L: Ledger> Driver<O, L> {
-    /// A driver over the stores; `clock` is read for records and graces only.
-    pub fn new(objects: O, ledger: Option<L>, clock: fn() -> Timestamp) -> Self {
+impl<O: Objects, L: Ledger> Driver<Gated<O>, Gated<L>> {
+    /// A driver over the stores; `clock` is read for records and graces only. Before it writes it looks whether
+    /// Calico's datastore is locked, at most once in two seconds.
+    pub fn new(objects: O, ledger: Option<L>, clock: fn() -> Timestamp) -> Self
+    where
+        O: Clone + 'static,
+    {
+        let datastore = Arc::new(LiveGate::new(objects.clone()));
+        Self::behind(datastore, objects, ledger, clock)
+    }
+
+    /// The same with a gate that others ask, too.
+    pub fn behind(datastore: Arc<dyn DatastoreGate>, objects: O, ledger: Option<L>, clock: fn() -> Timestamp) -> Self {
         let (queues, gate, observer) = (Arc::default(), Arc::new(Open), Arc::new(Silent));
-        Self { objects, ledger, clock, queues, gate, drop_later: None, observer }
+        let objects = Gated::new(objects, datastore.clone());
+        let ledger = ledger.map(|ledger| Gated::new(ledger, datastore.clone()));
+        Self { objects, ledger, datastore, clock, queues, gate, drop_later: None, observer }
     }
 
     /// The same driver on another ledger; its writers of blocks are one queue with this one's.
@@ -148,9 +166,28 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     where
         O: Clone,
     {
-        let (objects, queues, gate) = (self.objects.clone(), self.queues.clone(), self.gate.clone());
-        let (drop_later, observer) = (self.drop_later.clone(), self.observer.clone());
-        Self { objects, ledger, clock: self.clock, queues, gate, drop_later, observer }
+        let ledger = ledger.map(|ledger| Gated::new(ledger, self.datastore.clone()));
+        Self {
+            objects: self.objects.clone(),
+            ledger,
+            datastore: self.datastore.clone(),
+            clock: self.clock,
+            queues: self.queues.clone(),
+            gate: self.gate.clone(),
+            drop_later: self.drop_later.clone(),
+            observer: self.observer.clone(),
+        }
+    }
+}
+
+impl<O: Objects, L: Ledger> Driver<O, L> {
+    /// Says whether a write could begin now.
+    ///
+    /// # Errors
+    /// [`Failure::Locked`](crate::store::Failure::Locked) while Calico's datastore is locked; else why that could
+    /// not be found out.
+    pub async fn may_write(&self) -> Result<(), StoreError> {
+        self.datastore.may_write().await
     }
 
     /// The same driver, with a turnstile that orders this node's processes where they write blocks, so that

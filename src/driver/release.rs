@@ -2,6 +2,7 @@
 //!
 //! Order: block, claim, handle. Whatever step is missing, the handle is still there for the next DEL to find.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -95,8 +96,19 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
             Ok(self.release_handle(&pod.handle(), &whose, Some(&held), deadline).await?.unwrap_or_default())
         };
+        // Beside the first reads. Only a write needs the answer, and asks for it: what has nothing to release is
+        // released, locked or not.
+        let look = async {
+            let _ = self.may_write().await;
+            std::future::pending::<Infallible>().await
+        };
         // Both to their end: what one has released is not undone by the other's failure.
-        let (mut freed, of_pod) = match futures::future::join(containers, pods).await {
+        let released = tokio::select! {
+            biased;
+            released = futures::future::join(containers, pods) => released,
+            never = look => match never {},
+        };
+        let (mut freed, of_pod) = match released {
             (Ok(freed), Ok(of_pod)) => (freed, of_pod),
             (Err(error), _) | (_, Err(error)) => return Err(error),
         };

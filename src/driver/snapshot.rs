@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use calico::block_affinity::label_selector;
-use calico::{Affinity, BlockAffinity, ClusterInformation, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation};
+use calico::{Affinity, BlockAffinity, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
@@ -47,7 +47,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn snapshot(&self, attachment: &Attachment<'_>) -> Result<Snapshot, Error> {
         let mine = label_selector(&host(attachment.node));
         let pod = attachment.pod;
-        let (pod, namespace, pools, config, reservations, affinities, ready) = tokio::try_join!(
+        let (pod, namespace, pools, config, reservations, affinities, ()) = tokio::try_join!(
             async {
                 match pod {
                     Some(p) => self.pod(p).await,
@@ -64,11 +64,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.objects.get::<IPAMConfig>(None, "default"),
             async { if_served(self.objects.list_cached::<IPReservation>("").await) },
             self.objects.list_cached::<BlockAffinity>(&mine),
-            self.datastore_ready(attachment),
+            // Whatever comes of the reads, nothing could be written: this is known in the same round.
+            self.may_write(),
         )?;
-        if !ready {
-            return Err(Error::Locked);
-        }
         check_pod(attachment, pod.as_ref())?;
         let config = config.map_or_else(IPAMConfigSpec::default, |c| c.spec);
         Ok(Snapshot { pod, namespace, pools, config, reservations, affinities })
@@ -82,16 +80,6 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(found);
         }
         self.objects.fresh::<Pod>(Some(pod.namespace), pod.name).await
-    }
-
-    /// Calico's lock for datastore migrations. Under Calico's own main plugin, which has read the same
-    /// object a moment ago, it is not read again.
-    async fn datastore_ready(&self, attachment: &Attachment<'_>) -> Result<bool, StoreError> {
-        if attachment.net.main_plugin == "calico" {
-            return Ok(true);
-        }
-        let info = self.objects.get::<ClusterInformation>(None, "default").await?;
-        Ok(info.is_none_or(|i| i.spec.is_ready()))
     }
 
     /// This node's affinities, as they are now.

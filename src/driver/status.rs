@@ -14,10 +14,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// # Errors
     /// What would keep an ADD from being served.
     pub async fn status(&self, net: &NetConf) -> Result<(), Error> {
-        let (pools, reservations, config) = tokio::try_join!(
+        let (pools, reservations, config, ()) = tokio::try_join!(
             self.objects.list::<IPPool>(""),
             self.optional::<IPReservation>(),
             self.objects.get::<IPAMConfig>(None, "default"),
+            self.may_write(),
         )?;
         if let Some(ledger) = &self.ledger {
             // Without one only fixed addresses are refused.

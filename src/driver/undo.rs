@@ -26,8 +26,16 @@ pub(super) struct Done {
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Whether to undo now. An API server that has asked to be left alone is left alone for so long; if that is
-    /// too long for this call, undoing is left to DEL, which finds what there is by the handle and the notes.
+    /// too long for this call, undoing is left to DEL, which finds what there is by the handle and the notes; and so it is
+    /// while Calico's datastore is locked.
     pub(super) async fn may_undo(&self, attachment: &Attachment<'_>, error: &Error) -> bool {
+        if matches!(error, Error::Locked) {
+            tracing::warn!(
+                container = attachment.container_id,
+                "Calico's datastore is locked; DEL undoes this ADD later"
+            );
+            return false;
+        }
         let Error::Store(StoreError { failure: Failure::Busy(wait), .. }) = error else { return true };
         let soon = *wait <= UNDO_TIME;
         if soon {

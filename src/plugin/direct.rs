@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::log;
 use super::messenger::Unanswered;
 use crate::cni::{CniError, Invocation, code};
-use crate::driver::Driver;
+use crate::driver::{Driver, GatedDriver};
 use crate::netconf::NetConf;
 use crate::service::state::State;
 use crate::service::{Call, Served, log_answer, node_name_for, unserved};
@@ -59,7 +59,7 @@ async fn dispatch(invocation: &Invocation, net: &NetConf) -> Result<Served, CniE
     Call { invocation, net, node: &node, state: &state, gone: &gone, taken: None }.run(&driver).await
 }
 
-async fn driver(net: &NetConf) -> Result<Driver<KubeStore, LazyLedger>, CniError> {
+async fn driver(net: &NetConf) -> Result<GatedDriver<KubeStore, LazyLedger>, CniError> {
     let Some(kubeconfig) = &net.kubeconfig else {
         return Err(CniError::new(
             code::INVALID_CONFIG,

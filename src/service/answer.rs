@@ -75,7 +75,7 @@ pub fn error(error: &Error) -> CniError {
              the name of a Node object."
                 .into(),
         ),
-        Error::Locked => (code::TRY_AGAIN, "A migration of Calico's datastore is under way; finish or abort it.".into()),
+        Error::Locked => (code::TRY_AGAIN, WHILE_LOCKED.into()),
         Error::UnmetPool(_) => (
             code::NO_POOL,
             "Set CALICO_IPV4POOL_CIDR (or the IPPool's cidr) and the config's subnet to the same value.".into(),
@@ -120,6 +120,7 @@ fn of_store(store: &StoreError) -> CniError {
         Failure::Malformed(_) => (code::DECODE, "Put the right PEM file there, or name another."),
         Failure::NoKind => (code::NO_POOL, "Install Calico's CRDs first."),
         Failure::NoLedger => (code::NO_LEDGER, NEEDS_LEDGER),
+        Failure::Locked => (code::TRY_AGAIN, WHILE_LOCKED),
         Failure::Refused(_) | Failure::Corrupt(_) => (code::INTERNAL, "Run `kube-ipam check`."),
         Failure::Full(_) => {
             (code::TRY_AGAIN, "Compact and defragment etcd, or raise its quota, then `etcdctl alarm disarm`.")
@@ -135,6 +136,10 @@ fn of_store(store: &StoreError) -> CniError {
     };
     CniError::new(code, store.to_string(), remedy)
 }
+
+/// What to do while nobody may write.
+const WHILE_LOCKED: &str = "This is tried again by itself, and succeeds once the migration or upgrade of Calico is finished or \
+                            aborted. Running pods keep their addresses.";
 
 /// What to do where claims cannot be kept.
 const NEEDS_LEDGER: &str = "Fixed addresses need a ledger of claims: apply kube-ipam's yaml/ipclaims.yaml, or name etcd by \

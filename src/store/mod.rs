@@ -8,6 +8,8 @@ pub mod cached;
 pub mod conformance;
 pub mod etcd;
 pub mod faulty;
+pub mod gated;
+pub(crate) mod heard;
 pub mod ipclaim;
 pub mod kube;
 mod ledgers;
@@ -16,6 +18,7 @@ mod tls;
 mod transport;
 pub(crate) mod trim;
 
+pub use self::gated::{DatastoreGate, Gated, LiveGate, TRUSTED};
 pub use self::ledgers::{AnyLedger, LazyLedger};
 
 use std::fmt;
@@ -201,6 +204,12 @@ pub enum Failure {
     /// claim either, as far as this network is concerned.
     #[error("the API server does not know the kind IPClaim (kube-ipam.io), and no etcdConfig is named")]
     NoLedger,
+    /// Calico's datastore is locked; nothing was written. A gate says so, no server.
+    #[error(
+        "datastoreReady is false: Calico's datastore is locked, as it is during a migration or an upgrade; nothing is \
+         written until it is unlocked"
+    )]
+    Locked,
     /// The server is overloaded and refused before doing anything; wait at least this long.
     #[error("the server asks to wait {0:?} (429 Too Many Requests)")]
     Busy(Duration),
@@ -238,6 +247,11 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing anything by hand.
     pub fn is_transient(&self) -> bool {
         matches!(self.failure, Failure::Conflict | Failure::Busy(_) | Failure::Unknown(_))
+    }
+
+    /// Whether it says that Calico's datastore is locked, see [`Failure::Locked`].
+    pub fn is_locked(&self) -> bool {
+        self.failure == Failure::Locked
     }
 
     /// Whether it says that there is no ledger at all, see [`Failure::NoLedger`].

@@ -23,6 +23,8 @@ use kube::{Client, Config, Error};
 use tokio::sync::Mutex;
 use tower::{BoxError, Service, ServiceBuilder};
 
+use super::heard::{Heard, Listening};
+
 /// How often a connection with requests on it is asked whether it still lives, and how long for the answer.
 const PING_EVERY: Duration = Duration::from_secs(2);
 /// On how many connections a request is tried while servers close them without having looked at it.
@@ -61,7 +63,7 @@ struct Transport {
 enum Spoken {
     Unknown,
     Http1,
-    Http2(SendRequest<Body>),
+    Http2(SendRequest<Body>, Heard),
 }
 
 // === impl Transport ===
@@ -82,11 +84,11 @@ impl Transport {
         Ok(Self { server: config.cluster_url.clone(), connector, connect_timeout, spoken, http1 })
     }
 
-    /// The shared connection; `None` if the server does not speak HTTP/2.
-    async fn http2(&self) -> Result<Option<SendRequest<Body>>, BoxError> {
+    /// The shared connection, and when it is heard of; `None` if the server does not speak HTTP/2.
+    async fn http2(&self) -> Result<Option<(SendRequest<Body>, Heard)>, BoxError> {
         let mut spoken = self.spoken.lock().await;
         match &*spoken {
-            Spoken::Http2(sender) if !sender.is_closed() => return Ok(Some(sender.clone())),
+            Spoken::Http2(sender, heard) if !sender.is_closed() => return Ok(Some((sender.clone(), heard.clone()))),
             Spoken::Http1 => return Ok(None),
             _ => {}
         }
@@ -99,11 +101,12 @@ impl Transport {
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_EVERY);
-        let (sender, connection) = builder.handshake(stream).await?;
+        let heard = Heard::now();
+        let (sender, connection) = builder.handshake(Listening::new(stream, heard.clone())).await?;
         // Its end shows in the sender.
         tokio::spawn(connection.map(drop));
-        *spoken = Spoken::Http2(sender.clone());
-        Ok(Some(sender))
+        *spoken = Spoken::Http2(sender.clone(), heard.clone());
+        Ok(Some((sender, heard)))
     }
 }
 
@@ -121,7 +124,7 @@ impl Service<Request<Body>> for Transport {
         async move {
             let mut request = request;
             for _ in 0..CONNECTIONS {
-                let Some(mut sender) = transport.http2().await? else {
+                let Some((mut sender, heard)) = transport.http2().await? else {
                     return Ok(transport.http1.request(request).await?);
                 };
                 if sender.ready().await.is_err() {
@@ -129,7 +132,10 @@ impl Service<Request<Body>> for Transport {
                 }
                 let spare = copy(&request);
                 let mut failed = match sender.try_send_request(request).await {
-                    Ok(answer) => return Ok(answer),
+                    Ok(mut answer) => {
+                        answer.extensions_mut().insert(heard);
+                        return Ok(answer);
+                    }
                     Err(failed) => failed,
                 };
                 let refused = if was_refused(failed.error()) { spare } else { None };

@@ -11,7 +11,7 @@ use calico::invariants::{self, Snapshot, Violation};
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPReservation};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use kube_ipam::driver::{Assigned, Attachment, Driver, Error, Freed, PodRef};
+use kube_ipam::driver::{Assigned, Attachment, Driver, Error, Freed, GatedDriver, PodRef};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::faulty::{Faults, Faulty};
 use kube_ipam::store::memory::{MemoryLedger, MemoryObjects};
@@ -117,11 +117,11 @@ impl World {
         NetConf::parse(&self.conf, "kube-ipam").unwrap()
     }
 
-    pub fn driver(&self) -> Driver<MemoryObjects, MemoryLedger> {
+    pub fn driver(&self) -> GatedDriver<MemoryObjects, MemoryLedger> {
         Driver::new(self.objects.clone(), Some(self.ledger.clone()), Timestamp::now)
     }
 
-    pub fn faulty(&self, faults: &Faults) -> Driver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
+    pub fn faulty(&self, faults: &Faults) -> GatedDriver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
         Driver::new(faults.wrap(self.objects.clone()), Some(faults.wrap(self.ledger.clone())), Timestamp::now)
     }
 

@@ -14,11 +14,11 @@ use kube::ResourceExt as _;
 use kube_ipam::audit::{self, Snapshot, Violation, audit};
 use kube_ipam::claim::Claim;
 use kube_ipam::collector::{Always, Collector, Kind, Options, Repair, Report, Unread};
-use kube_ipam::driver::{Assigned, Driver, Error};
+use kube_ipam::driver::{Assigned, Driver, Error, GatedDriver};
 use kube_ipam::pod::Owner;
 use kube_ipam::store::faulty::{Call, Fault, Faults, Faulty};
 use kube_ipam::store::memory::{MemoryLedger, MemoryObjects};
-use kube_ipam::store::{Ledger as _, Object, Objects, StoreError};
+use kube_ipam::store::{Gated, Ledger as _, Object, Objects, StoreError};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -46,7 +46,7 @@ pub struct Blind {
 }
 
 /// The collector's stores.
-type Watched = Collector<Faulty<Blind>, Faulty<MemoryLedger>>;
+type Watched = Collector<Gated<Faulty<Blind>>, Gated<Faulty<MemoryLedger>>>;
 
 pub struct Town {
     pub world: World,
@@ -141,7 +141,7 @@ impl Town {
         repairs
     }
 
-    pub fn driver(&self) -> Driver<MemoryObjects, MemoryLedger> {
+    pub fn driver(&self) -> GatedDriver<MemoryObjects, MemoryLedger> {
         driver(&self.world)
     }
 
@@ -225,7 +225,7 @@ fn collector(world: &World, faults: &Faults, blind: &Blind) -> Watched {
 }
 
 /// A node's driver, undisturbed.
-pub fn driver(world: &World) -> Driver<MemoryObjects, MemoryLedger> {
+pub fn driver(world: &World) -> GatedDriver<MemoryObjects, MemoryLedger> {
     Driver::new(world.objects.clone(), Some(world.ledger.clone()), clock)
 }
 

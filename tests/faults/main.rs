@@ -14,7 +14,7 @@ use common::town::{Town, clock};
 use common::{World, ip};
 use futures::FutureExt as _;
 use kube_ipam::collector::Always;
-use kube_ipam::driver::{Driver, Error};
+use kube_ipam::driver::{Driver, Error, GatedDriver};
 use kube_ipam::store::faulty::{Call, Fault, Faults, Faulty};
 use kube_ipam::store::memory::{MemoryLedger, MemoryObjects};
 use kube_ipam::store::{Failure, StoreError};
@@ -48,7 +48,7 @@ fn is_standstill(faults: &[(usize, Fault)]) -> bool {
     faults.iter().any(|(_, fault)| matches!(fault, Fault::Pause(_)))
 }
 
-fn disturbed(world: &World, faults: &Faults) -> Driver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
+fn disturbed(world: &World, faults: &Faults) -> GatedDriver<Faulty<MemoryObjects>, Faulty<MemoryLedger>> {
     Driver::new(faults.wrap(world.objects.clone()), Some(faults.wrap(world.ledger.clone())), clock)
 }
 

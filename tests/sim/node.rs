@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use calico::IPAMHandle;
 use futures::future::{BoxFuture, FutureExt as _};
-use kube_ipam::driver::{Attachment, Driver, Error, Gate, Pass, PodRef, Trace};
+use kube_ipam::driver::{Attachment, Driver, Error, Gate, GatedDriver, Pass, PodRef, Trace};
 use kube_ipam::netconf::Attachment as Valid;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::AbortHandle;
@@ -20,7 +20,7 @@ use super::sim::Sim;
 use super::time;
 use super::wire::{Caller, Wire};
 
-pub type NodeDriver = Driver<Wire, Wire>;
+pub type NodeDriver = GatedDriver<Wire, Wire>;
 
 pub struct Host {
     pub index: usize,

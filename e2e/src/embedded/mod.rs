@@ -32,6 +32,8 @@ pub struct Options {
     pub etcd: bool,
     /// Users by bearer token; empty: nobody needs one.
     pub tokens: BTreeMap<String, String>,
+    /// True: the API server is behind TLS and speaks HTTP/2.
+    pub tls: bool,
     /// True: only the API server; pods appear and vanish by the test's hand alone.
     pub without_controllers: bool,
 }
@@ -54,7 +56,11 @@ impl Cluster {
     /// Starts a cluster and returns once it serves.
     pub async fn start(options: Options) -> Result<Self> {
         let etcd = options.etcd.then(|| tokio::task::spawn_blocking(|| Etcd::start(None)));
-        let server = Server::start(&apiserver::Options { tokens: options.tokens.clone(), crds: options.crds })?;
+        let server = Server::start(&apiserver::Options {
+            tokens: options.tokens.clone(),
+            crds: options.crds,
+            tls: options.tls,
+        })?;
         for node in &options.nodes {
             server.create(
                 "/api/v1/nodes",

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use calico::IPAMHandle;
 use jiff::Timestamp;
 use kube_ipam::cni::{CniArgs, CniError, Invocation, Verb};
-use kube_ipam::driver::Driver;
+use kube_ipam::driver::{Driver, GatedDriver};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::service::state::State;
 use kube_ipam::service::{Call, Served};
@@ -31,7 +31,7 @@ pub(super) struct Node {
     pub name: String,
     net: NetConf,
     state: Arc<State>,
-    agent: Driver<Cached<KubeStore>, Arc<LazyLedger>>,
+    agent: GatedDriver<Cached<KubeStore>, Arc<LazyLedger>>,
     store: KubeStore,
     ledger: Arc<LazyLedger>,
     meter: Arc<Meter>,

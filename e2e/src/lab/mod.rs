@@ -7,6 +7,7 @@ mod conflist;
 mod crowd;
 mod ground;
 mod machine;
+mod records;
 pub(crate) mod restricted;
 mod standins;
 mod world;
@@ -31,6 +32,7 @@ pub use calicoctl::{Row, pool_rows};
 pub use conflist::{LEDGER, Ledger, Network, Site};
 pub use crowd::{CROWD, Crowd};
 pub use machine::Machine;
+pub use records::Mark;
 pub use restricted::{Restricted, User};
 pub use world::{Limits, address, node_of};
 
@@ -231,7 +233,8 @@ impl Lab {
         let store = KubeStore::from_kubeconfig(&self.machine.admin_kubeconfig(), None).await?;
         Ok(match self.ledger {
             Ledger::Etcd => {
-                let ipam = json!({"type": "kube-ipam", "etcdConfig": {"etcdURL": self.machine.etcd_url()?}});
+                let etcd = json!({"etcdURL": self.machine.etcd_url()?});
+                let ipam = json!({"type": "kube-ipam", "subnet": "10.244.0.0/16", "etcdConfig": etcd});
                 let list = json!({"cniVersion": "1.0.0", "name": conflist::LEDGER, "type": "ptp", "ipam": ipam});
                 let net = NetConf::parse(&list, "kube-ipam")?;
                 let etcd = net.ipam.etcd.context("etcdConfig was parsed")?;

@@ -8,6 +8,7 @@ mod dual_stack;
 mod exhaustion;
 mod guide;
 mod ledger;
+pub mod lock;
 mod node_failure;
 mod owners;
 mod stateful;
@@ -48,7 +49,7 @@ scenarios! {
     "a_rolling_update_that_waits_for_itself_is_told_the_remedy" => conflict::surge,
     "an_exhausted_range_says_so_and_recovers" => exhaustion::range,
     "under_strict_affinity_a_foreign_block_is_named" => exhaustion::strict_affinity,
-    "a_call_on_a_warm_node_costs_at_most_eight_reads_and_two_writes" => cost::of_a_warm_node,
+    "a_call_on_a_warm_node_costs_at_most_nine_reads_and_two_writes" => cost::of_a_warm_node,
     "in_dual_stack_a_pod_has_both_addresses_or_none" => dual_stack::both_families,
     "the_pods_of_a_daemonset_share_its_list" => owners::daemon_set,
     "a_job_has_its_address_until_its_pod_has_finished" => owners::jobs,

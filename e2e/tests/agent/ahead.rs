@@ -19,7 +19,7 @@ async fn holder(ground: &Ground) -> Option<Claim> {
 
 #[tokio::test]
 async fn a_bound_pods_address_is_on_record_at_once_and_its_add_costs_no_request() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     ground.random("r-1");
     ground.fixed("f-1");
@@ -54,7 +54,7 @@ async fn a_bound_pods_address_is_on_record_at_once_and_its_add_costs_no_request(
 
 #[tokio::test]
 async fn what_is_known_at_once_is_said_in_one_piece() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     ground.random("r-1");
     until("it is told", async || agent.log().contains("\"taken ahead\"").then_some(())).await;
@@ -71,7 +71,7 @@ async fn what_is_known_at_once_is_said_in_one_piece() {
 
 #[tokio::test]
 async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let mut agent = Agent::start(&ground, true).await;
     ground.random("r-1");
     ground.fixed("f-1");
@@ -110,7 +110,7 @@ async fn a_later_sandbox_has_the_address_too_and_a_stale_del_changes_nothing() {
 
 #[tokio::test]
 async fn what_no_sandbox_took_on_is_given_back() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     for pod in ["r-1", "f-1"] {
         ground.either(pod);
@@ -126,7 +126,7 @@ async fn what_no_sandbox_took_on_is_given_back() {
 
 #[tokio::test]
 async fn an_agent_finds_what_an_earlier_one_took_for_a_pod_that_is_gone_since() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     ground.random("r-1");
     ground.random("r-2");
@@ -143,7 +143,7 @@ async fn an_agent_finds_what_an_earlier_one_took_for_a_pod_that_is_gone_since() 
 
 #[tokio::test]
 async fn pods_of_the_host_and_of_other_networks_get_nothing_ahead() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     let host = serde_json::json!({
         "metadata": {"name": "host-1"}, "spec": {"nodeName": "n1", "hostNetwork": true, "containers": [{"name": "main", "image": "none"}]},
@@ -162,7 +162,7 @@ async fn pods_of_the_host_and_of_other_networks_get_nothing_ahead() {
 
 #[tokio::test]
 async fn a_pod_of_the_same_name_gets_an_address_of_its_own_while_the_old_one_lets_go() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     ground.random("web-0");
     let first = taken(&ground, "web-0").await;
@@ -185,7 +185,7 @@ async fn a_pod_of_the_same_name_gets_an_address_of_its_own_while_the_old_one_let
 
 #[tokio::test]
 async fn an_address_taken_ahead_for_a_pod_that_got_another_is_given_back() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     ground.random("r-1");
     let ahead = taken(&ground, "r-1").await;
@@ -205,7 +205,7 @@ async fn an_address_taken_ahead_for_a_pod_that_got_another_is_given_back() {
 
 #[tokio::test]
 async fn a_pod_keeps_the_address_it_says_it_has_even_if_the_notes_are_lost() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     ground.random("r-1");
     let ahead = taken(&ground, "r-1").await;
@@ -227,7 +227,7 @@ async fn a_pod_keeps_the_address_it_says_it_has_even_if_the_notes_are_lost() {
 
 #[tokio::test]
 async fn the_next_write_names_the_container_so_that_a_stale_del_is_known_without_the_notes() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let agent = Agent::start(&ground, true).await;
     ground.random("r-1");
     let ahead = taken(&ground, "r-1").await;

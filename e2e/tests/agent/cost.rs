@@ -7,7 +7,7 @@ use super::process::{Agent, until};
 
 #[tokio::test]
 async fn on_a_warm_node_an_add_costs_no_read_and_two_writes() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     ground.random("r-1");
     ground.fixed("f-1");
     let agent = Agent::start(&ground, false).await;
@@ -39,7 +39,7 @@ async fn on_a_warm_node_an_add_costs_no_read_and_two_writes() {
 
 #[tokio::test]
 async fn a_hundred_adds_at_once_cost_a_hundred_handles_and_a_handful_of_block_writes() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     let names: Vec<String> = (0..100).map(|n| format!("p-{n}")).collect();
     names.iter().for_each(|name| ground.random(name));
     let agent = Agent::start(&ground, false).await;
@@ -69,7 +69,7 @@ async fn a_hundred_adds_at_once_cost_a_hundred_handles_and_a_handful_of_block_wr
 
 #[tokio::test]
 async fn a_waiting_add_is_answered_when_the_old_pods_del_is_through() {
-    let ground = Ground::prepare().await;
+    let ground = Ground::over_tls().await;
     ground.fixed("f-1");
     let agent = Agent::start(&ground, false).await;
     assert_ok(&ground.add_pod("f-1", "old").await);

@@ -11,5 +11,6 @@ mod files;
 #[path = "../faults/ground.rs"]
 mod ground;
 mod killed;
+mod lock;
 mod process;
 mod seen;

@@ -39,14 +39,20 @@ pub struct Call {
 /// What both stores hold, by their revisions: equal exactly as long as nothing is written.
 #[derive(Debug, PartialEq)]
 pub struct State {
-    api: u64,
-    etcd: i64,
+    pub api: u64,
+    pub etcd: i64,
 }
 
 impl Ground {
     /// Two ready nodes, n1 and n2, the guide's pool, an API server and etcd.
     pub async fn prepare() -> Self {
         Self::with(Options::default()).await
+    }
+
+    /// The same behind TLS with HTTP/2, as API servers are in clusters.
+    #[allow(dead_code)]
+    pub async fn over_tls() -> Self {
+        Self::with(Options { tls: true, ..Options::default() }).await
     }
 
     pub async fn with(options: Options) -> Self {

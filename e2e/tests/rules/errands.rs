@@ -19,9 +19,9 @@ use kube_ipam::claim::Claim;
 use kube_ipam::collector::{Always, Collector, Options};
 use kube_ipam::driver::Driver;
 use kube_ipam::netconf::NetConf;
-use kube_ipam::store::Ledger as _;
 use kube_ipam::store::ipclaim::IPClaimLedger;
 use kube_ipam::store::kube::KubeStore;
+use kube_ipam::store::{Gated, Ledger as _};
 use serde_json::json;
 
 use crate::outpost::{NAMESPACE, NODE, Outpost, attachment};
@@ -173,7 +173,7 @@ async fn ownerless(ledger: &IPClaimLedger, address: &str, group: &str, kind: &st
 }
 
 /// A collector without patience, with the rights of a node.
-async fn collector(lab: &Lab, outpost: &Outpost<'_>) -> Result<Collector<KubeStore, IPClaimLedger>> {
+async fn collector(lab: &Lab, outpost: &Outpost<'_>) -> Result<Collector<Gated<KubeStore>, Gated<IPClaimLedger>>> {
     let driver = Driver::new(store(lab).await?, Some(ledger(lab).await?), Timestamp::now);
     let zero = Duration::ZERO;
     let options = Options { owner_grace: zero, allocation_grace: zero, half_done_grace: zero, settle: zero };

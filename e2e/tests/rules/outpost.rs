@@ -53,7 +53,6 @@ impl<'a> Outpost<'a> {
         let block = FIRST + number;
         let range = (format!("10.244.{block}.10"), format!("10.244.{block}.50"));
         let network = Network { range, wait: 1, ..lab.network() };
-        // Under Calico's own plugin it would leave ClusterInformation to that.
         let mut conflist = network.conflist(MainPlugin::Ptp, NODE, &site);
         // The first version that knows STATUS and GC.
         conflist["cniVersion"] = json!("1.1.0");

@@ -89,11 +89,12 @@ impl Adopt {
         if self.dry_run || plan.due().next().is_none() {
             return output::print(format, &report(!self.dry_run), whole);
         }
+        let driver = Driver::new(store, Some(ledger), Timestamp::now);
+        driver.may_write().await.context("adopt: nothing was written")?;
         if !self.yes && !confirm("adopt", &shown, "Make these addresses fixed?")? {
             eprintln!("kube-ipam: the addresses are left as they are");
             return Ok(Outcome::NotWell);
         }
-        let driver = Driver::new(store, Some(ledger), Timestamp::now);
         let mut gone = false;
         for item in plan.due() {
             match driver.claim_by_hand(&item.wanted, Instant::now() + WORK_TIME).await {

@@ -4,6 +4,8 @@
 //! It ends when a round finds nothing left, so the last reading is the verification, and a run that broke off
 //! is completed by another.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -15,7 +17,7 @@ use crate::cli::confirm::confirm;
 use crate::cli::connect::{Connection, Site};
 use crate::cli::ledger::LedgerKind;
 use crate::cli::output::{self, Format, NONE};
-use crate::store::{AnyLedger, Ledger as _, StoreError, Swap, Versioned};
+use crate::store::{AnyLedger, DatastoreGate, Gated, Ledger as _, LiveGate, StoreError, Swap, Versioned};
 
 /// Rounds before it is said that the claims do not come to rest.
 const ROUNDS: usize = 20;
@@ -76,10 +78,11 @@ struct Report<'a> {
     done: bool,
 }
 
-/// Both ledgers.
+/// Both ledgers, and the gate that both ask.
 struct Ledgers {
-    source: AnyLedger,
-    target: AnyLedger,
+    source: Gated<AnyLedger>,
+    target: Gated<AnyLedger>,
+    gate: Arc<dyn DatastoreGate>,
 }
 
 /// Both ledgers' claims, as they were read.
@@ -118,6 +121,7 @@ impl Move {
             return output::print(format, &report(steps.is_empty()), || format!("{shown}\n{}", self.next(&read)));
         }
         let what = format!("claims move --to {}", name(self.to));
+        ledgers.gate.may_write().await.with_context(|| format!("{what}: nothing was written"))?;
         if !self.yes && !confirm(&what, &shown, &format!("Write this to network {}?", site.network))? {
             eprintln!("kube-ipam: the claims are left as they are");
             return Ok(Outcome::NotWell);
@@ -130,7 +134,8 @@ impl Move {
         let store = site.store().await?;
         let source = site.ledger_of(self.from(), &store).await.context("the source")?;
         let target = site.ledger_of(self.to, &store).await.context("the target")?;
-        Ok(Ledgers { source, target })
+        let gate: Arc<dyn DatastoreGate> = Arc::new(LiveGate::new(store));
+        Ok(Ledgers { source: Gated::new(source, gate.clone()), target: Gated::new(target, gate.clone()), gate })
     }
 
     fn from(&self) -> LedgerKind {

@@ -107,11 +107,12 @@ impl Import {
             return output::print(format, &report(!self.dry_run), || shown);
         }
         let (what, ask) = (format!("import {}", named()), format!("Claim {} addresses?", due.len()));
+        let driver = Driver::new(store, Some(ledger), Timestamp::now);
+        driver.may_write().await.with_context(|| format!("{what}: nothing was written"))?;
         if !self.yes && !confirm(&what, &shown, &ask)? {
             eprintln!("kube-ipam: nothing is claimed");
             return Ok(Outcome::NotWell);
         }
-        let driver = Driver::new(store, Some(ledger), Timestamp::now);
         let mut lost = false;
         for item in due {
             match driver.claim_by_hand(&item.wanted, Instant::now() + WORK_TIME).await {

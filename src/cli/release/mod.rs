@@ -75,6 +75,9 @@ impl Release {
         if self.dry_run {
             return self.report(&plan, false, format, plan.table());
         }
+        let driver = Driver::new(store, ledger, Timestamp::now);
+        // Before anybody is asked for a yes.
+        driver.may_write().await.with_context(|| format!("release {}: nothing was written", self.address))?;
         let mut said = String::new();
         if !self.yes {
             let (what, ask) = (format!("release {}", self.address), format!("Release {}?", self.address));
@@ -85,7 +88,6 @@ impl Release {
         } else {
             said = format!("{}\n\n", plan.table());
         }
-        let driver = Driver::new(store, ledger, Timestamp::now);
         let withdrawn = driver.withdraw(&plan.shown, self.fate(), Instant::now() + WORK_TIME).await;
         withdrawn.with_context(|| format!("release {}: look again with kube-ipam show --ip {0}", self.address))?;
         self.report(&plan, true, format, said + &plan.done())

@@ -12,14 +12,16 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use http::{HeaderName, HeaderValue};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use k8s_openapi::ByteString;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::api::{Api, Asked};
 use super::calls::Calls;
@@ -34,6 +36,17 @@ pub struct Options {
     pub tokens: BTreeMap<String, String>,
     /// Definitions created before the first request.
     pub crds: Vec<CustomResourceDefinition>,
+    /// True: behind TLS, where HTTP/2 is spoken as API servers do; else HTTP/1.1 in the clear.
+    pub tls: bool,
+}
+
+/// What the server shows of itself.
+#[derive(Clone)]
+struct Identity {
+    acceptor: TlsAcceptor,
+    certificate: Vec<u8>,
+    /// The same as text.
+    authority: String,
 }
 
 /// A running server. Dropping it ends it.
@@ -41,7 +54,31 @@ pub struct Options {
 pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
+    identity: Option<Identity>,
     running: Mutex<Option<Running>>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity")
+    }
+}
+
+impl Identity {
+    fn new() -> anyhow::Result<Self> {
+        kube_ipam::store::choose_tls();
+        let made = rcgen::generate_simple_self_signed(vec![Ipv4Addr::LOCALHOST.to_string()])?;
+        let key = made.signing_key.serialize_der().try_into().map_err(anyhow::Error::msg)?;
+        let certificate = made.cert.der().clone();
+        let mut tls =
+            rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.clone()], key)?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            certificate: certificate.to_vec(),
+            authority: made.cert.pem(),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -64,7 +101,9 @@ impl Server {
             address: address.to_string(),
             started: Instant::now(),
         });
-        let server = Self { running: Mutex::new(Some(serve(shared.clone(), listener)?)), shared, address };
+        let identity = options.tls.then(Identity::new).transpose()?;
+        let running = serve(shared.clone(), listener, identity.clone())?;
+        let server = Self { running: Mutex::new(Some(running)), shared, address, identity };
         for namespace in ["default", "kube-system", "kube-public", "kube-node-lease"] {
             server.create("/api/v1/namespaces", &json!({"metadata": {"name": namespace}}))?;
         }
@@ -107,9 +146,9 @@ impl Server {
         self.address
     }
 
-    /// `http://127.0.0.1:<port>`.
+    /// `http://127.0.0.1:<port>`, or https.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", if self.identity.is_some() { "https" } else { "http" }, self.address)
     }
 
     /// A client that gives `agent` as its `User-Agent`, by which the call log tells it apart.
@@ -124,6 +163,7 @@ impl Server {
         config.headers.push((HeaderName::from_static("user-agent"), HeaderValue::from_str(agent)?));
         // A client that repeats a 504 by itself hides from the test what its request did.
         config.default_retry = false;
+        config.root_cert = self.identity.as_ref().map(|identity| vec![identity.certificate.clone()]);
         config.auth_info.token = token.map(|t| t.to_owned().into());
         Ok(kube::Client::try_from(config)?)
     }
@@ -131,9 +171,13 @@ impl Server {
     /// Writes a kubeconfig for this server, with a bearer token if one is given.
     pub fn write_kubeconfig(&self, file: &Path, token: Option<&str>) -> anyhow::Result<()> {
         let user = token.map(|t| json!({"token": t})).unwrap_or_else(|| json!({}));
+        let mut cluster = json!({"server": self.url()});
+        if let Some(identity) = &self.identity {
+            cluster["certificate-authority-data"] = json!(ByteString(identity.authority.clone().into_bytes()));
+        }
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "embedded",
-            "clusters": [{"name": "embedded", "cluster": {"server": self.url()}}],
+            "clusters": [{"name": "embedded", "cluster": cluster}],
             "users": [{"name": "embedded", "user": user}],
             "contexts": [{"name": "embedded", "context": {"cluster": "embedded", "user": "embedded"}}],
         });
@@ -209,7 +253,7 @@ impl Server {
     pub fn up(&self) -> anyhow::Result<()> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if running.is_none() {
-            *running = Some(serve(self.shared.clone(), listen_again(self.address)?)?);
+            *running = Some(serve(self.shared.clone(), listen_again(self.address)?, self.identity.clone())?);
         }
         Ok(())
     }
@@ -228,7 +272,7 @@ fn listen_again(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// Serves on a thread of its own.
-fn serve(shared: Arc<Shared>, listener: std::net::TcpListener) -> io::Result<Running> {
+fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, identity: Option<Identity>) -> io::Result<Running> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
@@ -239,7 +283,7 @@ fn serve(shared: Arc<Shared>, listener: std::net::TcpListener) -> io::Result<Run
             };
             let mut connections = JoinSet::new();
             tokio::select! {
-                () = accept(shared, listener, &mut connections) => {}
+                () = accept(shared, listener, identity, &mut connections) => {}
                 _ = stopped => {}
             }
         });
@@ -247,22 +291,33 @@ fn serve(shared: Arc<Shared>, listener: std::net::TcpListener) -> io::Result<Run
     Ok(Running { stop, thread })
 }
 
-async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: &mut JoinSet<()>) {
+async fn accept(shared: Arc<Shared>, listener: TcpListener, identity: Option<Identity>, connections: &mut JoinSet<()>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;
         };
         // Without it, small answers wait 40 ms for the client's acknowledgement.
         let _ = stream.set_nodelay(true);
-        let shared = shared.clone();
+        let (shared, identity) = (shared.clone(), identity.clone());
         connections.spawn(async move {
             let service = service_fn(move |request| {
                 let shared = shared.clone();
                 async move { shared.answer(request).await }
             });
             // A cut connection ends with an error that was asked for.
-            let _ =
-                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
+            let mut http1 = http1::Builder::new();
+            http1.timer(TokioTimer::new());
+            let Some(Identity { acceptor, .. }) = identity else {
+                return drop(http1.serve_connection(TokioIo::new(stream), service).await);
+            };
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => {
+                    let http2 = http2::Builder::new(TokioExecutor::new());
+                    drop(http2.serve_connection(TokioIo::new(stream), service).await);
+                }
+                _ => drop(http1.serve_connection(TokioIo::new(stream), service).await),
+            }
         });
         while connections.try_join_next().is_some() {}
     }
