@@ -11,7 +11,7 @@ use common::{World, attachment, ip, object};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube_ipam::claim::Claim;
-use kube_ipam::driver::{Driver, Error};
+use kube_ipam::driver::{Attachment, Driver, Error, PodRef, Unrecorded};
 use kube_ipam::store::cached::{Cached, Shelves};
 use kube_ipam::store::faulty::{Call, Fault, Faults};
 use kube_ipam::store::{Failure, Ledger as _};
@@ -829,4 +829,26 @@ async fn a_new_claim_does_not_believe_a_reservation_that_an_agent_remembers() {
     common::add(&agent, &w.net(), "n1", "web-1", "c1").await.unwrap();
     assert_eq!(w.reserved().await, ["10.244.0.77/32"]);
     w.assert_sound().await;
+}
+
+#[tokio::test]
+async fn check_finds_what_was_put_on_record_ahead_of_the_container() {
+    let w = World::new();
+    w.fixed("f", "app", "10.244.0.77");
+    w.random("r");
+    let (net, driver) = (w.net(), w.driver());
+    for pod in ["f", "r"] {
+        let uid = format!("uid-of-{pod}");
+        let of = |uid| Attachment {
+            pod: Some(PodRef { namespace: "default", name: pod, uid: Some(uid) }),
+            ..attachment(&net, "n1", pod, "c1")
+        };
+        let taken = driver.add(&of(&uid).ahead()).await.unwrap();
+        let has: Vec<_> = taken.iter().map(|taken| taken.address).collect();
+        assert_eq!(driver.check(&of(&uid), &has).await.unwrap(), [], "{pod}");
+        let missing = driver.check(&of("another"), &has).await.unwrap();
+        assert_eq!(missing, [Unrecorded::NotInBlock(has[0])], "{pod}");
+        driver.del(&of(&uid)).await.unwrap();
+        assert_eq!(driver.check(&of(&uid), &has).await.unwrap(), [Unrecorded::NoHandle("c1".into())], "{pod}");
+    }
 }
