@@ -85,7 +85,7 @@ fn act(sim: &Arc<Sim>, what: What) {
             let host = &sim.hosts[node(which)];
             if host.is_up() {
                 sim.tell("nodes", "kill", &host.name, || "every call under way dies".to_owned());
-                host.kill_agent(sim);
+                host.kill_agent(sim, (which >> 32) % 2 == 0);
             }
         }
         What::StopNode(which, down) => drop(tokio::spawn(controllers::stop_node(sim.clone(), node(which), down))),

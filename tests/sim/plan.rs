@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::rng::Rng;
+use super::rng::{Rng, mix};
 use super::time::{Drift, NODES};
 
 /// Milliseconds in which things happen; afterwards the cluster is left alone.
@@ -20,6 +20,15 @@ pub struct Plan {
     pub cooldown: i64,
     /// Whether an agent serves each node; else each call is a process of its own.
     pub agents: bool,
+    /// Whether nodes are as they are by default: calls by `service::Call`, agents with caches that watches fill, direct
+    /// mode where there is no agent.
+    pub whole: bool,
+    /// Whether agents take addresses ahead.
+    pub ahead: bool,
+    /// Times in a thousand that a watch breaks off instead of bringing an event.
+    pub breaks: u64,
+    /// Whether pods get an address of both families.
+    pub dual: bool,
     /// Whether agents answer DELs before these are on record.
     pub behind: bool,
     /// Whether every workload is deleted in the end.
@@ -101,6 +110,12 @@ fn fixed(last: u8) -> IpAddr {
     IpAddr::from([10, 244, 0, last])
 }
 
+/// The IPv6 address that goes with an IPv4 address where pods have both.
+pub fn twin(address: IpAddr) -> IpAddr {
+    let IpAddr::V4(v4) = address else { return address };
+    IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(v4.octets()[3])])
+}
+
 impl Plan {
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
@@ -124,6 +139,10 @@ impl Plan {
                 _ => 0,
             },
             agents: rng.chance(500),
+            whole: false,
+            ahead: false,
+            breaks: 0,
+            dual: false,
             behind: false,
             teardown: rng.chance(400),
             drift,
@@ -135,7 +154,23 @@ impl Plan {
         };
         // Not drawn, for the same reason.
         plan.behind = plan.agents && matches!(seed % 8, 2 | 4..);
+        if matches!(seed % 16, 4..=7 | 10 | 13) {
+            plan.make_whole(&mut Rng::new(mix(&[seed, 1])));
+        }
         plan
+    }
+
+    /// Nodes as they are by default.
+    fn make_whole(&mut self, rng: &mut Rng) {
+        (self.whole, self.agents) = (true, false);
+        (self.ahead, self.behind) = (rng.chance(850), rng.chance(850));
+        self.breaks = *rng.pick(&[0, 20, 100, 300]).unwrap_or(&20);
+        self.dual = rng.chance(350);
+    }
+
+    /// Whether an agent is to serve a node: most have one where any has.
+    pub fn has_agent(&self, node: usize) -> bool {
+        self.whole && Rng::new(mix(&[self.seed, 2, node as u64])).chance(800)
     }
 }
 

@@ -27,11 +27,26 @@ struct Stored {
     changed: u64,
 }
 
+/// A change that watches tell of.
+pub struct Changed<K> {
+    pub object: K,
+    pub deleted: bool,
+}
+
+/// The changes of a kind, in order.
+#[derive(Default)]
+struct Log {
+    entries: Vec<(u64, Shared, bool)>,
+    newest: Option<Arc<Signal<u64>>>,
+}
+
 /// Both stores, and the oracle that watches them.
 pub struct Truth {
     /// By kind, and by namespace and name.
     objects: BTreeMap<TypeId, BTreeMap<String, Stored>>,
     revision: u64,
+    /// Of kinds that somebody watches.
+    logs: BTreeMap<TypeId, Log>,
     uids: u64,
     claims: BTreeMap<IpAddr, Versioned<Claim>>,
     claim_revision: Arc<Signal<i64>>,
@@ -70,6 +85,7 @@ impl Truth {
         Self {
             objects: BTreeMap::new(),
             revision: 0,
+            logs: BTreeMap::new(),
             uids: 0,
             claims: BTreeMap::new(),
             claim_revision: Arc::new(Signal::new(0)),
@@ -124,6 +140,7 @@ impl Truth {
         if let Some(block) = object.downcast_ref::<IPAMBlock>() {
             self.oracle.block_written(block);
         }
+        self.log::<K>(&object, false);
         object
     }
 
@@ -132,10 +149,46 @@ impl Truth {
         let Some(stored) = of_kind.and_then(|all| all.get_mut(&*key(namespace, name))) else { return false };
         let Some(gone) = stored.current.take() else { return false };
         (stored.before, stored.changed) = (Some(gone.clone()), time::now());
+        self.revision += 1;
+        if self.logs.contains_key(&TypeId::of::<K>()) {
+            let mut last: K = copy(&gone);
+            last.meta_mut().resource_version = Some(self.revision.to_string());
+            let last: Shared = Arc::new(last);
+            self.log::<K>(&last, true);
+        }
         if let Some(block) = gone.downcast_ref::<IPAMBlock>() {
             self.oracle.block_deleted(block);
         }
         true
+    }
+
+    // === watches ===
+
+    fn log<K: Object>(&mut self, object: &Shared, deleted: bool) {
+        let Some(log) = self.logs.get_mut(&TypeId::of::<K>()) else { return };
+        log.entries.push((self.revision, object.clone(), deleted));
+        log.newest.iter().for_each(|newest| newest.set(self.revision));
+    }
+
+    /// The version of everything.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The newest version of a kind that is watched from now on.
+    pub fn changes_of<K: Object>(&mut self) -> Arc<Signal<u64>> {
+        let log = self.logs.entry(TypeId::of::<K>()).or_default();
+        log.newest.get_or_insert_with(|| Arc::new(Signal::new(0))).clone()
+    }
+
+    /// What has happened since that version to the objects of a kind that are asked for.
+    pub fn changed_since<K: Object>(&self, revision: u64, selects: impl Fn(&K) -> bool) -> (u64, Vec<Changed<K>>) {
+        let log = self.logs.get(&TypeId::of::<K>());
+        let entries = log.map(|log| log.entries.as_slice()).unwrap_or_default();
+        let first = entries.partition_point(|(at, _, _)| *at <= revision);
+        let last = entries.last().map_or(revision, |(at, _, _)| revision.max(*at));
+        let wanted = entries[first..].iter().filter(|(_, object, _)| seen(object).is_some_and(&selects));
+        (last, wanted.map(|(_, object, deleted)| Changed { object: copy(object), deleted: *deleted }).collect())
     }
 
     fn check<K: Object>(&self, verb: &'static str, object: &K) -> Result<(), StoreError> {
