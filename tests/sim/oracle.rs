@@ -4,7 +4,7 @@
 //! somebody with the right to say so has asserted (its pod deleted by force while its node is not Ready, its
 //! Node deleted) is given up: it may go on running and lose its address, as docs/reliability.md admits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use calico::{AllocationAttribute, Entry, Family, IPAMBlock, IPAMBlockSpec};
@@ -65,6 +65,8 @@ pub struct Oracle {
     /// Last stored form of each block.
     blocks: BTreeMap<IpNetwork, IPAMBlockSpec>,
     claims: BTreeMap<IpAddr, Claim>,
+    /// Addresses whose claims were written by hand: what they say is judged in the end only, what blocks say at any time.
+    harmed: BTreeSet<IpAddr>,
     /// Addresses that random assignment may give, for each family.
     pub ranges: Vec<(IpAddr, IpAddr)>,
     /// Seconds for which a released address is given to nobody but its owner.
@@ -86,6 +88,7 @@ impl Oracle {
             using: BTreeMap::new(),
             blocks: BTreeMap::new(),
             claims: BTreeMap::new(),
+            harmed: BTreeSet::new(),
             ranges,
             cooldown,
             violation: None,
@@ -159,7 +162,7 @@ impl Oracle {
         if attribute.secondary("node") != self.nodes.get(container.node).map(String::as_str) {
             return Some(format!("its block records it on node {:?}", attribute.secondary("node")));
         }
-        if container.wanted.is_empty() {
+        if container.wanted.is_empty() || self.harmed.contains(&address) {
             return None;
         }
         let Some(claim) = self.claims.get(&address) else { return Some("there is no claim".to_owned()) };
@@ -250,6 +253,15 @@ impl Oracle {
                 self.fail("cooldown", detail);
             }
         }
+    }
+
+    /// Somebody wrote a claim by hand, or took it away.
+    pub fn claim_harmed(&mut self, address: IpAddr, claim: Option<&Claim>) {
+        match claim {
+            Some(claim) => drop(self.claims.insert(address, claim.clone())),
+            None => drop(self.claims.remove(&address)),
+        }
+        self.harmed.insert(address);
     }
 
     pub fn claim_written(&mut self, address: IpAddr, claim: Option<&Claim>) {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use super::rng::{Rng, mix};
 use super::time::{Drift, NODES};
@@ -42,6 +43,8 @@ pub struct Plan {
     pub lag: u64,
     pub workloads: Vec<Workload>,
     pub actions: Vec<Action>,
+    /// Whether claims are restored or lost, so that earlier ones have to be kept.
+    pub harms_claims: bool,
 }
 
 /// A controller with the pods that it keeps.
@@ -93,6 +96,38 @@ pub enum What {
     /// A second pod is made before the first is gone.
     Surge(u64),
     KillCollector,
+    /// Somebody restores a claim from a backup: it is what it was at some earlier write.
+    RestoreClaim(u64),
+    /// Somebody loses a claim.
+    LoseClaim(u64),
+    /// A pod is orphaned and adopted by another controller, and gets a new sandbox.
+    ChangeController(u64),
+}
+
+/// Harms that are not tried by default, as what they find is not mended yet: `HARMS=restored,lost,owner` tries them.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Harms {
+    pub restored: bool,
+    pub lost: bool,
+    pub owner: bool,
+}
+
+/// What is tried by default.
+const DEFAULT_HARMS: Harms = Harms { restored: false, lost: false, owner: false };
+
+impl Harms {
+    fn tried() -> Self {
+        static TRIED: LazyLock<Harms> = LazyLock::new(|| {
+            let named = std::env::var("HARMS").unwrap_or_default();
+            let is_named = |harm: &str| named.split(',').any(|name| name == harm);
+            Harms {
+                restored: DEFAULT_HARMS.restored || is_named("restored"),
+                lost: DEFAULT_HARMS.lost || is_named("lost"),
+                owner: DEFAULT_HARMS.owner || is_named("owner"),
+            }
+        });
+        *TRIED
+    }
 }
 
 /// What is left out of a plan.
@@ -151,13 +186,32 @@ impl Plan {
             lag: *rng.pick(&[0, 200, 3000]).unwrap_or(&0),
             workloads,
             actions,
+            harms_claims: false,
         };
         // Not drawn, for the same reason.
         plan.behind = plan.agents && matches!(seed % 8, 2 | 4..);
         if matches!(seed % 16, 4..=7 | 10 | 13) {
             plan.make_whole(&mut Rng::new(mix(&[seed, 1])));
         }
+        plan.add_harms(Harms::tried());
         plan
+    }
+
+    /// Each harm in an eighth of the seeds, which have runs like any others until it happens.
+    fn add_harms(&mut self, harms: Harms) {
+        let all: [(bool, u64, fn(u64) -> What); 3] = [
+            (harms.restored, 3, What::RestoreClaim),
+            (harms.lost, 4, What::LoseClaim),
+            (harms.owner, 5, What::ChangeController),
+        ];
+        for (_, number, what) in all.into_iter().filter(|(tried, _, _)| *tried) {
+            let mut rng = Rng::new(mix(&[self.seed, number]));
+            let times = if rng.chance(125) { rng.between(1, 3) } else { 0 };
+            self.harms_claims |= times > 0 && number != 5;
+            let harm = |_| Action { at: rng.between(4_000, EVENTFUL), what: what(rng.next()) };
+            self.actions.extend((0..times).map(harm));
+        }
+        self.actions.sort_by_key(|action| action.at);
     }
 
     /// Nodes as they are by default.

@@ -138,6 +138,16 @@ fn amend(sim: &Sim, cell: &PodCell, change: impl FnOnce(&mut Pod)) {
     }
 }
 
+/// Another controller of that name adopts the pod.
+pub fn adopt(sim: &Sim, cell: &PodCell, by: &str) {
+    amend(sim, cell, |pod| {
+        for owner in pod.metadata.owner_references.iter_mut().flatten() {
+            (owner.kind, owner.name, owner.uid) = ("ReplicaSet".into(), format!("{by}-{TEMPLATE}"), by.to_owned());
+        }
+    });
+    sim.tell("controller", "adopt", &cell.uid, || by.to_owned());
+}
+
 pub fn bind(sim: &Sim, cell: &PodCell, node: usize) {
     *cell.node.lock().unwrap_or_else(PoisonError::into_inner) = Some(node);
     let name = sim.hosts[node].name.clone();

@@ -82,7 +82,8 @@ pub fn run(seed: u64, skip: Skip, tell: bool) -> Outcome {
     runtime.block_on(async {
         time::begin(plan.drift);
         let nodes = (0..plan.nodes).map(|index| format!("n{}", index + 1)).collect();
-        let truth = Truth::new(Oracle::new(&NET.network, nodes, ranges(), plan.cooldown));
+        let mut truth = Truth::new(Oracle::new(&NET.network, nodes, ranges(), plan.cooldown));
+        truth.backups = plan.harms_claims.then(BTreeMap::new);
         let net = net(plan.dual);
         let sim = Sim::new(plan, skip, net, truth, tell);
         live(&sim).await;

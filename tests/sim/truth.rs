@@ -50,6 +50,8 @@ pub struct Truth {
     uids: u64,
     claims: BTreeMap<IpAddr, Versioned<Claim>>,
     claim_revision: Arc<Signal<i64>>,
+    /// Every value that a claim has had, where some of them are to come back.
+    pub backups: Option<BTreeMap<IpAddr, Vec<Claim>>>,
     /// Kind and name of the owners of pods that exist.
     pub owners: BTreeSet<(String, String)>,
     pub oracle: Oracle,
@@ -89,6 +91,7 @@ impl Truth {
             uids: 0,
             claims: BTreeMap::new(),
             claim_revision: Arc::new(Signal::new(0)),
+            backups: None,
             owners: BTreeSet::new(),
             oracle,
         }
@@ -238,14 +241,30 @@ impl Truth {
         if standing.map(|s| s.revision) != expected {
             return Swap::Lost(standing.cloned());
         }
+        let revision = self.store_claim(address, claim);
+        if let (Some(backups), Some(claim)) = (&mut self.backups, claim) {
+            backups.entry(address).or_default().push(claim.clone());
+        }
+        self.oracle.claim_written(address, claim);
+        Swap::Done(if claim.is_some() { revision } else { 0 })
+    }
+
+    fn store_claim(&mut self, address: IpAddr, claim: Option<&Claim>) -> i64 {
         let revision = self.claim_revision.value() + 1;
         match claim {
             Some(claim) => drop(self.claims.insert(address, Versioned { value: claim.clone(), revision })),
             None => drop(self.claims.remove(&address)),
         }
         self.claim_revision.set(revision);
-        self.oracle.claim_written(address, claim);
-        Swap::Done(if claim.is_some() { revision } else { 0 })
+        revision
+    }
+
+    /// Somebody writes a claim by hand, or takes it away; gives the revision that it had, and the one that it has.
+    pub fn harm_claim(&mut self, address: IpAddr, claim: Option<&Claim>) -> (Option<i64>, i64) {
+        let before = self.claims.get(&address).map(|standing| standing.revision);
+        let after = self.store_claim(address, claim);
+        self.oracle.claim_harmed(address, claim);
+        (before, if claim.is_some() { after } else { 0 })
     }
 
     /// Wakes whoever waits for a claim to change.
