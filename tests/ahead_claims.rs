@@ -4,13 +4,18 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use calico::IPAMBlock;
 use common::{World, attachment, ip};
 use futures::FutureExt as _;
+use kube_ipam::cni::{CniArgs, Invocation, Verb};
 use kube_ipam::driver::{Attachment, Error, PodRef};
 use kube_ipam::netconf::NetConf;
+use kube_ipam::service::Call;
+use kube_ipam::service::state::{Note, State};
 use kube_ipam::store::faulty::{Fault, Faults};
 use kube_ipam::store::{Failure, Ledger as _, Objects as _, Swap};
 
@@ -112,4 +117,66 @@ async fn an_add_after_a_release_that_may_still_take_effect_leaves_nothing_for_it
         }
         world.assert_sound().await;
     }
+}
+
+fn add_of(container: &str) -> Invocation {
+    let args = CniArgs {
+        pod_namespace: Some("default".into()),
+        pod_name: Some("f".into()),
+        pod_uid: Some("uid-of-f".into()),
+        ..CniArgs::default()
+    };
+    let (container_id, ifname) = (container.to_owned(), "eth0".to_owned());
+    Invocation { verb: Verb::Add, container_id, ifname, netns: None, args, path: Vec::new() }
+}
+
+fn state(directory: &tempfile::TempDir) -> Arc<State> {
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    Arc::new(State::open(directory.path()))
+}
+
+#[tokio::test]
+async fn a_claim_names_the_sandbox_that_has_the_address_by_now_and_none_before_it() {
+    let (world, directory) = (World::new(), tempfile::tempdir().unwrap());
+    let state = state(&directory);
+    world.fixed("f", "app", FIXED);
+    take_ahead(&world).await;
+    let driver = world.driver().gated(state.clone());
+    let named = async || world.claim(FIXED).await.unwrap().value.holder.unwrap().container_id;
+    state.put_note("uid-of-f", &Note::of(&add_of("c1")));
+    driver.name_container(ip(FIXED), "uid-of-f", "c1", "eth0").await.unwrap();
+    assert_eq!(named().await, "c1");
+    // The next sandbox has it, and the last one's ADD comes round to this so late.
+    state.put_note("uid-of-f", &Note::of(&add_of("c2")));
+    driver.name_container(ip(FIXED), "uid-of-f", "c2", "eth0").await.unwrap();
+    driver.name_container(ip(FIXED), "uid-of-f", "c1", "eth0").await.unwrap();
+    assert_eq!(named().await, "c2");
+    state.drop_note("uid-of-f");
+    driver.name_container(ip(FIXED), "uid-of-f", "c1", "eth0").await.unwrap();
+    assert_eq!(named().await, "c2");
+}
+
+#[tokio::test]
+async fn a_second_add_of_a_container_gets_what_was_taken_ahead_or_an_error() {
+    let (world, directory) = (World::new(), tempfile::tempdir().unwrap());
+    let state = state(&directory);
+    world.random("f");
+    let net = world.net();
+    let taken = world.driver().add(&of_pod(&net, "").ahead()).await.unwrap();
+    let (invocation, again) = (add_of("c"), add_of("c"));
+    let call =
+        Call { invocation: &invocation, net: &net, node: "n1", state: &state, gone: &|| false, taken: Some(&taken) };
+    let first = call.run(&world.driver().gated(state.clone())).await.unwrap().given.unwrap();
+    assert_eq!(first.addresses, taken);
+    // Another agent, which remembers nothing, and a server that fails once.
+    let faults = Faults::new(|call| {
+        let block = call.verb == "get" && call.object.starts_with("ipamblocks");
+        block.then(|| Fault::Fail(Failure::Unknown("HTTP 500".into())))
+    });
+    let call = Call { invocation: &again, taken: None, ..call };
+    call.run(&world.faulty(&faults).gated(state.clone())).await.unwrap_err();
+    assert_eq!(world.allocated().await, [(taken[0].address, "default.f".to_owned())]);
+    let second = call.run(&world.driver().gated(state.clone())).await.unwrap().given.unwrap();
+    assert_eq!(second.addresses, taken);
+    world.assert_sound().await;
 }

@@ -4,14 +4,16 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPReservation};
 use common::{World, attachment, ip, object};
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube_ipam::claim::Claim;
-use kube_ipam::driver::{Driver, Error};
+use kube_ipam::driver::{Attachment, Driver, Error, PodRef, Unrecorded};
 use kube_ipam::store::cached::{Cached, Shelves};
 use kube_ipam::store::faulty::{Call, Fault, Faults};
 use kube_ipam::store::{Failure, Ledger as _};
@@ -828,5 +830,64 @@ async fn a_new_claim_does_not_believe_a_reservation_that_an_agent_remembers() {
     let agent = Driver::new(Cached::new(w.objects.clone(), shelves), Some(w.ledger.clone()), Timestamp::now);
     common::add(&agent, &w.net(), "n1", "web-1", "c1").await.unwrap();
     assert_eq!(w.reserved().await, ["10.244.0.77/32"]);
+    w.assert_sound().await;
+}
+
+#[tokio::test]
+async fn check_finds_what_was_put_on_record_ahead_of_the_container() {
+    let w = World::new();
+    w.fixed("f", "app", "10.244.0.77");
+    w.random("r");
+    let (net, driver) = (w.net(), w.driver());
+    for pod in ["f", "r"] {
+        let uid = format!("uid-of-{pod}");
+        let of = |uid| Attachment {
+            pod: Some(PodRef { namespace: "default", name: pod, uid: Some(uid) }),
+            ..attachment(&net, "n1", pod, "c1")
+        };
+        let taken = driver.add(&of(&uid).ahead()).await.unwrap();
+        let has: Vec<_> = taken.iter().map(|taken| taken.address).collect();
+        assert_eq!(driver.check(&of(&uid), &has).await.unwrap(), [], "{pod}");
+        let missing = driver.check(&of("another"), &has).await.unwrap();
+        assert_eq!(missing, [Unrecorded::NotInBlock(has[0])], "{pod}");
+        driver.del(&of(&uid)).await.unwrap();
+        assert_eq!(driver.check(&of(&uid), &has).await.unwrap(), [Unrecorded::NoHandle("c1".into())], "{pod}");
+    }
+}
+
+/// The block of one family fills up after the other family's address is on record: that one is kept, not given again.
+#[tokio::test]
+async fn a_pod_of_two_families_keeps_one_address_while_another_block_is_looked_for() {
+    let mut w = World::new();
+    let v4 = json!([{"subnet": "10.244.0.0/16", "rangeStart": "10.244.0.10", "rangeEnd": "10.244.0.200"}]);
+    let v6 = json!([{"subnet": "fd00::/120", "rangeStart": "fd00::4", "rangeEnd": "fd00::f"}]);
+    w.conf["ipam"] = json!({
+        "type": "kube-ipam", "etcdConfig": {"etcdURL": "http://127.0.0.1:2379"}, "ranges": [v4, v6],
+    });
+    w.pool("default-ipv6-ippool", json!({"cidr": "fd00::/120", "blockSize": 126}));
+    for pod in ["a", "b", "c", "d", "e"] {
+        w.random(pod);
+    }
+    for pod in ["a", "b", "c"] {
+        w.add("n1", pod, pod).await.unwrap();
+    }
+    // The last address of the block goes to another pod between the reads and the writes.
+    let (other, taken) = (w.clone(), AtomicBool::new(false));
+    let faults = Faults::new(move |call| {
+        if call.verb == "create" && call.object.starts_with("ipamhandles") && !taken.swap(true, Ordering::Relaxed) {
+            other.add("n1", "e", "e").now_or_never().unwrap().unwrap();
+        }
+        None
+    });
+    let given = common::add(&w.faulty(&faults), &w.net(), "n1", "d", "d").await.unwrap();
+    let mut given: Vec<_> = given.iter().map(|given| given.address).collect();
+    assert!(given.len() == 2 && given[0].is_ipv4() && given[1].is_ipv6(), "{given:?}");
+    let recorded = w.allocated().await.into_iter().filter(|(_, handle)| handle == "k8s-pod-network.d");
+    let mut recorded: Vec<_> = recorded.map(|(address, _)| address).collect();
+    (given.sort(), recorded.sort());
+    assert_eq!(recorded, given);
+    w.assert_sound().await;
+    w.del("n1", "d", "d").await.unwrap();
+    assert_eq!(w.allocated().await.len(), 8);
     w.assert_sound().await;
 }

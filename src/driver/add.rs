@@ -260,13 +260,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let handle = attachment.handle();
         let reservations = Reservations::new(&snapshot.reservations);
         let mut full: Vec<IpNetwork> = Vec::new();
+        // What one family has got is kept while a block is looked for again for the other.
+        let mut kept: Vec<(Family, IpAddr, IpNetwork)> = Vec::new();
         for placing in 0..PLACINGS {
+            let open: Vec<&(Family, Want)> =
+                wants.iter().filter(|(family, _)| !kept.iter().any(|(of, _, _)| of == family)).collect();
             // Not kept while the writes are waited for: a hundred ADDs at once would keep a hundred copies.
             let own = std::mem::take(&mut round.own);
             let placements =
-                self.placements(attachment, snapshot, round, wants, done, &reservations, &own, &full).await?;
+                self.placements(attachment, snapshot, round, &open, done, &reservations, &own, &full).await?;
             drop(own);
-            let counts = counts(&placements);
+            let counts = counts(placements.iter().map(|p| p.cidr).chain(kept.iter().map(|(_, _, cidr)| *cidr)));
             // What is written from here on only DEL takes away, and this container's may be over.
             if (attachment.cancelled)() {
                 return Err(Error::Cancelled);
@@ -292,8 +296,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             // All of them to their end, even if one fails: a write that is dropped on its way may still land.
             let written = futures::future::join_all(writes).await.into_iter().collect::<Result<Vec<_>, _>>()?;
             let filled: Vec<IpNetwork> = written.iter().filter(|w| w.2.is_none()).map(|w| w.1).collect();
+            kept.extend(written.into_iter().filter_map(|(family, cidr, address)| Some((family, address?, cidr))));
             if filled.is_empty() {
-                return Ok(written.into_iter().filter_map(|(family, cidr, a)| Some((family, a?, cidr))).collect());
+                kept.sort_by_key(|(of, _, _)| wants.iter().position(|(family, _)| family == of));
+                return Ok(kept);
             }
             full.extend(filled);
             let random: Vec<Family> =
@@ -309,7 +315,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         attachment: &Attachment<'_>,
         snapshot: &Snapshot,
         round: &Round,
-        wants: &[(Family, Want)],
+        wants: &[&(Family, Want)],
         done: &Done,
         reservations: &Reservations,
         own: &[IPAMBlock],
@@ -573,10 +579,10 @@ fn earlier_sandboxes(
     handles.collect()
 }
 
-fn counts(placements: &[Placement]) -> Counts {
+fn counts(blocks: impl Iterator<Item = IpNetwork>) -> Counts {
     let mut counts = Counts::new();
-    for placement in placements {
-        *counts.entry(placement.cidr).or_default() += 1;
+    for block in blocks {
+        *counts.entry(block).or_default() += 1;
     }
     counts
 }

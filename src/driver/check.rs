@@ -1,10 +1,11 @@
 //! CHECK: is what was answered still on record?
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use calico::{Entry, IPAMHandle, handle_name};
+use calico::{AllocationAttribute, Entry, IPAMHandle, handle_name};
 
-use super::{Attachment, Driver, Error};
+use super::{Attachment, Driver, Error, POD_UID_KEY};
 use crate::store::{Ledger, Objects};
 
 /// An address of a container that is not on record as it should be.
@@ -26,24 +27,30 @@ pub enum Unrecorded {
     },
 }
 
+/// What is recorded for each address.
+type Entries = BTreeMap<IpAddr, AllocationAttribute>;
+
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Compares `addresses`, the ones that the runtime remembers, with the records. Writes nothing.
     pub async fn check(&self, attachment: &Attachment<'_>, addresses: &[IpAddr]) -> Result<Vec<Unrecorded>, Error> {
-        let handle = attachment.handle();
-        let Some(found) = self.objects.fresh::<IPAMHandle>(None, &handle_name(&handle)).await? else {
-            return Ok(vec![Unrecorded::NoHandle(attachment.container_id.to_owned())]);
+        let own = self.recorded(attachment).await?;
+        let has = |entries: &Option<Entries>, address| entries.as_ref().is_some_and(|all| all.contains_key(address));
+        let of_pod = match addresses.iter().all(|address| has(&own, address)) {
+            true => None,
+            false => self.recorded_ahead(attachment).await?,
         };
-        let blocks = self.blocks_of(&found).await?;
+        if own.is_none() && of_pod.is_none() {
+            return Ok(vec![Unrecorded::NoHandle(attachment.container_id.to_owned())]);
+        }
+        let entries: Entries = of_pod.into_iter().chain(own).flatten().collect();
         let mut unrecorded = Vec::new();
         for address in addresses {
-            let entry = blocks.iter().find_map(|b| match b.spec.entry(*address) {
-                Entry::Used { attribute, .. } if attribute.handle() == Some(handle.as_str()) => Some(attribute.clone()),
-                _ => None,
-            });
-            match entry {
+            match entries.get(address) {
                 None => unrecorded.push(Unrecorded::NotInBlock(*address)),
                 Some(attribute) if super::edit::is_fixed(attribute.secondary.as_ref()) => {
-                    unrecorded.extend(self.check_claim(attachment, *address).await?);
+                    let ahead = attribute.secondary(POD_UID_KEY).is_some();
+                    let holder = if ahead { attachment.ahead() } else { *attachment };
+                    unrecorded.extend(self.check_claim(&holder, *address).await?);
                 }
                 Some(_) => {}
             }
@@ -51,13 +58,41 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(unrecorded)
     }
 
-    async fn check_claim(&self, attachment: &Attachment<'_>, address: IpAddr) -> Result<Option<Unrecorded>, Error> {
+    /// What was put on record for the pod before it had a container, unless another container has it by now.
+    async fn recorded_ahead(&self, attachment: &Attachment<'_>) -> Result<Option<Entries>, Error> {
+        let Some(uid) = attachment.pod.and_then(|pod| pod.uid) else { return Ok(None) };
+        if self.gate.container_of(uid).is_some_and(|noted| noted != attachment.container_id) {
+            return Ok(None);
+        }
+        let mut entries = self.recorded(&attachment.ahead()).await?;
+        entries.iter_mut().for_each(|all| all.retain(|_, attribute| attribute.secondary(POD_UID_KEY) == Some(uid)));
+        Ok(entries)
+    }
+
+    /// What blocks record under the handle; `None` if there is no handle.
+    async fn recorded(&self, attachment: &Attachment<'_>) -> Result<Option<Entries>, Error> {
+        let handle = attachment.handle();
+        let Some(found) = self.objects.fresh::<IPAMHandle>(None, &handle_name(&handle)).await? else { return Ok(None) };
+        let mut entries = Entries::new();
+        for block in self.blocks_of(&found).await? {
+            for (address, entry) in block.spec.entries() {
+                if let Entry::Used { attribute, .. } = entry
+                    && attribute.handle() == Some(handle.as_str())
+                {
+                    entries.insert(address, attribute.clone());
+                }
+            }
+        }
+        Ok(Some(entries))
+    }
+
+    async fn check_claim(&self, holder: &Attachment<'_>, address: IpAddr) -> Result<Option<Unrecorded>, Error> {
         let Some(ledger) = &self.ledger else { return Ok(None) };
-        let holder = match ledger.read(address).await? {
-            Some(claim) if claim.value.is_held_by(attachment.container_id, attachment.interface) => return Ok(None),
+        let named = match ledger.read(address).await? {
+            Some(claim) if holder.is_holder(&claim.value) => return Ok(None),
             Some(claim) => claim.value.holder.map_or_else(|| "nobody".to_owned(), |h| h.to_string()),
             None => "nobody: there is no claim".to_owned(),
         };
-        Ok(Some(Unrecorded::NotHolder { address, holder }))
+        Ok(Some(Unrecorded::NotHolder { address, holder: named }))
     }
 }

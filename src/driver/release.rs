@@ -304,7 +304,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    /// Lets a claim that was taken before the pod had a container name the one it has by now.
+    /// Lets a claim that was taken before the pod had a container name the one it has by now. That is the one in the note
+    /// on this node: whoever comes late with an earlier one changes nothing.
     pub async fn name_container(
         &self,
         address: IpAddr,
@@ -322,6 +323,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     (holder.container_id, holder.interface) = (container_id.to_owned(), interface.to_owned());
                 }
                 _ => return Ok(()),
+            }
+            // Looked at after the claim was read: a later sandbox changes both.
+            if self.gate.container_of(pod_uid).is_none_or(|noted| noted != container_id) {
+                return Ok(());
             }
             match ledger.swap(address, Some(found.revision), Some(&claim)).await? {
                 Swap::Done(_) => return Ok(()),

@@ -108,7 +108,13 @@ impl Call<'_> {
             // An earlier sandbox had it, and nobody remembers it but the records.
             None if may_have && noted.is_some() => {
                 let ahead = Attachment { anew: anew || given_back, ..attachment.ahead() };
-                driver.add(&ahead).await.ok().map(|taken| (How::Records, taken))
+                let own = noted.as_ref().is_some_and(|note| note.is_of(&call.container_id, &call.ifname));
+                match driver.add(&ahead).await {
+                    Ok(taken) => Some((How::Records, taken)),
+                    // This container may run with what is on record, and is not to be given anything else.
+                    Err(error) if own && !matches!(error, Error::NotAhead(_)) => return Err(error.into()),
+                    Err(_) => None,
+                }
             }
             _ => None,
         };

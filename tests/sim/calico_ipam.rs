@@ -98,7 +98,7 @@ impl Writer {
             spec.free(|a| !reservations.covers(a)) > 0
         };
         for affinity in self.wire.list::<BlockAffinity>(&label_selector(&ours)).await? {
-            if !affinity.is_confirmed() || affinity.is_deleted() {
+            if !affinity.spec.cidr.is_ipv4() || !affinity.is_confirmed() || affinity.is_deleted() {
                 continue;
             }
             let block = self.block(&affinity.spec.cidr).await?;
@@ -107,7 +107,7 @@ impl Writer {
             }
         }
         let all = self.wire.list::<IPAMBlock>("").await?;
-        for pool in self.wire.list::<IPPool>("").await? {
+        for pool in self.wire.list::<IPPool>("").await?.into_iter().filter(|pool| pool.spec.cidr.is_ipv4()) {
             for cidr in pool.spec.blocks(pool.spec.start_for(&self.host)) {
                 if all.iter().any(|block| block.spec.cidr == cidr) {
                     continue;
@@ -117,7 +117,8 @@ impl Writer {
                 }
             }
         }
-        Ok(all.into_iter().find(|block| !self.strict && !block.spec.is_deleted() && has_room(block)))
+        let mut all = all.into_iter().filter(|block| block.spec.cidr.is_ipv4());
+        Ok(all.find(|block| !self.strict && !block.spec.is_deleted() && has_room(block)))
     }
 
     async fn claim(&self, ours: &Affinity, cidr: IpNetwork) -> Result<Option<IPAMBlock>, StoreError> {

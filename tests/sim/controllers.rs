@@ -104,6 +104,17 @@ pub fn remove_workload(sim: &Sim, workload: usize) {
     }
 }
 
+/// A pod passes to another controller, which goes when the pod is gone, and gets a new sandbox.
+pub async fn change_controller(sim: Arc<Sim>, pod: Arc<PodCell>) {
+    let by = format!("adopter-{}", pod.uid);
+    let owner = ("Deployment".to_owned(), by.clone());
+    sim.truth().owners.insert(owner.clone());
+    pods::adopt(&sim, &pod, &by);
+    pod.new_sandbox.notify_one();
+    pod.reaches(Stage::Gone).await;
+    sim.truth().owners.remove(&owner);
+}
+
 // === nodes ===
 
 /// The machine stops, and comes back.

@@ -1,14 +1,17 @@
 //! The actions of a plan, done at their time to whatever is there then.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube_ipam::claim::Claim;
 use kube_ipam::collector::{Always, Collector, Options};
 use kube_ipam::driver::Driver;
 use tokio::time::sleep;
 
 use super::controllers;
 use super::kubelet;
+use super::linear::Did;
 use super::oracle::{Container, Life};
 use super::plan::{Kind, What};
 use super::pods::{self, PodCell, Stage};
@@ -85,7 +88,7 @@ fn act(sim: &Arc<Sim>, what: What) {
             let host = &sim.hosts[node(which)];
             if host.is_up() {
                 sim.tell("nodes", "kill", &host.name, || "every call under way dies".to_owned());
-                host.kill_agent(sim);
+                host.kill_agent(sim, (which >> 32) % 2 == 0);
             }
         }
         What::StopNode(which, down) => drop(tokio::spawn(controllers::stop_node(sim.clone(), node(which), down))),
@@ -103,7 +106,40 @@ fn act(sim: &Arc<Sim>, what: What) {
             }
         }
         What::KillCollector => sim.collector_dies.notify_one(),
+        What::RestoreClaim(which) => {
+            let backups = sim.truth().backups.clone().unwrap_or_default();
+            let all: Vec<_> = backups.iter().flat_map(|(of, values)| values.iter().map(|value| (*of, value))).collect();
+            if let Some((address, claim)) = pick(which, &all) {
+                harm_claim(sim, *address, Some(claim));
+            }
+        }
+        What::LoseClaim(which) => {
+            let all: Vec<IpAddr> = sim.truth().backups.iter().flat_map(|all| all.keys().copied()).collect();
+            pick(which, &all).into_iter().for_each(|address| harm_claim(sim, *address, None));
+        }
+        What::ChangeController(which) => {
+            let own: Vec<Arc<PodCell>> = alive.into_iter().filter(|pod| !pod.wanted.is_empty()).collect();
+            if let Some(pod) = pick(which, &own) {
+                tokio::spawn(controllers::change_controller(sim.clone(), pod.clone()));
+            }
+        }
     }
+}
+
+/// A claim is written by hand. The ledger's history knows of it, as of any other write.
+fn harm_claim(sim: &Sim, address: IpAddr, claim: Option<&Claim>) {
+    let (before, after) = sim.truth().harm_claim(address, claim);
+    if before.is_some() || claim.is_some() {
+        let mut history = sim.history();
+        let write = history.begin_swap(address, before, claim.is_some());
+        history.end_swap(write, Did::Write(after));
+    }
+    let holder = claim.and_then(|claim| Some(format!("{} held by {}", claim.generation, claim.holder.as_ref()?)));
+    sim.tell("somebody", "claim", &address.to_string(), || {
+        claim.map_or("is lost".into(), |_| {
+            format!("is of generation {}", holder.unwrap_or_else(|| "held by nobody".into()))
+        })
+    });
 }
 
 /// Our collector, on a node of its own clock; one that dies is followed by another, which remembers nothing.

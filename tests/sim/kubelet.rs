@@ -277,4 +277,5 @@ pub fn boot(sim: &Arc<Sim>, node: usize) {
     host.up.store(true, Ordering::Relaxed);
     pods::set_ready(sim, node, true);
     start(sim, node);
+    host.start_whole(sim, 700);
 }

@@ -21,6 +21,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod agent;
 mod calico_ipam;
 mod controllers;
 mod events;
@@ -38,6 +39,7 @@ mod signal;
 mod sim;
 mod time;
 mod truth;
+mod watch;
 mod wire;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -186,6 +188,28 @@ fn leaving_everything_out_leaves_a_quiet_run() {
 }
 
 #[test]
+fn nodes_are_as_they_are_by_default_in_some_runs() {
+    let mut seen = std::collections::BTreeMap::<&str, u64>::new();
+    for seed in (0..128).filter(|seed| Plan::of(*seed).whole) {
+        let outcome = run(seed, Skip::default(), false);
+        outcome.seen.into_iter().for_each(|(what, times)| *seen.entry(what).or_default() += times);
+    }
+    // The ways by which an ADD is answered, and what only a node like that has.
+    for (what, least) in [
+        ("ahead", 20),
+        ("records", 1),
+        ("decision", 100),
+        ("taken ahead", 50),
+        ("watches that broke", 50),
+        ("deletions that only a list told of", 5),
+    ] {
+        assert!(seen.get(what).is_some_and(|times| *times >= least), "{what}: {seen:?}");
+    }
+    let dual = (0..128).filter(|seed| Plan::of(*seed).dual).count();
+    assert!((5..64).contains(&dual), "{dual}");
+}
+
+#[test]
 fn released_addresses_cool_in_some_runs() {
     let seeds = (0..64).partition::<Vec<u64>, _>(|seed| Plan::of(*seed).cooldown > 0);
     let cooled = |seeds: &[u64]| -> Vec<u64> {
@@ -204,8 +228,8 @@ fn the_simulated_stores_keep_the_contract() {
         (plan.faults, plan.slow, plan.lag) = (0, 300, 0);
         time::begin(plan.drift);
         let address = std::net::IpAddr::from([10, 244, 0, 9]);
-        let truth = Truth::new(Oracle::new("net", Vec::new(), (address, address), 0));
-        let sim: Arc<Sim> = Sim::new(plan, Skip::default(), run::net(), truth, false);
+        let truth = Truth::new(Oracle::new("net", Vec::new(), vec![(address, address)], 0));
+        let sim: Arc<Sim> = Sim::new(plan, Skip::default(), run::net(false), truth, false);
         let caller = Caller::immortal("conformance".to_owned(), None);
         let wire = Wire::new(&sim, &caller);
         conformance::objects(&wire, "net.one").await.unwrap();

@@ -8,14 +8,18 @@ use std::time::Duration;
 
 use calico::IPAMHandle;
 use futures::future::{BoxFuture, FutureExt as _};
+use kube_ipam::cni::{CniError, Verb};
 use kube_ipam::driver::{Attachment, Driver, Error, Gate, GatedDriver, Pass, PodRef, Trace};
 use kube_ipam::netconf::Attachment as Valid;
+use kube_ipam::service::{Call, Served};
+use kube_ipam::store::{Ledger, Objects};
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
+use super::agent::{Agent, Ground, invocation};
 use super::pods::PodCell;
-use super::rng::hash;
+use super::rng::{Rng, hash, mix};
 use super::sim::Sim;
 use super::time;
 use super::wire::{Caller, Wire};
@@ -32,6 +36,11 @@ pub struct Host {
     pub epoch: AtomicU64,
     pub tmpfs: Mutex<Arc<Tmpfs>>,
     agent: Mutex<Option<NodeDriver>>,
+    /// The machine's tmpfs and its agent, where runs have the whole of it.
+    ground: Mutex<Option<Arc<Ground>>>,
+    whole: Mutex<Option<Arc<Agent>>>,
+    /// Raised whenever an agent goes: what was to start one by then is void.
+    agents: AtomicU64,
     /// Pods that the kubelet looks after by now.
     pub workers: Mutex<BTreeSet<String>>,
     /// Whether GC runs, beside which the runtime makes no other call.
@@ -162,6 +171,9 @@ impl Host {
             epoch: AtomicU64::new(0),
             tmpfs: Mutex::default(),
             agent: Mutex::default(),
+            ground: Mutex::default(),
+            whole: Mutex::default(),
+            agents: AtomicU64::new(0),
             workers: Mutex::default(),
             collecting: AtomicBool::new(false),
             tasks: Mutex::default(),
@@ -191,7 +203,10 @@ impl Host {
     }
 
     /// Every call under way ends without an answer; the agent's next life begins.
-    pub fn kill_agent(&self, sim: &Arc<Sim>) {
+    pub fn kill_agent(&self, sim: &Arc<Sim>, gently: bool) {
+        if sim.plan.whole {
+            return self.replace_agent(sim, gently);
+        }
         lock(&self.calls).drain(..).for_each(|call| call.abort());
         *lock(&self.agent) = None;
         if sim.plan.agents {
@@ -211,6 +226,50 @@ impl Host {
         self.kill_kubelet();
         lock(&self.calls).drain(..).for_each(|call| call.abort());
         (*lock(&self.agent), *lock(&self.tmpfs)) = (None, Arc::default());
+        self.agents.fetch_add(1, Ordering::Relaxed);
+        lock(&self.whole).take().iter().for_each(|agent| agent.kill());
+        *lock(&self.ground) = None;
+    }
+
+    fn ground(&self) -> Arc<Ground> {
+        lock(&self.ground).get_or_insert_with(Ground::new).clone()
+    }
+
+    /// The node's agent comes up after so many milliseconds, unless something happens to the machine meanwhile.
+    pub fn start_whole(&self, sim: &Arc<Sim>, after: u64) {
+        if !sim.plan.has_agent(self.index) {
+            return;
+        }
+        let (sim, node, life) = (sim.clone(), self.index, self.agents.load(Ordering::Relaxed));
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            let host = &sim.hosts[node];
+            if host.is_up() && host.agents.load(Ordering::Relaxed) == life && lock(&host.whole).is_none() {
+                let agent = Agent::start(&sim, node, &host.ground());
+                *lock(&host.whole) = Some(agent);
+            }
+        });
+    }
+
+    /// The agent is killed with every call under way, or told to stop, which it does within a few seconds. Another one
+    /// follows; until then the plugin does its calls by itself.
+    fn replace_agent(&self, sim: &Arc<Sim>, gently: bool) {
+        let life = self.agents.fetch_add(1, Ordering::Relaxed);
+        let agent = lock(&self.whole).take();
+        if gently {
+            if let Some(agent) = agent {
+                agent.stop();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    agent.kill();
+                });
+            }
+        } else {
+            lock(&self.calls).drain(..).for_each(|call| call.abort());
+            agent.iter().for_each(|agent| agent.kill());
+        }
+        let mut rng = Rng::new(mix(&[sim.plan.seed, hash(&self.name), life]));
+        self.start_whole(sim, rng.below(6000));
     }
 
     fn start_agent(&self, sim: &Arc<Sim>) {
@@ -279,7 +338,80 @@ impl Host {
         task.await.ok().flatten()
     }
 
+    /// A call of the plugin where runs have the whole of a node: by the agent if there is one, or in the plugin's process.
+    async fn whole_call<T: Send + 'static>(
+        &self,
+        sim: &Arc<Sim>,
+        name: &str,
+        kill_with_caller: bool,
+        by_agent: impl FnOnce(Arc<Agent>) -> BoxFuture<'static, T>,
+        alone: impl FnOnce(Arc<Ground>, NodeDriver) -> BoxFuture<'static, T>,
+    ) -> Option<T> {
+        let name = format!("{name} #{}", sim.nth(name));
+        let agent = lock(&self.whole).clone();
+        if let Some(agent) = agent {
+            let caller = Caller::immortal(name, Some(self.index));
+            return self.call(sim, caller, false, by_agent(agent)).await;
+        }
+        let caller = Caller::mortal(name, Some(self.index));
+        let (wire, ground) = (Wire::new(sim, &caller), self.ground());
+        let driver = Driver::new(wire.clone(), Some(wire), time::clock(self.index)).gated(ground.clone());
+        self.call(sim, caller, kill_with_caller, alone(ground, driver)).await
+    }
+
+    async fn whole_add(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, container: &str) -> Answer {
+        let hung_up = Arc::new(AtomicBool::new(false));
+        let _plugin = Plugin(hung_up.clone());
+        let (pods, ids) = ((pod.clone(), pod.clone()), (container.to_owned(), container.to_owned()));
+        let (of, node) = (sim.clone(), self.name.clone());
+        let name = format!("ADD {container}");
+        let answer = self.whole_call(
+            sim,
+            &name,
+            hash(container).is_multiple_of(2),
+            |agent| async move { agent.add(&pods.0, &ids.0, hung_up).await }.boxed(),
+            |ground, driver| {
+                async move { run_alone(&of, &node, &ground, &driver, Verb::Add, &pods.1, &ids.1).await }.boxed()
+            },
+        );
+        match answer.await {
+            Some(Ok(served)) => {
+                if let Some(given) = &served.given {
+                    sim.seen(given.how.label());
+                }
+                let given = served.given.map(|given| given.addresses).unwrap_or_default();
+                Answer::Given(given.iter().map(|a| a.address).collect())
+            }
+            Some(Err(error)) => Answer::Refused(error.msg),
+            None => Answer::Nothing,
+        }
+    }
+
+    async fn whole_del(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, container: &str) -> Answer {
+        let (pods, ids) = ((pod.clone(), pod.clone()), (container.to_owned(), container.to_owned()));
+        let (of, node) = (sim.clone(), self.name.clone());
+        let name = format!("DEL {container}");
+        let answer = self.whole_call(
+            sim,
+            &name,
+            false,
+            |agent| async move { agent.del(&pods.0, &ids.0).await }.boxed(),
+            |ground, driver| {
+                async move { run_alone(&of, &node, &ground, &driver, Verb::Del, &pods.1, &ids.1).await.map(drop) }
+                    .boxed()
+            },
+        );
+        match answer.await {
+            Some(Ok(())) => Answer::Given(Vec::new()),
+            Some(Err(error)) => Answer::Refused(error.msg),
+            None => Answer::Nothing,
+        }
+    }
+
     pub async fn add(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, container: &str) -> Answer {
+        if sim.plan.whole {
+            return self.whole_add(sim, pod, container).await;
+        }
         let (driver, caller) = self.driver(sim, &format!("ADD {container}"));
         let (of, kill) = (sim, hash(container).is_multiple_of(2));
         let hung_up = Arc::new(AtomicBool::new(false));
@@ -306,6 +438,9 @@ impl Host {
 
     /// Whether the runtime may forget the container.
     pub async fn del(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, container: &str) -> Answer {
+        if sim.plan.whole {
+            return self.whole_del(sim, pod, container).await;
+        }
         let (driver, caller) = self.driver(sim, &format!("DEL {container}"));
         let (of, index) = (sim, self.index);
         let (state, sim, pod, id, node) =
@@ -377,22 +512,48 @@ impl Host {
         container: &str,
         has: &[IpAddr],
     ) -> Option<Vec<String>> {
-        let (driver, caller) = self.driver(sim, &format!("CHECK {container}"));
+        let name = format!("CHECK {container}");
         let of = sim;
         let (sim, pod, id, node, has) =
             (sim.clone(), pod.clone(), container.to_owned(), self.name.clone(), has.to_vec());
-        let work = async move { driver.check(&attachment(&sim, &pod, &id, &node, &|| false), &has).await }.boxed();
-        let found = self.call(of, caller, false, work);
-        Some(found.await?.ok()?.iter().map(ToString::to_string).collect())
+        let found = if sim.plan.whole {
+            let again = (sim.clone(), pod.clone(), id.clone(), node.clone(), has.clone());
+            let by_agent =
+                |agent: Arc<Agent>| async move { check(agent.driver(), &sim, &pod, &id, &node, &has).await }.boxed();
+            let alone = |_, driver: NodeDriver| {
+                let (sim, pod, id, node, has) = again;
+                async move { check(&driver, &sim, &pod, &id, &node, &has).await }.boxed()
+            };
+            self.whole_call(of, &name, false, by_agent, alone).await
+        } else {
+            let (driver, caller) = self.driver(&sim, &name);
+            let work = async move { check(&driver, &sim, &pod, &id, &node, &has).await }.boxed();
+            self.call(of, caller, false, work).await
+        };
+        found?.ok()
     }
 
     /// GC with the containers that the runtime knows, while no other call is under way.
     pub async fn gc(&self, sim: &Arc<Sim>, pod: &Arc<PodCell>, known: &[String]) {
-        let (driver, caller) = self.driver(sim, &format!("GC {}", self.name));
+        let name = format!("GC {}", self.name);
         let valid: Vec<Valid> =
             known.iter().map(|id| Valid { container_id: id.clone(), ifname: "eth0".into() }).collect();
         let of = sim;
         let (sim, pod, node) = (sim.clone(), pod.clone(), self.name.clone());
+        if sim.plan.whole {
+            let again = (sim.clone(), pod.clone(), node.clone(), valid.clone());
+            let by_agent = |agent: Arc<Agent>| {
+                async move { drop(agent.driver().gc(&attachment(&sim, &pod, "gc", &node, &|| false), &valid).await) }
+                    .boxed()
+            };
+            let alone = |_, driver: NodeDriver| {
+                let (sim, pod, node, valid) = again;
+                async move { drop(driver.gc(&attachment(&sim, &pod, "gc", &node, &|| false), &valid).await) }.boxed()
+            };
+            self.whole_call(of, &name, false, by_agent, alone).await;
+            return;
+        }
+        let (driver, caller) = self.driver(&sim, &name);
         let work = async move { driver.gc(&attachment(&sim, &pod, "gc", &node, &|| false), &valid).await }.boxed();
         let outcome: Option<Result<_, Error>> = self.call(of, caller, false, work).await;
         drop(outcome);
@@ -415,6 +576,34 @@ impl Drop for Killed {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// A call in the plugin's own process.
+async fn run_alone(
+    sim: &Sim,
+    node: &str,
+    ground: &Ground,
+    driver: &NodeDriver,
+    verb: Verb,
+    pod: &PodCell,
+    container: &str,
+) -> Result<Served, CniError> {
+    let invocation = invocation(verb, pod, container);
+    let call =
+        Call { invocation: &invocation, net: &sim.net, node, state: &ground.state, gone: &|| false, taken: None };
+    call.run(driver).await
+}
+
+async fn check<O: Objects, L: Ledger>(
+    driver: &Driver<O, L>,
+    sim: &Sim,
+    pod: &PodCell,
+    container: &str,
+    node: &str,
+    has: &[IpAddr],
+) -> Result<Vec<String>, Error> {
+    let missing = driver.check(&attachment(sim, pod, container, node, &|| false), has).await?;
+    Ok(missing.iter().map(ToString::to_string).collect())
 }
 
 async fn finish(driver: &NodeDriver, state: &Tmpfs, handle: IPAMHandle) {

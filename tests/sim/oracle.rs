@@ -4,14 +4,14 @@
 //! somebody with the right to say so has asserted (its pod deleted by force while its node is not Ready, its
 //! Node deleted) is given up: it may go on running and lose its address, as docs/reliability.md admits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use calico::{Entry, IPAMBlock, IPAMBlockSpec};
+use calico::{AllocationAttribute, Entry, Family, IPAMBlock, IPAMBlockSpec};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use kube_ipam::claim::Claim;
-use kube_ipam::driver::CLAIM_KEY;
+use kube_ipam::driver::{CLAIM_KEY, POD_UID_KEY};
 
 use super::time;
 
@@ -65,8 +65,10 @@ pub struct Oracle {
     /// Last stored form of each block.
     blocks: BTreeMap<IpNetwork, IPAMBlockSpec>,
     claims: BTreeMap<IpAddr, Claim>,
-    /// Addresses that random assignment may give.
-    pub range: (IpAddr, IpAddr),
+    /// Addresses whose claims were written by hand: what they say is judged in the end only, what blocks say at any time.
+    harmed: BTreeSet<IpAddr>,
+    /// Addresses that random assignment may give, for each family.
+    pub ranges: Vec<(IpAddr, IpAddr)>,
     /// Seconds for which a released address is given to nobody but its owner.
     cooldown: i64,
     /// The first violation; what comes after it may follow from it.
@@ -78,7 +80,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn new(network: &str, nodes: Vec<String>, range: (IpAddr, IpAddr), cooldown: i64) -> Self {
+    pub fn new(network: &str, nodes: Vec<String>, ranges: Vec<(IpAddr, IpAddr)>, cooldown: i64) -> Self {
         Self {
             containers: BTreeMap::new(),
             network: network.to_owned(),
@@ -86,7 +88,8 @@ impl Oracle {
             using: BTreeMap::new(),
             blocks: BTreeMap::new(),
             claims: BTreeMap::new(),
-            range,
+            harmed: BTreeSet::new(),
+            ranges,
             cooldown,
             violation: None,
             answers: 0,
@@ -120,9 +123,15 @@ impl Oracle {
                 format!("{id} of pod {} wants {:?} and got {addresses:?}", container.pod, container.wanted),
             );
         }
+        for family in Family::BOTH {
+            let count = |of: &[IpAddr]| of.iter().filter(|a| Family::of(**a) == family).count();
+            if count(addresses) > 1 || (count(&container.wanted) > 0 && count(addresses) == 0) {
+                self.fail("I9", format!("{id} of pod {} was answered {addresses:?}", container.pod));
+            }
+        }
         for address in addresses {
-            if container.wanted.is_empty() && !container.foreign && (*address < self.range.0 || *address > self.range.1)
-            {
+            let permitted = self.ranges.iter().any(|(first, last)| first <= address && address <= last);
+            if container.wanted.is_empty() && !container.foreign && !permitted {
                 self.fail("I7", format!("{id} of pod {} got {address}, outside of the range", container.pod));
             }
             if let Some(other) = self.using.get(address) {
@@ -147,18 +156,20 @@ impl Oracle {
         let Entry::Used { attribute, .. } = block.entry(address) else {
             return Some("its block does not record it".to_owned());
         };
-        let handle = format!("{}.{}", self.network, container.id);
-        if attribute.handle() != Some(handle.as_str()) {
+        if !is_for(attribute, container, &self.network) {
             return Some(format!("its block records it for {:?}", attribute.handle()));
         }
         if attribute.secondary("node") != self.nodes.get(container.node).map(String::as_str) {
             return Some(format!("its block records it on node {:?}", attribute.secondary("node")));
         }
-        if container.wanted.is_empty() {
+        if container.wanted.is_empty() || self.harmed.contains(&address) {
             return None;
         }
         let Some(claim) = self.claims.get(&address) else { return Some("there is no claim".to_owned()) };
-        if !claim.is_held_by(&container.id, "eth0") {
+        // Taken ahead, it is the pod's, and the claim may yet name an earlier sandbox of it or none.
+        let ahead = attribute.secondary(POD_UID_KEY).is_some();
+        let by_pod = claim.holder.as_ref().is_some_and(|holder| ahead && holder.pod_uid == container.pod_uid);
+        if !by_pod && !claim.is_held_by(&container.id, "eth0") {
             let holder = claim.holder.as_ref().map(|h| h.container_id.as_str());
             return Some(format!("its claim is held by {holder:?}"));
         }
@@ -244,6 +255,15 @@ impl Oracle {
         }
     }
 
+    /// Somebody wrote a claim by hand, or took it away.
+    pub fn claim_harmed(&mut self, address: IpAddr, claim: Option<&Claim>) {
+        match claim {
+            Some(claim) => drop(self.claims.insert(address, claim.clone())),
+            None => drop(self.claims.remove(&address)),
+        }
+        self.harmed.insert(address);
+    }
+
     pub fn claim_written(&mut self, address: IpAddr, claim: Option<&Claim>) {
         let before = match claim {
             Some(claim) => self.claims.insert(address, claim.clone()),
@@ -279,6 +299,15 @@ impl Oracle {
     }
 }
 
+/// Whether an entry is a container's: under its own handle, or under its pod's with the pod's UID.
+pub fn is_for(attribute: &AllocationAttribute, container: &Container, network: &str) -> bool {
+    let handle = attribute.handle().unwrap_or_default();
+    match attribute.secondary(POD_UID_KEY) {
+        Some(uid) => uid == container.pod_uid && handle == format!("default.{}", container.pod),
+        None => handle == format!("{network}.{}", container.id),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use calico::{Affinity, Holder};
@@ -293,7 +322,7 @@ mod tests {
         let mut block = IPAMBlockSpec::new("10.244.0.0/30".parse().unwrap(), &Affinity::Host("n1".into()), then);
         block.assign(address, &Holder::pod("net.a", "default", "a", "n1", then), None).unwrap();
         block.release_handle("net.a", 30, then);
-        let mut oracle = Oracle::new("net", Vec::new(), (address, address), 30);
+        let mut oracle = Oracle::new("net", Vec::new(), vec![(address, address)], 30);
         oracle.block_written(&block.clone().object());
         block.vacate(address);
         oracle.block_written(&block.object());

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
-use super::rng::Rng;
+use super::rng::{Rng, mix};
 use super::time::{Drift, NODES};
 
 /// Milliseconds in which things happen; afterwards the cluster is left alone.
@@ -20,6 +21,15 @@ pub struct Plan {
     pub cooldown: i64,
     /// Whether an agent serves each node; else each call is a process of its own.
     pub agents: bool,
+    /// Whether nodes are as they are by default: calls by `service::Call`, agents with caches that watches fill, direct
+    /// mode where there is no agent.
+    pub whole: bool,
+    /// Whether agents take addresses ahead.
+    pub ahead: bool,
+    /// Times in a thousand that a watch breaks off instead of bringing an event.
+    pub breaks: u64,
+    /// Whether pods get an address of both families.
+    pub dual: bool,
     /// Whether agents answer DELs before these are on record.
     pub behind: bool,
     /// Whether every workload is deleted in the end.
@@ -33,6 +43,8 @@ pub struct Plan {
     pub lag: u64,
     pub workloads: Vec<Workload>,
     pub actions: Vec<Action>,
+    /// Whether claims are restored or lost, so that earlier ones have to be kept.
+    pub harms_claims: bool,
 }
 
 /// A controller with the pods that it keeps.
@@ -84,6 +96,38 @@ pub enum What {
     /// A second pod is made before the first is gone.
     Surge(u64),
     KillCollector,
+    /// Somebody restores a claim from a backup: it is what it was at some earlier write.
+    RestoreClaim(u64),
+    /// Somebody loses a claim.
+    LoseClaim(u64),
+    /// A pod is orphaned and adopted by another controller, and gets a new sandbox.
+    ChangeController(u64),
+}
+
+/// Harms that are not tried by default, as what they find is not mended yet: `HARMS=restored,lost,owner` tries them.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Harms {
+    pub restored: bool,
+    pub lost: bool,
+    pub owner: bool,
+}
+
+/// What is tried by default.
+const DEFAULT_HARMS: Harms = Harms { restored: false, lost: false, owner: false };
+
+impl Harms {
+    fn tried() -> Self {
+        static TRIED: LazyLock<Harms> = LazyLock::new(|| {
+            let named = std::env::var("HARMS").unwrap_or_default();
+            let is_named = |harm: &str| named.split(',').any(|name| name == harm);
+            Harms {
+                restored: DEFAULT_HARMS.restored || is_named("restored"),
+                lost: DEFAULT_HARMS.lost || is_named("lost"),
+                owner: DEFAULT_HARMS.owner || is_named("owner"),
+            }
+        });
+        *TRIED
+    }
 }
 
 /// What is left out of a plan.
@@ -99,6 +143,12 @@ pub struct Skip {
 
 fn fixed(last: u8) -> IpAddr {
     IpAddr::from([10, 244, 0, last])
+}
+
+/// The IPv6 address that goes with an IPv4 address where pods have both.
+pub fn twin(address: IpAddr) -> IpAddr {
+    let IpAddr::V4(v4) = address else { return address };
+    IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(v4.octets()[3])])
 }
 
 impl Plan {
@@ -124,6 +174,10 @@ impl Plan {
                 _ => 0,
             },
             agents: rng.chance(500),
+            whole: false,
+            ahead: false,
+            breaks: 0,
+            dual: false,
             behind: false,
             teardown: rng.chance(400),
             drift,
@@ -132,10 +186,45 @@ impl Plan {
             lag: *rng.pick(&[0, 200, 3000]).unwrap_or(&0),
             workloads,
             actions,
+            harms_claims: false,
         };
         // Not drawn, for the same reason.
         plan.behind = plan.agents && matches!(seed % 8, 2 | 4..);
+        if matches!(seed % 16, 4..=7 | 10 | 13) {
+            plan.make_whole(&mut Rng::new(mix(&[seed, 1])));
+        }
+        plan.add_harms(Harms::tried());
         plan
+    }
+
+    /// Each harm in an eighth of the seeds, which have runs like any others until it happens.
+    fn add_harms(&mut self, harms: Harms) {
+        let all: [(bool, u64, fn(u64) -> What); 3] = [
+            (harms.restored, 3, What::RestoreClaim),
+            (harms.lost, 4, What::LoseClaim),
+            (harms.owner, 5, What::ChangeController),
+        ];
+        for (_, number, what) in all.into_iter().filter(|(tried, _, _)| *tried) {
+            let mut rng = Rng::new(mix(&[self.seed, number]));
+            let times = if rng.chance(125) { rng.between(1, 3) } else { 0 };
+            self.harms_claims |= times > 0 && number != 5;
+            let harm = |_| Action { at: rng.between(4_000, EVENTFUL), what: what(rng.next()) };
+            self.actions.extend((0..times).map(harm));
+        }
+        self.actions.sort_by_key(|action| action.at);
+    }
+
+    /// Nodes as they are by default.
+    fn make_whole(&mut self, rng: &mut Rng) {
+        (self.whole, self.agents) = (true, false);
+        (self.ahead, self.behind) = (rng.chance(850), rng.chance(850));
+        self.breaks = *rng.pick(&[0, 20, 100, 300]).unwrap_or(&20);
+        self.dual = rng.chance(350);
+    }
+
+    /// Whether an agent is to serve a node: most have one where any has.
+    pub fn has_agent(&self, node: usize) -> bool {
+        self.whole && Rng::new(mix(&[self.seed, 2, node as u64])).chance(800)
     }
 }
 

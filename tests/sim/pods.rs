@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use tokio::sync::Notify;
 
 use super::oracle::{Container, Life};
-use super::plan::{Kind, Workload};
+use super::plan::{Kind, Workload, twin};
 use super::signal::Signal;
 use super::sim::Sim;
 
@@ -70,12 +70,14 @@ impl PodCell {
     }
 }
 
-fn metadata(cell: &PodCell, workload: &Workload) -> ObjectMeta {
+fn metadata(cell: &PodCell, workload: &Workload, dual: bool) -> ObjectMeta {
     let (kind, owner) = match workload.kind {
         Kind::StatefulSet => ("StatefulSet", workload.name.clone()),
         _ => ("ReplicaSet", format!("{}-{TEMPLATE}", workload.name)),
     };
-    let asked = workload.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+    let twins = workload.addresses.iter().filter(|_| dual).map(|address| twin(*address));
+    let all: Vec<IpAddr> = workload.addresses.iter().copied().chain(twins).collect();
+    let asked = all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
     let annotations: BTreeMap<String, String> =
         if asked.is_empty() { BTreeMap::new() } else { [("kube-ipam.ip".to_owned(), asked)].into() };
     ObjectMeta {
@@ -106,6 +108,8 @@ pub fn create(sim: &Sim, workload: usize, slot: &str) -> Arc<PodCell> {
         (Kind::StatefulSet, Some(address)) => vec![*address],
         _ => of.addresses.clone(),
     };
+    let twins: Vec<IpAddr> = wanted.iter().filter(|_| sim.plan.dual).map(|address| twin(*address)).collect();
+    let wanted = [wanted, twins].concat();
     let cell = Arc::new(PodCell {
         name: if of.kind == Kind::StatefulSet { slot.to_owned() } else { uid.clone() },
         uid: uid.clone(),
@@ -118,7 +122,7 @@ pub fn create(sim: &Sim, workload: usize, slot: &str) -> Arc<PodCell> {
     });
     let (spec, status) =
         (Some(PodSpec::default()), Some(PodStatus { phase: Some("Pending".into()), ..PodStatus::default() }));
-    sim.truth().put(Pod { metadata: metadata(&cell, of), spec, status });
+    sim.truth().put(Pod { metadata: metadata(&cell, of, sim.plan.dual), spec, status });
     sim.pods().insert(uid, cell.clone());
     sim.tell("controller", "create", &cell.uid, || format!("pod {}", cell.name));
     cell
@@ -132,6 +136,16 @@ fn amend(sim: &Sim, cell: &PodCell, change: impl FnOnce(&mut Pod)) {
         change(&mut pod);
         truth.put(pod);
     }
+}
+
+/// Another controller of that name adopts the pod.
+pub fn adopt(sim: &Sim, cell: &PodCell, by: &str) {
+    amend(sim, cell, |pod| {
+        for owner in pod.metadata.owner_references.iter_mut().flatten() {
+            (owner.kind, owner.name, owner.uid) = ("ReplicaSet".into(), format!("{by}-{TEMPLATE}"), by.to_owned());
+        }
+    });
+    sim.tell("controller", "adopt", &cell.uid, || by.to_owned());
 }
 
 pub fn bind(sim: &Sim, cell: &PodCell, node: usize) {

@@ -1,6 +1,6 @@
 //! One run: a seed's plan from the empty cluster to the quiet one, and what was wrong with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -17,8 +17,8 @@ use super::controllers;
 use super::events;
 use super::kube_controllers;
 use super::kubelet;
-use super::oracle::{Container, Life, Oracle, Violation};
-use super::plan::{EVENTFUL, Plan, Skip};
+use super::oracle::{self, Container, Life, Oracle, Violation};
+use super::plan::{self, EVENTFUL, Plan, Skip};
 use super::pods;
 use super::rng::mix;
 use super::sim::Sim;
@@ -37,28 +37,40 @@ pub struct Outcome {
     pub takeovers: u64,
     pub cooled: u64,
     pub ledger_calls: usize,
+    pub seen: BTreeMap<&'static str, u64>,
 }
 
-static NET: LazyLock<NetConf> = LazyLock::new(|| {
-    let conf = json!({
+/// The configuration of a network, of one family or both.
+fn conf(dual: bool) -> NetConf {
+    let v4 = json!({
+        "subnet": "10.244.0.0/26", "rangeStart": "10.244.0.2", "rangeEnd": "10.244.0.47", "gateway": "10.244.0.1",
+    });
+    let v6 = json!({
+        "subnet": "fd00::/122", "rangeStart": "fd00::2", "rangeEnd": "fd00::2f", "gateway": "fd00::1",
+    });
+    let mut conf = json!({
         "cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "calico",
         "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
         "ipam": {
             "type": "kube-ipam", "name": "kube-subnet", "etcdConfig": {"etcdURL": "http://127.0.0.1:2379"},
-            "subnet": "10.244.0.0/26", "rangeStart": "10.244.0.2", "rangeEnd": "10.244.0.47", "gateway": "10.244.0.1",
             "waitSeconds": 4, "takeover": {"graceSeconds": 14},
         }
     });
+    conf["ipam"]["ranges"] = if dual { json!([[v4], [v6]]) } else { json!([[v4]]) };
     NetConf::parse(&conf, "kube-ipam").unwrap()
-});
-
-/// The network's configuration.
-pub fn net() -> NetConf {
-    NET.clone()
 }
 
-fn range() -> (IpAddr, IpAddr) {
-    (IpAddr::from([10, 244, 0, 2]), IpAddr::from([10, 244, 0, 47]))
+static NET: LazyLock<NetConf> = LazyLock::new(|| conf(false));
+static DUAL: LazyLock<NetConf> = LazyLock::new(|| conf(true));
+
+/// The network's configuration.
+pub fn net(dual: bool) -> NetConf {
+    if dual { DUAL.clone() } else { NET.clone() }
+}
+
+fn ranges() -> Vec<(IpAddr, IpAddr)> {
+    let v4 = (IpAddr::from([10, 244, 0, 2]), IpAddr::from([10, 244, 0, 47]));
+    vec![v4, (plan::twin(v4.0), plan::twin(v4.1))]
 }
 
 /// Runs `seed` without what `skip` leaves out; `tell` keeps the story.
@@ -70,8 +82,10 @@ pub fn run(seed: u64, skip: Skip, tell: bool) -> Outcome {
     runtime.block_on(async {
         time::begin(plan.drift);
         let nodes = (0..plan.nodes).map(|index| format!("n{}", index + 1)).collect();
-        let truth = Truth::new(Oracle::new(&NET.network, nodes, range(), plan.cooldown));
-        let sim = Sim::new(plan, skip, NET.clone(), truth, tell);
+        let mut truth = Truth::new(Oracle::new(&NET.network, nodes, ranges(), plan.cooldown));
+        truth.backups = plan.harms_claims.then(BTreeMap::new);
+        let net = net(plan.dual);
+        let sim = Sim::new(plan, skip, net, truth, tell);
         live(&sim).await;
         let outcome = outcome(&sim);
         // A node's agent knows the run that knows the node.
@@ -91,6 +105,7 @@ fn outcome(sim: &Sim) -> Outcome {
         takeovers: truth.oracle.takeovers,
         cooled: truth.oracle.cooled,
         ledger_calls: sim.history().len(),
+        seen: sim.all_seen(),
     }
 }
 
@@ -101,6 +116,12 @@ fn furnish(sim: &Sim) {
         "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"},
         "spec": {"cidr": "10.244.0.0/26", "blockSize": sim.plan.block_size},
     }));
+    if sim.plan.dual {
+        put(json!({
+            "apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv6-ippool"},
+            "spec": {"cidr": "fd00::/122", "blockSize": sim.plan.block_size + 96},
+        }));
+    }
     let config = json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "IPAMConfig", "metadata": {"name": "default"},
         "spec": {
@@ -117,6 +138,7 @@ fn furnish(sim: &Sim) {
 
 async fn live(sim: &Arc<Sim>) {
     furnish(sim);
+    sim.hosts.iter().for_each(|host| host.start_whole(sim, 0));
     (0..sim.hosts.len()).for_each(|node| kubelet::start(sim, node));
     controllers::start(sim);
     tokio::spawn(kube_controllers::run(sim.clone()));
@@ -232,20 +254,20 @@ fn every_pod_runs(sim: &Sim) {
 /// What is allocated is what runs.
 fn nothing_is_left(sim: &Sim) {
     let mut truth = sim.truth();
-    let mut allocated: BTreeSet<(IpAddr, String)> = BTreeSet::new();
+    let network = truth.oracle.network.clone();
+    let alive: Vec<&Container> =
+        truth.oracle.containers.values().filter(|c| matches!(c.life, Life::Running | Life::GivenUp)).collect();
+    let mut left = None;
     for block in truth.each::<IPAMBlock>() {
         for (address, entry) in block.spec.entries() {
-            if let calico::Entry::Used { attribute, .. } = entry {
-                allocated.insert((address, attribute.handle().unwrap_or_default().to_owned()));
+            let calico::Entry::Used { attribute, .. } = entry else { continue };
+            let uses = |c: &&Container| c.addresses.contains(&address) && oracle::is_for(attribute, c, &network);
+            if !alive.iter().any(uses) {
+                left = Some((address, attribute.handle().unwrap_or_default().to_owned()));
             }
         }
     }
-    let network = truth.oracle.network.clone();
-    let handle = |id: &str| format!("{network}.{id}");
-    let alive = truth.oracle.containers.values().filter(|c| matches!(c.life, Life::Running | Life::GivenUp));
-    let used: BTreeSet<(IpAddr, String)> =
-        alive.flat_map(|c| c.addresses.iter().map(|a| (*a, handle(&c.id))).collect::<Vec<_>>()).collect();
-    if let Some(left) = allocated.difference(&used).next() {
+    if let Some(left) = left {
         let detail = format!("{left:?} is allocated in the end, and no container runs with it");
         truth.oracle.fail("I8", detail);
     }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
+#[derive(Default)]
 pub struct Signal<T> {
     value: Mutex<T>,
     changed: Notify,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kube_ipam::netconf::NetConf;
 use tokio::sync::Notify;
@@ -21,6 +22,8 @@ pub struct Sim {
     pub plan: Plan,
     pub skip: Skip,
     pub net: NetConf,
+    /// The same for who takes an address ahead, and waits for nobody.
+    pub impatient: NetConf,
     truth: Mutex<Truth>,
     history: Mutex<History>,
     tale: Mutex<Tale>,
@@ -30,6 +33,8 @@ pub struct Sim {
     /// Whether nothing goes wrong any more.
     calm: AtomicBool,
     counts: Mutex<BTreeMap<String, u64>>,
+    /// How often something happened that is to happen in some runs.
+    seen: Mutex<BTreeMap<&'static str, u64>>,
     /// Rounds of the collector in a row that found nothing to do.
     idle_rounds: AtomicU64,
     /// Woken when the collector is to die.
@@ -52,10 +57,13 @@ impl Sim {
     pub fn new(plan: Plan, skip: Skip, net: NetConf, truth: Truth, tell: bool) -> Arc<Self> {
         let hosts = (0..plan.nodes).map(Host::new).collect();
         let lines = tell.then(Vec::new);
+        let mut impatient = net.clone();
+        impatient.ipam.wait = Duration::ZERO;
         Arc::new(Self {
             plan,
             skip,
             net,
+            impatient,
             truth: Mutex::new(truth),
             history: Mutex::default(),
             tale: Mutex::new(Tale { hash: DefaultHasher::new(), events: 0, lines, struck: Vec::new() }),
@@ -63,6 +71,7 @@ impl Sim {
             pods: Mutex::default(),
             calm: AtomicBool::new(false),
             counts: Mutex::default(),
+            seen: Mutex::default(),
             idle_rounds: AtomicU64::new(0),
             collector_dies: Notify::new(),
         })
@@ -86,6 +95,16 @@ impl Sim {
         let count = counts.entry(name.to_owned()).or_default();
         *count += 1;
         *count
+    }
+
+    /// Something happened that is to happen in some runs.
+    pub fn seen(&self, what: &'static str) {
+        *lock(&self.seen).entry(what).or_default() += 1;
+    }
+
+    /// How often such things have happened.
+    pub fn all_seen(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.seen).clone()
     }
 
     pub fn failed(&self) -> bool {

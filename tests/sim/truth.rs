@@ -27,14 +27,31 @@ struct Stored {
     changed: u64,
 }
 
+/// A change that watches tell of.
+pub struct Changed<K> {
+    pub object: K,
+    pub deleted: bool,
+}
+
+/// The changes of a kind, in order.
+#[derive(Default)]
+struct Log {
+    entries: Vec<(u64, Shared, bool)>,
+    newest: Option<Arc<Signal<u64>>>,
+}
+
 /// Both stores, and the oracle that watches them.
 pub struct Truth {
     /// By kind, and by namespace and name.
     objects: BTreeMap<TypeId, BTreeMap<String, Stored>>,
     revision: u64,
+    /// Of kinds that somebody watches.
+    logs: BTreeMap<TypeId, Log>,
     uids: u64,
     claims: BTreeMap<IpAddr, Versioned<Claim>>,
     claim_revision: Arc<Signal<i64>>,
+    /// Every value that a claim has had, where some of them are to come back.
+    pub backups: Option<BTreeMap<IpAddr, Vec<Claim>>>,
     /// Kind and name of the owners of pods that exist.
     pub owners: BTreeSet<(String, String)>,
     pub oracle: Oracle,
@@ -70,9 +87,11 @@ impl Truth {
         Self {
             objects: BTreeMap::new(),
             revision: 0,
+            logs: BTreeMap::new(),
             uids: 0,
             claims: BTreeMap::new(),
             claim_revision: Arc::new(Signal::new(0)),
+            backups: None,
             owners: BTreeSet::new(),
             oracle,
         }
@@ -124,6 +143,7 @@ impl Truth {
         if let Some(block) = object.downcast_ref::<IPAMBlock>() {
             self.oracle.block_written(block);
         }
+        self.log::<K>(&object, false);
         object
     }
 
@@ -132,10 +152,46 @@ impl Truth {
         let Some(stored) = of_kind.and_then(|all| all.get_mut(&*key(namespace, name))) else { return false };
         let Some(gone) = stored.current.take() else { return false };
         (stored.before, stored.changed) = (Some(gone.clone()), time::now());
+        self.revision += 1;
+        if self.logs.contains_key(&TypeId::of::<K>()) {
+            let mut last: K = copy(&gone);
+            last.meta_mut().resource_version = Some(self.revision.to_string());
+            let last: Shared = Arc::new(last);
+            self.log::<K>(&last, true);
+        }
         if let Some(block) = gone.downcast_ref::<IPAMBlock>() {
             self.oracle.block_deleted(block);
         }
         true
+    }
+
+    // === watches ===
+
+    fn log<K: Object>(&mut self, object: &Shared, deleted: bool) {
+        let Some(log) = self.logs.get_mut(&TypeId::of::<K>()) else { return };
+        log.entries.push((self.revision, object.clone(), deleted));
+        log.newest.iter().for_each(|newest| newest.set(self.revision));
+    }
+
+    /// The version of everything.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The newest version of a kind that is watched from now on.
+    pub fn changes_of<K: Object>(&mut self) -> Arc<Signal<u64>> {
+        let log = self.logs.entry(TypeId::of::<K>()).or_default();
+        log.newest.get_or_insert_with(|| Arc::new(Signal::new(0))).clone()
+    }
+
+    /// What has happened since that version to the objects of a kind that are asked for.
+    pub fn changed_since<K: Object>(&self, revision: u64, selects: impl Fn(&K) -> bool) -> (u64, Vec<Changed<K>>) {
+        let log = self.logs.get(&TypeId::of::<K>());
+        let entries = log.map(|log| log.entries.as_slice()).unwrap_or_default();
+        let first = entries.partition_point(|(at, _, _)| *at <= revision);
+        let last = entries.last().map_or(revision, |(at, _, _)| revision.max(*at));
+        let wanted = entries[first..].iter().filter(|(_, object, _)| seen(object).is_some_and(&selects));
+        (last, wanted.map(|(_, object, deleted)| Changed { object: copy(object), deleted: *deleted }).collect())
     }
 
     fn check<K: Object>(&self, verb: &'static str, object: &K) -> Result<(), StoreError> {
@@ -185,14 +241,30 @@ impl Truth {
         if standing.map(|s| s.revision) != expected {
             return Swap::Lost(standing.cloned());
         }
+        let revision = self.store_claim(address, claim);
+        if let (Some(backups), Some(claim)) = (&mut self.backups, claim) {
+            backups.entry(address).or_default().push(claim.clone());
+        }
+        self.oracle.claim_written(address, claim);
+        Swap::Done(if claim.is_some() { revision } else { 0 })
+    }
+
+    fn store_claim(&mut self, address: IpAddr, claim: Option<&Claim>) -> i64 {
         let revision = self.claim_revision.value() + 1;
         match claim {
             Some(claim) => drop(self.claims.insert(address, Versioned { value: claim.clone(), revision })),
             None => drop(self.claims.remove(&address)),
         }
         self.claim_revision.set(revision);
-        self.oracle.claim_written(address, claim);
-        Swap::Done(if claim.is_some() { revision } else { 0 })
+        revision
+    }
+
+    /// Somebody writes a claim by hand, or takes it away; gives the revision that it had, and the one that it has.
+    pub fn harm_claim(&mut self, address: IpAddr, claim: Option<&Claim>) -> (Option<i64>, i64) {
+        let before = self.claims.get(&address).map(|standing| standing.revision);
+        let after = self.store_claim(address, claim);
+        self.oracle.claim_harmed(address, claim);
+        (before, if claim.is_some() { after } else { 0 })
     }
 
     /// Wakes whoever waits for a claim to change.

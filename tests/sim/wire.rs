@@ -78,6 +78,10 @@ impl Caller {
         Arc::new(Self { id: hash(&name), name, node, mortal: false, calls: AtomicU64::new(0), died: Notify::new() })
     }
 
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Runs a piece of work of this caller; `None` if it died at it.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
@@ -177,6 +181,13 @@ impl Wire {
             _ if self.is_cut() => unknown("the connection broke"),
             _ => outcome,
         }
+    }
+
+    /// Everything of a kind, and the version of which it is.
+    pub async fn list_at<K: Object>(&self) -> Result<(u64, Vec<K>), StoreError> {
+        let act = move |truth: &mut Truth| Ok((truth.revision(), truth.list::<K>("", 0)));
+        let (revision, found) = self.exchange("list", K::plural(&()).into_owned(), act).await?;
+        Ok((revision, found.iter().map(copy).collect()))
     }
 
     async fn list_as_of<K: Object>(&self, selector: &str, lag: u64) -> Result<Vec<K>, StoreError> {
