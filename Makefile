@@ -46,6 +46,9 @@ SCENARIOS_OF_AGENTS = embedded_agents embedded_objects_agents embedded_lock
 PART_NAMES = $(sort $(GATE) $(EVERYTHING))
 .PHONY: $(addprefix part-,$(PART_NAMES))
 
+# They run the program, which cargo does not build with the tests of another package.
+$(addprefix part-,embedded agents faults manifests rules kubelets kubelets-direct lock hammer chaos): build
+
 # Formatting, lints, licences.
 part-lint: lint
 
