@@ -884,7 +884,8 @@ async fn a_pod_of_two_families_keeps_one_address_while_another_block_is_looked_f
     assert!(given.len() == 2 && given[0].is_ipv4() && given[1].is_ipv6(), "{given:?}");
     let recorded = w.allocated().await.into_iter().filter(|(_, handle)| handle == "k8s-pod-network.d");
     let mut recorded: Vec<_> = recorded.map(|(address, _)| address).collect();
-    (given.sort(), recorded.sort());
+    given.sort();
+    recorded.sort();
     assert_eq!(recorded, given);
     w.assert_sound().await;
     w.del("n1", "d", "d").await.unwrap();
