@@ -859,11 +859,13 @@ async fn check_finds_what_was_put_on_record_ahead_of_the_container() {
 #[tokio::test]
 async fn a_pod_of_two_families_keeps_one_address_while_another_block_is_looked_for() {
     let mut w = World::new();
-    let v4 = json!([{"subnet": "10.244.0.0/16", "rangeStart": "10.244.0.10", "rangeEnd": "10.244.0.200"}]);
+    // Five addresses in each block of the one, four of the other.
+    let v4 = json!([{"subnet": "10.244.0.0/16", "rangeStart": "10.244.0.11", "rangeEnd": "10.244.0.20"}]);
     let v6 = json!([{"subnet": "fd00::/120", "rangeStart": "fd00::4", "rangeEnd": "fd00::f"}]);
     w.conf["ipam"] = json!({
         "type": "kube-ipam", "etcdConfig": {"etcdURL": "http://127.0.0.1:2379"}, "ranges": [v4, v6],
     });
+    w.pool("default-ipv4-ippool", json!({"cidr": "10.244.0.0/16", "blockSize": 29}));
     w.pool("default-ipv6-ippool", json!({"cidr": "fd00::/120", "blockSize": 126}));
     for pod in ["a", "b", "c", "d", "e"] {
         w.random(pod);
@@ -884,7 +886,8 @@ async fn a_pod_of_two_families_keeps_one_address_while_another_block_is_looked_f
     assert!(given.len() == 2 && given[0].is_ipv4() && given[1].is_ipv6(), "{given:?}");
     let recorded = w.allocated().await.into_iter().filter(|(_, handle)| handle == "k8s-pod-network.d");
     let mut recorded: Vec<_> = recorded.map(|(address, _)| address).collect();
-    (given.sort(), recorded.sort());
+    given.sort();
+    recorded.sort();
     assert_eq!(recorded, given);
     w.assert_sound().await;
     w.del("n1", "d", "d").await.unwrap();

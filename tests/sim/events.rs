@@ -107,6 +107,7 @@ fn act(sim: &Arc<Sim>, what: What) {
         }
         What::KillCollector => sim.collector_dies.notify_one(),
         What::RestoreClaim(which) => {
+            sim.seen("claims that were restored");
             let backups = sim.truth().backups.clone().unwrap_or_default();
             let all: Vec<_> = backups.iter().flat_map(|(of, values)| values.iter().map(|value| (*of, value))).collect();
             if let Some((address, claim)) = pick(which, &all) {
@@ -114,11 +115,14 @@ fn act(sim: &Arc<Sim>, what: What) {
             }
         }
         What::LoseClaim(which) => {
+            sim.seen("claims that were lost");
             let all: Vec<IpAddr> = sim.truth().backups.iter().flat_map(|all| all.keys().copied()).collect();
             pick(which, &all).into_iter().for_each(|address| harm_claim(sim, *address, None));
         }
         What::ChangeController(which) => {
-            let own: Vec<Arc<PodCell>> = alive.into_iter().filter(|pod| !pod.wanted.is_empty()).collect();
+            // A StatefulSet's pod would ask for another address under a controller that counts no ordinals.
+            let by_name = |pod: &PodCell| sim.plan.workloads[pod.workload].kind == Kind::StatefulSet;
+            let own: Vec<_> = alive.into_iter().filter(|pod| !pod.wanted.is_empty() && !by_name(pod)).collect();
             if let Some(pod) = pick(which, &own) {
                 tokio::spawn(controllers::change_controller(sim.clone(), pod.clone()));
             }

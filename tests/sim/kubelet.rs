@@ -216,6 +216,10 @@ impl Worker {
             let has = sim.truth().oracle.containers.get(&id).map(|c| c.addresses.clone()).unwrap_or_default();
             let missing = sim.hosts[node].check(&sim, &pod, &id, &has).await.unwrap_or_default();
             let mut truth = sim.truth();
+            // CHECK says so of a claim that somebody has just written by hand.
+            if missing.iter().any(|line| line.starts_with("the claim")) && truth.oracle.is_harmed(&has) {
+                return;
+            }
             if !missing.is_empty() && truth.oracle.containers.get(&id).is_some_and(|c| c.life == Life::Running) {
                 truth.oracle.fail("CHECK", format!("{id} runs, and CHECK says: {}", missing.join("; ")));
             }

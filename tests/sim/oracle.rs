@@ -264,6 +264,11 @@ impl Oracle {
         self.harmed.insert(address);
     }
 
+    /// Whether the claim of one of them was written by hand.
+    pub fn is_harmed(&self, addresses: &[IpAddr]) -> bool {
+        addresses.iter().any(|address| self.harmed.contains(address))
+    }
+
     pub fn claim_written(&mut self, address: IpAddr, claim: Option<&Claim>) {
         let before = match claim {
             Some(claim) => self.claims.insert(address, claim.clone()),

@@ -104,7 +104,8 @@ pub enum What {
     ChangeController(u64),
 }
 
-/// Harms that are not tried by default, as what they find is not mended yet: `HARMS=restored,lost,owner` tries them.
+/// Harms that come from outside. What is not tried by default finds what is not mended yet: `HARMS=restored,owner` tries
+/// it, too.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Harms {
     pub restored: bool,
@@ -113,7 +114,7 @@ pub struct Harms {
 }
 
 /// What is tried by default.
-const DEFAULT_HARMS: Harms = Harms { restored: false, lost: false, owner: false };
+const DEFAULT_HARMS: Harms = Harms { restored: false, lost: true, owner: false };
 
 impl Harms {
     fn tried() -> Self {
@@ -197,19 +198,22 @@ impl Plan {
         plan
     }
 
-    /// Each harm in an eighth of the seeds, which have runs like any others until it happens.
+    /// Each harm in an eighth of the seeds, which have runs like any others until it happens. Not drawn either.
     fn add_harms(&mut self, harms: Harms) {
-        let all: [(bool, u64, fn(u64) -> What); 3] = [
-            (harms.restored, 3, What::RestoreClaim),
-            (harms.lost, 4, What::LoseClaim),
-            (harms.owner, 5, What::ChangeController),
+        type Make = fn(u64) -> What;
+        let all: [(bool, [u64; 4], Make); 3] = [
+            (harms.restored, [4, 8, 21, 26], What::RestoreClaim),
+            (harms.lost, [6, 11, 13, 17], What::LoseClaim),
+            (harms.owner, [10, 14, 22, 25], What::ChangeController),
         ];
-        for (_, number, what) in all.into_iter().filter(|(tried, _, _)| *tried) {
-            let mut rng = Rng::new(mix(&[self.seed, number]));
-            let times = if rng.chance(125) { rng.between(1, 3) } else { 0 };
-            self.harms_claims |= times > 0 && number != 5;
+        for (tried, seeds, what) in all {
+            if !tried || !seeds.contains(&(self.seed % 32)) {
+                continue;
+            }
+            let mut rng = Rng::new(mix(&[self.seed, 3]));
             let harm = |_| Action { at: rng.between(4_000, EVENTFUL), what: what(rng.next()) };
-            self.actions.extend((0..times).map(harm));
+            self.actions.extend((0..1 + self.seed % 3).map(harm));
+            self.harms_claims |= !matches!(what(0), What::ChangeController(_));
         }
         self.actions.sort_by_key(|action| action.at);
     }
