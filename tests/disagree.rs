@@ -5,16 +5,19 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::town::Town;
 use common::{World, attachment, ip};
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube_ipam::claim::{Claim, Obstacle};
 use kube_ipam::collector::Kind;
 use kube_ipam::driver::{CONTAINERS_POD_KEY, Driver, Error, Impasse};
 use kube_ipam::store::cached::{Cached, Shelves};
+use kube_ipam::store::faulty::Faults;
 use kube_ipam::store::{Ledger as _, Swap};
 use serde_json::json;
 
@@ -124,6 +127,27 @@ async fn of_several_addresses_restored_claims_give_each_back_to_the_pod_that_has
     assert!(claim(&world, FIXED).await.is_held_by("c1", "eth0"));
     assert!(claim(&world, "10.244.0.217").await.is_held_by("c2", "eth0"));
     assert_eq!(world.allocated().await.len(), 2);
+    world.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_add_that_stood_still_during_a_restore_displaces_no_later_sandbox_of_its_pod() {
+    let world = World::new();
+    let backup = moved_on(&world).await;
+    // So that the ADD that stands still has the later generation.
+    let ahead = Claim { generation: 50, ..claim(&world, FIXED).await };
+    restore(&world, FIXED, Some(&ahead)).await;
+    let (other, stood) = (world.clone(), AtomicBool::new(false));
+    let faults = Faults::new(move |call| {
+        if call.verb == "create" && call.object.starts_with("ipamhandles") && !stood.swap(true, Relaxed) {
+            restore(&other, FIXED, Some(&backup)).now_or_never().unwrap();
+            other.add("n1", "live", "c4").now_or_never().unwrap().unwrap();
+        }
+        None
+    });
+    common::add(&world.faulty(&faults), &world.net(), "n1", "live", "c3").await.unwrap_err();
+    assert_eq!(world.allocated().await, [(ip(FIXED), "k8s-pod-network.c4".to_owned())]);
+    assert!(claim(&world, FIXED).await.is_held_by("c4", "eth0"));
     world.assert_sound().await;
 }
 

@@ -11,10 +11,11 @@ use std::time::Duration;
 use calico::{BlockAffinity, ClusterInformation, IPAMHandle};
 use common::town::Town;
 use common::{World, attachment, ip};
+use futures::future::{BoxFuture, FutureExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube_ipam::claim::Claim;
 use kube_ipam::collector::Kind;
-use kube_ipam::driver::{Attachment, ClaimFate, Error, NotClaimed, NotWithdrawn, PodRef, Shown, Wanted};
+use kube_ipam::driver::{Attachment, ClaimFate, Error, Gate, NotClaimed, NotWithdrawn, Pass, PodRef, Shown, Wanted};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::faulty::{Call, Fault, Faults};
 use kube_ipam::store::{Failure, Ledger as _, TRUSTED, Versioned};
@@ -121,13 +122,27 @@ async fn the_deletion_of_a_released_handle_waits() {
     wait_for(&world, async || world.driver().finish_handle(handle.clone()).await).await;
 }
 
+/// A node whose notes say that container `c` has what is on record for any pod.
+struct Noted;
+
+impl Gate for Noted {
+    fn pass(&self) -> BoxFuture<'_, Pass> {
+        std::future::ready(Pass::new(false, None)).boxed()
+    }
+
+    fn container_of(&self, _pod_uid: &str) -> Option<String> {
+        Some("c".to_owned())
+    }
+}
+
 #[tokio::test]
 async fn the_naming_of_a_claims_container_waits() {
     let world = World::new();
     world.fixed("f", "app", FIXED);
     let net = world.net();
     world.driver().add(&of_pod(&net, "f", "uid-of-f", "").ahead()).await.unwrap();
-    let name = async || world.driver().name_container(ip(FIXED), "uid-of-f", "c", "eth0").await;
+    let named = || world.driver().gated(std::sync::Arc::new(Noted));
+    let name = async || named().name_container(ip(FIXED), "uid-of-f", "c", "eth0").await;
     wait_for(&world, name).await;
 }
 

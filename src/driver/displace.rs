@@ -164,9 +164,20 @@ impl Recorded {
 
     fn gives_way(&self, right: &Right, network: &str) -> Option<Judged> {
         let superseded = right.superseded.as_ref().is_some_and(|holder| is_holders(&self.attribute, network, holder));
+        let earlier = self.is_of_asker(right) && !self.is_later(right);
+        (superseded || earlier).then(|| self.judged.clone())
+    }
+
+    /// Whether the asking pod itself has the address.
+    fn is_of_asker(&self, right: &Right) -> bool {
         let asker = right.claim.value.holder.as_ref();
-        let own = !self.holder.pod_uid.is_empty() && asker.is_some_and(|asker| asker.pod_uid == self.holder.pod_uid);
-        (superseded || own).then(|| self.judged.clone())
+        !self.holder.pod_uid.is_empty() && asker.is_some_and(|asker| asker.pod_uid == self.holder.pod_uid)
+    }
+
+    /// Whether the entry was made after the claim was taken: of two sandboxes of a pod, both on one node and by one clock,
+    /// the later one lives.
+    fn is_later(&self, right: &Right) -> bool {
+        right.claim.value.holder.as_ref().is_none_or(|asker| self.holder.since > asker.since)
     }
 }
 
@@ -309,8 +320,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let (pod, node) =
             tokio::try_join!(self.pod_of(&recorded), self.objects.fresh::<Node>(None, &recorded.holder.node))?;
         recorded.identify(pod.as_ref());
-        // The asking pod has the name by now.
-        let own = right.claim.value.holder.as_ref().is_some_and(|holder| holder.pod_uid == recorded.holder.pod_uid);
+        let own = recorded.is_of_asker(right);
+        if own && recorded.is_later(right) {
+            return Err(Error::Superseded(recorded.address));
+        }
         let pod_state = if own { PodState::Gone } else { pod_state(pod.as_ref(), &recorded.holder.pod_uid) };
         let evidence =
             Evidence { pod: pod_state, node: node_state(node.as_ref(), None), in_block: true, elsewhere: false };
