@@ -284,7 +284,7 @@ async fn the_collector_mends_what_a_restored_or_edited_claim_says() {
         let repairs = town.rounds_for(120).await;
         assert!(repairs.iter().any(|repair| repair.kind == Kind::ClaimMended), "{repairs:#?}");
         let claim = claim(&town.world, FIXED).await;
-        assert!(claim.is_held_by("c2", "eth0") && claim.generation == 1, "{claim:?}");
+        assert!(claim.is_held_by("c2", "eth0") && claim.generation == generation, "{claim:?}");
         town.assert_clean().await;
         assert_eq!(town.world.allocated().await, [(ip(FIXED), "k8s-pod-network.c2".to_owned())]);
     }

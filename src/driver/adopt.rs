@@ -88,7 +88,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// False if the entry is not the expected one any more.
-    async fn mark_fixed(
+    pub(super) async fn mark_fixed(
         &self,
         claim: &Claim,
         cidr: IpNetwork,

@@ -6,13 +6,15 @@
 //! rewritten from that entry.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use calico::{AllocationAttribute, Entry, IPAMBlock, cidr_name};
+use calico::{AllocationAttribute, Entry, Expect, IPAMBlock, cidr_name};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 use serde_json::Map;
+use tokio::time::Instant;
 
 use super::claims::{Blocked, CLAIMS, Candidate, is_holders};
 use super::converge::Backoff;
@@ -23,6 +25,9 @@ use crate::audit::view::own_addresses;
 use crate::claim::{Claim, Evidence, Fencing, Holder, Obstacle, PodState, Standing, standing};
 use crate::pod::Owner;
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
+
+/// Time for the entry to get the generation of a claim that was rewritten from it.
+const MARK_TIME: Duration = Duration::from_secs(3);
 
 /// A block's entry for a fixed address.
 #[derive(Debug, Clone)]
@@ -115,7 +120,7 @@ impl Recorded {
         })
     }
 
-    /// The claim as the entry tells it, the generation included. `owner` is the workload of the entry's pod, if that is known; else the claim keeps
+    /// The claim as the entry tells it; its generation never falls. `owner` is the workload of the entry's pod, if that is known; else the claim keeps
     /// its own, and a missing one gets `otherwise`.
     pub(crate) fn mended(
         &self,
@@ -138,7 +143,7 @@ impl Recorded {
         Claim {
             owner: owner.unwrap_or_else(|| before.owner.clone()),
             holder: Some(self.holder.clone()),
-            generation: self.generation,
+            generation: before.generation.max(self.generation),
             contested: None,
             ..before
         }
@@ -267,9 +272,18 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let owner = Owner::of(&pod)?;
         let mended = recorded.mended(claim, Some(owner.clone()), &owner, self.now());
         match ledger.swap(address, before.as_ref().map(|before| before.revision), Some(&mended)).await? {
-            Swap::Done(_) => Ok(true),
+            Swap::Done(_) => self.mark_mended(&mended, &recorded, cidr).await.map(|()| true),
             Swap::Lost(_) => Ok(false),
         }
+    }
+
+    /// Lets the entry bear the generation of the claim that was rewritten from it, which never falls.
+    async fn mark_mended(&self, claim: &Claim, recorded: &Recorded, cidr: &IpNetwork) -> Result<(), Error> {
+        if claim.generation == recorded.generation {
+            return Ok(());
+        }
+        let Judged { handle, sequence } = recorded.judged.clone();
+        self.mark_fixed(claim, *cidr, &Expect { handle, sequence }, Instant::now() + MARK_TIME).await.map(drop)
     }
 
     /// The entry's pod, if it still exists, by a live read.
@@ -306,7 +320,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
         match self.examine_entry(attachment, right, recorded).await? {
             Verdict::GivesWay(judged) => Ok(Some(judged)),
-            Verdict::Keeps(occupant) => Err(self.yield_to(right, *occupant).await?),
+            Verdict::Keeps(occupant) => Err(self.yield_to(right, *occupant, cidr).await?),
         }
     }
 
@@ -343,7 +357,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Gives the claim to the pod that has the address, and tells why the ADD fails.
-    async fn yield_to(&self, right: &Right, occupant: Occupant) -> Result<Error, StoreError> {
+    async fn yield_to(&self, right: &Right, occupant: Occupant, cidr: &IpNetwork) -> Result<Error, Error> {
         let Occupant { recorded, obstacle, evidence, pod } = occupant;
         let (before, address) = (&right.claim.value, recorded.address);
         let owner = pod.as_ref().and_then(|pod| Owner::of(pod).ok());
@@ -352,12 +366,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             && let Swap::Done(_) = ledger.swap(address, Some(right.claim.revision), Some(&mended)).await?
         {
             self.observer.mended(Some(before), &mended);
+            self.mark_mended(&mended, &recorded, cidr).await?;
         }
         let blocked = Blocked { claim: mended, obstacle, evidence: Some(evidence), same_template: None };
         Ok(Error::Impasse(Box::new(Impasse {
             asker: before.owner.clone(),
             pod: before.holder.as_ref().map(|holder| holder.pod.clone()).unwrap_or_default(),
-            waited: std::time::Duration::ZERO,
+            waited: Duration::ZERO,
             blocked: vec![blocked],
         })))
     }
