@@ -22,6 +22,7 @@ use kube_ipam::claim::Claim;
 use kube_ipam::conflist::plugin_conf;
 use kube_ipam::driver::{Attachment, Driver, GatedDriver, PodRef};
 use kube_ipam::netconf::NetConf;
+use kube_ipam::store::cluster::ClusterId;
 use kube_ipam::store::etcd::EtcdLedger;
 use kube_ipam::store::kube::KubeStore;
 use kube_ipam::store::{Ledger as _, Object, Objects as _, Swap, Versioned};
@@ -103,7 +104,9 @@ impl Ground {
         std::fs::write(&conflist, list.to_string()).unwrap();
         let net = NetConf::parse(&plugin_conf(&list, "kube-ipam").unwrap(), "kube-ipam").unwrap();
         let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap();
-        let ledger = EtcdLedger::open(net.ipam.etcd.as_ref().unwrap(), &net.ipam.network).await.unwrap();
+        let cluster_id = ClusterId::new(store.clone());
+        let etcd = net.ipam.etcd.as_ref().unwrap();
+        let ledger = EtcdLedger::open(etcd, &net.ipam.network, &cluster_id).await.unwrap();
         let ground = Self { client: cluster.client("test").unwrap(), cluster, store, ledger, net, conflist };
         ground.fill().await;
         ground

@@ -7,8 +7,11 @@ use std::time::Duration;
 use e2e::embedded::apiserver::{Fault, Match};
 use e2e::embedded::{Cluster, Options};
 use etcd_client::Permission;
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube_ipam::claim::Claim;
 use kube_ipam::netconf::EtcdConfig;
+use kube_ipam::store::cluster::ClusterId;
 use kube_ipam::store::etcd::EtcdLedger;
 use kube_ipam::store::ipclaim::{IPClaim, IPClaimLedger, object_name};
 use kube_ipam::store::kube::KubeStore;
@@ -30,6 +33,11 @@ fn config(cluster: &Cluster) -> EtcdConfig {
         username: None,
         password_file: None,
     }
+}
+
+/// Which cluster it is, as a process of it finds out.
+async fn id(cluster: &Cluster) -> ClusterId {
+    ClusterId::new(KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap())
 }
 
 #[tokio::test]
@@ -75,9 +83,226 @@ async fn a_long_list_is_read_in_pages_of_one_moment() {
 async fn the_ledger_in_etcd_keeps_the_contract() {
     let cluster = cluster(true).await;
     let config = config(&cluster);
-    let ledger = EtcdLedger::open(&config, "conformance").await.unwrap();
+    let ledger = EtcdLedger::open(&config, "conformance", &id(&cluster).await).await.unwrap();
     conformance::ledger(&ledger, "10.0.0.1".parse().unwrap()).await.unwrap();
     conformance::one_claimant_wins(&ledger, "10.0.0.2".parse().unwrap(), 8).await.unwrap();
+}
+
+/// Two clusters that keep their claims in the etcd of the first, both under the default prefix.
+struct Shared {
+    one: Cluster,
+    two: Cluster,
+}
+
+impl Shared {
+    async fn start() -> Self {
+        let start = |etcd| async move {
+            let (crds, nodes) = (e2e::crds(), vec!["n1".to_owned()]);
+            Cluster::start(Options { crds, nodes, etcd, without_controllers: true, ..Default::default() })
+                .await
+                .unwrap()
+        };
+        let (one, two) = tokio::join!(start(true), start(false));
+        Self { one, two }
+    }
+
+    async fn ledger(&self, cluster: &Cluster) -> EtcdLedger {
+        EtcdLedger::open(&config(&self.one), "net", &id(cluster).await).await.unwrap()
+    }
+
+    async fn ledgers(&self) -> (EtcdLedger, EtcdLedger) {
+        (self.ledger(&self.one).await, self.ledger(&self.two).await)
+    }
+
+    /// What etcd has under a key, and the revision of its last write of anything.
+    async fn stored(&self, key: &str) -> (Option<String>, i64) {
+        let mut etcd = self.one.etcd().unwrap().client().await.unwrap();
+        let answer = etcd.get(key, None).await.unwrap();
+        let value = answer.kvs().first().map(|pair| pair.value_str().unwrap().to_owned());
+        (value, answer.header().unwrap().revision())
+    }
+
+    async fn marker(&self) -> Option<String> {
+        self.stored(MARKER).await.0
+    }
+
+    /// Writes a claim as a version did that knew no marker.
+    async fn put_old(&self, claim: &Claim) {
+        let mut etcd = self.one.etcd().unwrap().client().await.unwrap();
+        let key = format!("/kube-ipam/v1/net/claims/{}", claim.address);
+        etcd.put(key, serde_json::to_vec(claim).unwrap(), None).await.unwrap();
+    }
+
+    /// A claim whose holder is on node n1 of `cluster`.
+    async fn held_in(&self, cluster: &Cluster, address: &str) -> Claim {
+        let node: Node = Api::all(cluster.client("test").unwrap()).get("n1").await.unwrap();
+        let mut claim = conformance::sample(ip(address), "a");
+        claim.holder.as_mut().unwrap().node_uid = node.metadata.uid;
+        claim
+    }
+
+    /// Every call on a ledger is refused alike, and writes nothing.
+    async fn assert_refused(&self, ledger: &EtcdLedger, address: &str, words: &[&str]) {
+        let (address, before) = (ip(address), self.stored(MARKER).await);
+        let claim = conformance::sample(address, "intruder");
+        let standing = self.revision(address).await;
+        for error in [
+            ledger.read(address).await.unwrap_err(),
+            ledger.all().await.unwrap_err(),
+            ledger.swap(address, None, Some(&claim)).await.unwrap_err(),
+            ledger.swap(address, standing, Some(&claim)).await.unwrap_err(),
+            ledger.swap(address, standing, None).await.unwrap_err(),
+        ] {
+            let said = error.to_string();
+            assert!(matches!(error.failure, Failure::Foreign(_)) && !error.is_transient(), "{said}");
+            assert!(words.iter().all(|word| said.contains(word)) && said.contains("etcdPrefix"), "{said}");
+        }
+        assert_eq!(self.stored(MARKER).await, before);
+    }
+
+    async fn revision(&self, address: IpAddr) -> Option<i64> {
+        let mut etcd = self.one.etcd().unwrap().client().await.unwrap();
+        let answer = etcd.get(format!("/kube-ipam/v1/net/claims/{address}"), None).await.unwrap();
+        answer.kvs().first().map(|pair| pair.mod_revision())
+    }
+}
+
+const MARKER: &str = "/kube-ipam/v1/net/cluster";
+
+#[tokio::test]
+async fn a_ledger_in_etcd_is_of_the_cluster_that_first_writes_to_it() {
+    let shared = Shared::start().await;
+    let (one, two) = shared.ledgers().await;
+    let (one_id, two_id) = (id(&shared.one).await, id(&shared.two).await);
+    let uids = [one_id.uid().await.unwrap(), two_id.uid().await.unwrap()];
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    // Nobody has to write in order to read.
+    for ledger in [&one, &two] {
+        assert_eq!((ledger.read(claim.address).await.unwrap(), ledger.all().await.unwrap()), (None, Vec::new()));
+    }
+    assert_eq!(shared.marker().await, None);
+    let Swap::Done(revision) = one.swap(claim.address, None, Some(&claim)).await.unwrap() else { panic!("lost") };
+    assert_eq!(shared.marker().await.as_deref(), Some(uids[0]));
+    shared.assert_refused(&two, "10.0.0.1", &uids).await;
+    shared.assert_refused(&two, "10.0.0.2", &uids).await;
+    assert!(matches!(one.swap(claim.address, Some(revision), None).await.unwrap(), Swap::Done(0)));
+    // An empty ledger is still somebody's.
+    shared.assert_refused(&two, "10.0.0.1", &uids).await;
+
+    let elsewhere = EtcdConfig { prefix: "/kube-ipam/two".into(), ..config(&shared.one) };
+    let elsewhere = EtcdLedger::open(&elsewhere, "net", &two_id).await.unwrap();
+    conformance::ledger(&elsewhere, claim.address).await.unwrap();
+    conformance::ledger(&one, claim.address).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_marker_costs_no_request_once_it_is_there() {
+    let shared = Shared::start().await;
+    let ledger = shared.ledger(&shared.one).await;
+    let etcd = shared.one.etcd().unwrap();
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
+    let (calls, before) = (shared.one.server().calls().mark(), etcd.requests().unwrap());
+    let standing = ledger.read(claim.address).await.unwrap().unwrap();
+    assert_eq!(ledger.all().await.unwrap(), std::slice::from_ref(&standing));
+    ledger.swap(claim.address, Some(standing.revision), Some(&claim.released())).await.unwrap();
+    ledger.swap(claim.address, Some(standing.revision), None).await.unwrap();
+    assert_eq!(etcd.requests().unwrap() - before, 4);
+    assert_eq!(shared.one.server().calls().after(calls).len(), 0);
+}
+
+#[tokio::test]
+async fn claims_of_before_there_were_markers_are_of_the_cluster_whose_nodes_they_name() {
+    let shared = Shared::start().await;
+    let (one, two) = shared.ledgers().await;
+    let one_id = id(&shared.one).await;
+    let held = shared.held_in(&shared.one, "10.0.0.1").await;
+    let idle = conformance::sample(ip("10.0.0.2"), "b").released();
+    shared.put_old(&held).await;
+    shared.put_old(&idle).await;
+    // Even if both clusters have a workload of the owner's name.
+    let pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "main", "image": "none"}]}});
+    shared.two.server().create("/api/v1/namespaces/default/pods", &pod).unwrap();
+    let node_uid = held.holder.as_ref().unwrap().node_uid.clone().unwrap();
+    shared.assert_refused(&two, "10.0.0.1", &["pod a", "node n1", &node_uid]).await;
+    assert_eq!(shared.marker().await, None);
+
+    assert_eq!(one.read(held.address).await.unwrap().unwrap().value, held);
+    assert_eq!(shared.marker().await.as_deref(), Some(one_id.uid().await.unwrap()));
+    assert_eq!(one.all().await.unwrap().len(), 2);
+    shared.assert_refused(&two, "10.0.0.1", &[one_id.uid().await.unwrap()]).await;
+}
+
+#[tokio::test]
+async fn claims_that_nobody_holds_are_of_the_cluster_that_has_an_owner_or_takes_the_first_of_them() {
+    let shared = Shared::start().await;
+    let (one, two) = shared.ledgers().await;
+    let (one_id, two_id) = (id(&shared.one).await, id(&shared.two).await);
+    let idle = conformance::sample(ip("10.0.0.1"), "a").released();
+    shared.put_old(&idle).await;
+    // Nothing tells. They can be read, but not removed, as the collector of either cluster would.
+    let standing = two.read(idle.address).await.unwrap().unwrap();
+    assert_eq!(two.all().await.unwrap(), std::slice::from_ref(&standing));
+    let error = two.swap(idle.address, Some(standing.revision), None).await.unwrap_err();
+    assert!(matches!(&error.failure, Failure::Foreign(why) if why.contains("unknown cluster")), "{error}");
+    assert_eq!((shared.marker().await, two.all().await.unwrap().len()), (None, 1));
+
+    let pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "main", "image": "none"}]}});
+    shared.one.server().create("/api/v1/namespaces/default/pods", &pod).unwrap();
+    assert_eq!(one.all().await.unwrap().len(), 1);
+    assert_eq!(shared.marker().await.as_deref(), Some(one_id.uid().await.unwrap()));
+
+    let mut etcd = shared.one.etcd().unwrap().client().await.unwrap();
+    etcd.delete(MARKER, None).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(shared.one.client("test").unwrap(), "default");
+    pods.delete("a", &DeleteParams::default().grace_period(0)).await.unwrap();
+    assert!(matches!(two.swap(ip("10.0.0.2"), None, Some(&idle)).await.unwrap(), Swap::Done(_)));
+    assert_eq!(shared.marker().await.as_deref(), Some(two_id.uid().await.unwrap()));
+    assert!(one.all().await.is_err());
+}
+
+#[tokio::test]
+async fn of_clusters_that_mark_a_ledger_at_the_same_time_exactly_one_gets_it() {
+    let shared = Shared::start().await;
+    let mut etcd = shared.one.etcd().unwrap().client().await.unwrap();
+    let mut winners = [0, 0];
+    for round in 0..20 {
+        let (one, two) = shared.ledgers().await;
+        let claims = [format!("10.0.{round}.1"), format!("10.0.{round}.2")].map(|a| conformance::sample(ip(&a), "a"));
+        let (first, second) = tokio::join!(
+            one.swap(claims[0].address, None, Some(&claims[0])),
+            two.swap(claims[1].address, None, Some(&claims[1])),
+        );
+        let outcomes = [first, second];
+        let won: Vec<usize> = (0..2).filter(|n| matches!(outcomes[*n], Ok(Swap::Done(_)))).collect();
+        assert_eq!(won.len(), 1, "{outcomes:?}");
+        let loser = outcomes[1 - won[0]].as_ref().unwrap_err();
+        assert!(matches!(loser.failure, Failure::Foreign(_)), "{loser}");
+        let ledger = [&one, &two][won[0]];
+        assert_eq!(ledger.all().await.unwrap().len(), 1);
+        winners[won[0]] += 1;
+        etcd.delete("/kube-ipam/v1/net/", Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
+    }
+    assert_eq!(winners.iter().sum::<usize>(), 20);
+}
+
+#[tokio::test]
+async fn a_cluster_whose_kube_system_cannot_be_read_is_told_so() {
+    let shared = Shared::start().await;
+    let faults = shared.one.server().faults();
+    let forbidden = Fault::Status { code: 403, retry_after: None };
+    let struck = faults.on(Match::on("get", "namespaces"), forbidden, 1);
+    let error = EtcdLedger::open(&config(&shared.one), "net", &id(&shared.one).await).await.err().unwrap();
+    assert_eq!(struck.hits(), 1);
+    let said = error.to_string();
+    assert!(matches!(error.failure, Failure::Unidentified(_)) && !error.is_transient(), "{said}");
+    assert!(said.contains("namespaces kube-system") && said.contains("not allowed"), "{said}");
+    // What passes by itself is tried again.
+    let cluster = id(&shared.one).await;
+    faults.on(Match::on("get", "namespaces"), Fault::Status { code: 503, retry_after: None }, 1);
+    let error = EtcdLedger::open(&config(&shared.one), "net", &cluster).await.err().unwrap();
+    assert!(error.is_transient(), "{error}");
+    EtcdLedger::open(&config(&shared.one), "net", &cluster).await.unwrap();
 }
 
 async fn ledger_of_objects(cluster: &Cluster, network: &str) -> IPClaimLedger {
@@ -224,17 +449,17 @@ async fn an_etcd_with_passwords_lets_in_whom_the_configuration_names() {
     ask_for_passwords(&cluster).await;
     let address = "10.0.0.1".parse().unwrap();
 
-    let nobody = EtcdLedger::open(&config(&cluster), "net").await.unwrap();
+    let nobody = EtcdLedger::open(&config(&cluster), "net", &id(&cluster).await).await.unwrap();
     let error = nobody.read(address).await.unwrap_err();
     assert!(matches!(error.failure, Failure::Refused(_) | Failure::Denied(_)), "{error}");
 
     let file = cluster.directory().join("password");
     let named = EtcdConfig { username: Some("ipam".into()), password_file: Some(file.clone()), ..config(&cluster) };
     std::fs::write(&file, "wrong\n").unwrap();
-    let error = EtcdLedger::open(&named, "net").await.err().unwrap();
+    let error = EtcdLedger::open(&named, "net", &id(&cluster).await).await.err().unwrap();
     assert!(matches!(&error.failure, Failure::Denied(why) if why.contains("etcdUsername ipam")), "{error}");
 
     std::fs::write(&file, "s3 cret\n").unwrap();
-    let ledger = EtcdLedger::open(&named, "net").await.unwrap();
+    let ledger = EtcdLedger::open(&named, "net", &id(&cluster).await).await.unwrap();
     conformance::ledger(&ledger, address).await.unwrap();
 }

@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::netconf::{EtcdConfig, NetConf};
+use crate::service::state::State;
 use crate::store::LazyLedger;
-use crate::store::kube::KubeStore;
+use crate::store::cluster::{ClusterId, Memory as _};
+use crate::store::kube::{KubeStore, origin};
 
 /// Ledgers by how they are reached and by network.
 pub(super) struct Ledgers {
-    /// For claims that are Kubernetes objects. What the agent has heard of the cluster is not asked: claims
-    /// are always read live.
-    store: KubeStore,
+    /// The cluster, whose API server has the claims that are Kubernetes objects. What the agent has heard of the cluster
+    /// is not asked: claims are always read live.
+    cluster: Arc<ClusterId>,
     open: Mutex<HashMap<String, Open>>,
 }
 
@@ -24,7 +26,7 @@ struct Open {
 
 impl Ledgers {
     pub(super) fn new(store: KubeStore) -> Self {
-        Self { store, open: Mutex::default() }
+        Self { cluster: Arc::new(ClusterId::new(store)), open: Mutex::default() }
     }
 
     /// The ledger of a configuration; opened anew when a certificate or password was renewed.
@@ -35,10 +37,23 @@ impl Ledgers {
         match open.get(&key).filter(|known| known.files == files) {
             Some(known) => known.ledger.clone(),
             None => {
-                let ledger = Arc::new(LazyLedger::of(&net.ipam, &self.store));
+                let ledger = Arc::new(LazyLedger::of_cluster(&net.ipam, &self.cluster));
                 open.insert(key, Open { files, ledger: ledger.clone() });
                 ledger
             }
+        }
+    }
+}
+
+impl Ledgers {
+    /// Notes which cluster this is, for plugins of this node that go on without the agent: they need not ask then.
+    pub(super) async fn note_cluster(&self, net: &NetConf, state: &State) {
+        let Some(kubeconfig) = net.kubeconfig.as_ref().filter(|_| net.ipam.etcd.is_some()) else { return };
+        // The file may be the plugin's alone.
+        let Ok(config) = KubeStore::config(kubeconfig, None).await else { return };
+        match self.cluster.uid().await {
+            Ok(uid) => state.remember(&origin(&config), uid),
+            Err(error) => tracing::debug!(%error, "which cluster this is could not be noted for the plugin"),
         }
     }
 }

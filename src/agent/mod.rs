@@ -184,6 +184,7 @@ impl Agent {
         background.spawn(agent.clone().follow_pods(pods));
         background.spawn(agent.clone().drop_handles(handles));
         background.spawn(agent.clone().clean_up(listed));
+        background.spawn(agent.clone().note_cluster());
         agent.resume_releases();
         if let Some(files) = agent.options.files.clone() {
             background.spawn(agent.clone().keep_files(files));
@@ -252,6 +253,13 @@ impl Agent {
         }
         if self.options.take_ahead {
             self.sweep().await;
+        }
+    }
+
+    /// Once, for the plugin.
+    async fn note_cluster(self: Arc<Self>) {
+        if let Some(net) = network::default_network(&self.options.cni_conf_dir) {
+            self.ledgers.note_cluster(&net, &self.state).await;
         }
     }
 

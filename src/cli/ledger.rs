@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use super::connect::Site;
+use crate::store::cluster::ClusterId;
 use crate::store::etcd::EtcdLedger;
 use crate::store::ipclaim::IPClaimLedger;
 use crate::store::kube::KubeStore;
@@ -70,7 +71,10 @@ impl Site {
     /// The ledger of that kind.
     pub(super) async fn ledger_of(&self, kind: LedgerKind, store: &KubeStore) -> Result<AnyLedger> {
         match (kind, &self.etcd) {
-            (LedgerKind::Etcd, Some(etcd)) => Ok(AnyLedger::Etcd(EtcdLedger::open(etcd, &self.network).await?)),
+            (LedgerKind::Etcd, Some(etcd)) => {
+                let cluster = ClusterId::new(store.clone());
+                Ok(AnyLedger::Etcd(EtcdLedger::open(etcd, &self.network, &cluster).await?))
+            }
             (LedgerKind::Etcd, None) => bail!("no etcd is named; give --etcd-url, or --conflist with an etcdConfig"),
             (LedgerKind::Objects, _) => {
                 let claims = self.claims(store);

@@ -19,7 +19,7 @@ use super::edit::Whose;
 use super::release::HeldBy;
 use super::{Attachment, Driver, Error, INTERFACE_KEY, Trace, handle, handle_of};
 use crate::netconf::Attachment as Valid;
-use crate::store::{Ledger, Objects, if_any};
+use crate::store::{Ledger, Objects, if_ours};
 
 /// A container's leftovers that were released.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         begun: Timestamp,
     ) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
-        for claim in if_any(ledger.all().await)?.unwrap_or_default() {
+        for claim in if_ours(ledger.all().await)?.unwrap_or_default() {
             let Some(holder) = claim.value.holder.as_ref().filter(|h| h.node == attachment.node) else { continue };
             let recorded = |b: &IPAMBlock| matches!(b.spec.entry(claim.value.address), Entry::Used { .. });
             let handle = handle_of(&attachment.net.network, &holder.container_id);

@@ -16,7 +16,7 @@ use super::converge::{Backoff, Known, Step};
 use super::edit::{Edit, Outcome, Release, Whose};
 use super::{Attachment, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::Claim;
-use crate::store::{Ledger, Objects, Swap, Versioned, if_any};
+use crate::store::{Ledger, Objects, Swap, Versioned, if_ours};
 
 /// Time for the deletion of a handle that nobody waits for.
 const FINISH_TIME: Duration = Duration::from_secs(30);
@@ -181,7 +181,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(());
         };
         if freed.is_empty() {
-            let all = if_any(ledger.all().await)?.unwrap_or_default();
+            let all = if_ours(ledger.all().await)?.unwrap_or_default();
             for claim in all.into_iter().filter(|c| holds(&c.value, held)) {
                 self.give_back(ledger, &claim.value, held, deadline).await?;
             }
@@ -195,7 +195,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Gives back the claims of a container that no handle leads to: its ADD died before it made one.
     async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
-        let all = if_any(ledger.all().await)?.unwrap_or_default();
+        let all = if_ours(ledger.all().await)?.unwrap_or_default();
         for claim in all.into_iter().filter(|c| holds(&c.value, held)) {
             self.give_up_claim(&claim, held, deadline).await?;
         }
@@ -287,7 +287,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         deadline: Instant,
     ) -> Result<(), Error> {
         let mut backoff = Backoff::new(deadline);
-        let Some(mut standing) = if_any(ledger.read(address).await)? else {
+        let Some(mut standing) = if_ours(ledger.read(address).await)? else {
             no_claim(address);
             return Ok(());
         };
@@ -356,7 +356,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
 /// The ledger in which the address was claimed is not named any more, or its kind was deleted.
 fn no_claim(address: IpAddr) {
-    tracing::warn!(%address, "a fixed address was released, but its claim was not: there is no ledger any more");
+    tracing::warn!(%address, "a fixed address was released, but its claim was not: there is no ledger of this cluster");
 }
 
 /// By the container, or by the pod as long as the claim names no container.

@@ -6,7 +6,7 @@ use super::snapshot::check_coverage;
 use super::{Driver, Error, Exhaustion};
 use crate::netconf::NetConf;
 use crate::range::RangeSet;
-use crate::store::{Ledger, Objects, if_any};
+use crate::store::{Ledger, Objects, if_ours};
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Asks both stores and looks for a free address in every configured family.
@@ -21,8 +21,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.may_write(),
         )?;
         if let Some(ledger) = &self.ledger {
-            // Without one only fixed addresses are refused.
-            if_any(ledger.all().await)?;
+            // Without one, or with another cluster's, only fixed addresses are refused.
+            if_ours(ledger.all().await)?;
         }
         let reservations = Reservations::new(&reservations);
         let config = config.map_or_else(IPAMConfigSpec::default, |c| c.spec);

@@ -13,6 +13,7 @@ use crate::driver::{Driver, GatedDriver};
 use crate::netconf::NetConf;
 use crate::service::state::State;
 use crate::service::{Call, Served, log_answer, node_name_for, unserved};
+use crate::store::cluster::ClusterId;
 use crate::store::kube::KubeStore;
 use crate::store::{LazyLedger, choose_tls};
 
@@ -54,12 +55,12 @@ async fn dispatch(invocation: &Invocation, net: &NetConf) -> Result<Served, CniE
     let fault = |error| unserved(invocation.verb, error);
     let node = node_name_for(invocation.verb, net).map_err(fault)?;
     let state = Arc::new(State::open(&net.ipam.state_dir));
-    let driver = driver(net).await.map_err(fault)?.gated(state.clone());
+    let driver = driver(net, &state).await.map_err(fault)?.gated(state.clone());
     let gone = || TERMINATED.load(Ordering::Relaxed);
     Call { invocation, net, node: &node, state: &state, gone: &gone, taken: None }.run(&driver).await
 }
 
-async fn driver(net: &NetConf) -> Result<GatedDriver<KubeStore, LazyLedger>, CniError> {
+async fn driver(net: &NetConf, state: &Arc<State>) -> Result<GatedDriver<KubeStore, LazyLedger>, CniError> {
     let Some(kubeconfig) = &net.kubeconfig else {
         return Err(CniError::new(
             code::INVALID_CONFIG,
@@ -73,6 +74,7 @@ async fn driver(net: &NetConf) -> Result<GatedDriver<KubeStore, LazyLedger>, Cni
         let remedy = "mend the file that kubeConfig (or kubernetes.kubeconfig) names, or name another";
         CniError::new(code, e.to_string(), remedy)
     })?;
-    let ledger = Some(LazyLedger::of(&net.ipam, &store));
+    let cluster = Arc::new(ClusterId::new(store.clone()).remembered(state.clone()));
+    let ledger = Some(LazyLedger::of_cluster(&net.ipam, &cluster));
     Ok(Driver::new(store, ledger, Timestamp::now))
 }

@@ -121,6 +121,16 @@ fn of_store(store: &StoreError) -> CniError {
         Failure::NoKind => (code::NO_POOL, "Install Calico's CRDs first."),
         Failure::NoLedger => (code::NO_LEDGER, NEEDS_LEDGER),
         Failure::Locked => (code::TRY_AGAIN, WHILE_LOCKED),
+        Failure::Foreign(_) => (
+            code::NO_LEDGER,
+            "Set ipam.etcdConfig.etcdPrefix to another value than the other cluster's, on all nodes. For a cluster that was \
+             built anew and is to have the claims of before, see docs/operations.md.",
+        ),
+        Failure::Unidentified(_) => (
+            code::NO_LEDGER,
+            "Fixed addresses whose claims are in etcd need the right to get namespace kube-system, as the ClusterRole of \
+             kube-ipam has it.",
+        ),
         Failure::Refused(_) | Failure::Corrupt(_) => (code::INTERNAL, "Run `kube-ipam check`."),
         Failure::Full(_) => {
             (code::TRY_AGAIN, "Compact and defragment etcd, or raise its quota, then `etcdctl alarm disarm`.")

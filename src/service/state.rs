@@ -1,6 +1,6 @@
 //! What the processes of one node tell each other: a turnstile for block writes, one turn per container, a
-//! mark that a container was deleted while its ADD was still running, and notes of what an ADD has begun, or a DEL
-//! has promised.
+//! mark that a container was deleted while its ADD was still running, notes of what an ADD has begun, or a DEL
+//! has promised, and a note which cluster the node belongs to.
 //!
 //! All of it lies on tmpfs and may be lost at any time; without it everything still is correct, only slower,
 //! except that an ADD which outlives its own DEL, or was killed before its handle was made, is then found by GC
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::owed::Releases;
 use crate::cni::Invocation;
 use crate::driver::{Gate, Pass, Trace};
+use crate::store::cluster::Memory;
 
 /// Longest wait for another writer of this node; then the write's precondition decides alone.
 const GATE_WAIT: Duration = Duration::from_secs(3);
@@ -43,6 +44,8 @@ const LONGEST_NOTE: u64 = 1 << 20;
 const TURNSTILE: &str = "blocks.lock";
 /// Lock for those who look for a block.
 const SEARCH: &str = "search.lock";
+/// Note of the cluster.
+const CLUSTER: &str = "cluster.json";
 /// Handles longer than this are hashed: a file's name has 255 bytes at most.
 const LONGEST_STEM: usize = 200;
 
@@ -82,6 +85,13 @@ pub struct Turn {
 pub struct Note {
     container_id: String,
     interface: String,
+}
+
+/// The UID of the cluster of an API server.
+#[derive(Serialize, Deserialize)]
+struct Cluster {
+    origin: String,
+    uid: String,
 }
 
 // === impl Note ===
@@ -292,6 +302,23 @@ impl Gate for State {
     }
 }
 
+impl Memory for State {
+    fn recall(&self, origin: &str) -> Option<String> {
+        let text = read(&self.directory.as_ref()?.join(CLUSTER))?;
+        let noted: Cluster = serde_json::from_slice(&text).ok()?;
+        // A node that has joined another cluster since does not believe it.
+        (noted.origin == origin && !noted.uid.is_empty()).then_some(noted.uid)
+    }
+
+    fn remember(&self, origin: &str, uid: &str) {
+        let Some(path) = self.directory.as_ref().map(|directory| directory.join(CLUSTER)) else { return };
+        let noted = Cluster { origin: origin.to_owned(), uid: uid.to_owned() };
+        if let Ok(text) = serde_json::to_vec(&noted) {
+            put(&path, &text);
+        }
+    }
+}
+
 // === impl PodTurn ===
 
 impl PodTurn {
@@ -431,4 +458,55 @@ async fn lock(path: &Path, wait: Duration) -> (bool, Option<File>) {
 fn is_at(path: &Path, file: &File) -> bool {
     let found = fs::symlink_metadata(path).map(|found| found.ino());
     found.is_ok_and(|found| file.metadata().is_ok_and(|own| own.ino() == found))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    /// A state directory, as an earlier call of this boot has left it.
+    fn noted() -> (tempfile::TempDir, State, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(&directory.path().join("state"));
+        state.remember("origin", "uid");
+        let file = directory.path().join("state").join(CLUSTER);
+        (directory, state, file)
+    }
+
+    #[test]
+    fn a_cluster_is_believed_for_the_api_server_that_it_was_noted_for_alone() {
+        let (_directory, state, file) = noted();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!((state.recall("origin"), state.recall("other")), (Some("uid".to_owned()), None));
+        state.remember("other", "uid-2");
+        assert_eq!((state.recall("origin"), state.recall("other")), (None, Some("uid-2".to_owned())));
+        for broken in ["", "{", r#"{"origin":"origin"}"#, r#"{"origin":"origin","uid":""}"#] {
+            fs::write(&file, broken).unwrap();
+            assert_eq!(state.recall("origin"), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_note_of_the_cluster_is_neither_read_nor_written_through_a_symlink() {
+        let (directory, state, file) = noted();
+        let elsewhere = directory.path().join("elsewhere");
+        fs::rename(&file, &elsewhere).unwrap();
+        symlink(&elsewhere, &file).unwrap();
+        assert_eq!(state.recall("origin"), None);
+        let before = fs::read(&elsewhere).unwrap();
+        // Its part, too, may be there already.
+        symlink(&elsewhere, file.with_extension("part")).unwrap();
+        state.remember("origin", "uid-2");
+        assert_eq!((state.recall("origin"), fs::read(&elsewhere).unwrap()), (Some("uid-2".to_owned()), before));
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_has_nothing_to_say() {
+        let (directory, _state, _file) = noted();
+        let path = directory.path().join("state");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(State::open(&path).recall("origin"), None);
+    }
 }

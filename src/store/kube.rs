@@ -20,6 +20,7 @@ use http_body_util::{BodyExt, Limited};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
 
 use super::{Failure, Object, Objects, StoreError, describe, tls, transport};
 use crate::pod::Owner;
@@ -42,6 +43,7 @@ pub struct KubeStore {
     client: Client,
     /// Where the credentials come from, for the error that says they are not accepted.
     credentials: Arc<str>,
+    origin: Option<Arc<str>>,
 }
 
 /// Why no client could be made of a kubeconfig.
@@ -90,7 +92,7 @@ impl KubeconfigError {
 impl KubeStore {
     /// A store over a client that the caller made; its library must not retry by itself.
     pub fn new(client: Client) -> Self {
-        Self { client, credentials: Arc::from("the client's own credentials") }
+        Self { client, credentials: Arc::from("the client's own credentials"), origin: None }
     }
 
     /// A store by a kubeconfig file; nothing is sent yet.
@@ -123,7 +125,14 @@ impl KubeStore {
         config.connect_timeout = Some(Duration::from_secs(3));
         config.read_timeout = Some(CALL_TIMEOUT);
         config.write_timeout = Some(CALL_TIMEOUT);
-        Ok(Self::new(transport::client(config)?))
+        let origin = Some(origin(&config).into());
+        Ok(Self { origin, ..Self::new(transport::client(config)?) })
+    }
+
+    /// A digest of the API server's address and authority, by which its cluster is known again; `None` for a store over
+    /// a client that the caller made.
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
     }
 
     /// The client, for reads that are not IPAM (Events, watches).
@@ -176,6 +185,18 @@ impl KubeStore {
             _ => Failure::Unknown(format!("HTTP {status}: {message}")),
         })
     }
+}
+
+/// A digest of the address and the authority of an API server.
+pub fn origin(config: &Config) -> String {
+    let file = config.root_cert_file.as_ref().and_then(|file| std::fs::read(file).ok());
+    let authority = config.root_cert.iter().flatten().chain(&file);
+    let mut digest = Sha256::new();
+    for part in std::iter::once(config.cluster_url.to_string().as_bytes()).chain(authority.map(Vec::as_slice)) {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Objects for KubeStore {

@@ -1,9 +1,11 @@
 //! The two ledgers as one type, and which of them a network's configuration means.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
+use super::cluster::ClusterId;
 use super::etcd::EtcdLedger;
 use super::ipclaim::IPClaimLedger;
 use super::kube::KubeStore;
@@ -30,7 +32,7 @@ pub struct LazyLedger {
 }
 
 enum Place {
-    Etcd(EtcdConfig, String),
+    Etcd(EtcdConfig, String, Arc<ClusterId>),
     Objects(IPClaimLedger),
 }
 
@@ -72,9 +74,14 @@ impl LazyLedger {
     /// Where `ipam` says: in the etcd of its `etcdConfig`, else as IPClaims on the API server of `store`. Nothing
     /// is read or connected yet.
     pub fn of(ipam: &Ipam, store: &KubeStore) -> Self {
+        Self::of_cluster(ipam, &Arc::new(ClusterId::new(store.clone())))
+    }
+
+    /// The same on the API server of `cluster`, whose UID is read once for all that share it.
+    pub fn of_cluster(ipam: &Ipam, cluster: &Arc<ClusterId>) -> Self {
         let place = match &ipam.etcd {
-            Some(etcd) => Place::Etcd(etcd.clone(), ipam.network.clone()),
-            None => Place::Objects(IPClaimLedger::new(store.clone(), &ipam.network)),
+            Some(etcd) => Place::Etcd(etcd.clone(), ipam.network.clone(), cluster.clone()),
+            None => Place::Objects(IPClaimLedger::new(cluster.store().clone(), &ipam.network)),
         };
         Self { place, opened: OnceCell::new() }
     }
@@ -82,7 +89,9 @@ impl LazyLedger {
     async fn open(&self) -> Result<&AnyLedger, StoreError> {
         let open = || async {
             Ok(match &self.place {
-                Place::Etcd(config, network) => AnyLedger::Etcd(EtcdLedger::open(config, network).await?),
+                Place::Etcd(config, network, cluster) => {
+                    AnyLedger::Etcd(EtcdLedger::open(config, network, cluster).await?)
+                }
                 Place::Objects(ledger) => AnyLedger::Objects(ledger.clone()),
             })
         };

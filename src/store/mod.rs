@@ -5,6 +5,7 @@
 //! alone (never by an earlier read), and an error says whether the write is known not to have happened.
 
 pub mod cached;
+pub mod cluster;
 pub mod conformance;
 pub mod etcd;
 pub mod faulty;
@@ -210,6 +211,12 @@ pub enum Failure {
          written until it is unlocked"
     )]
     Locked,
+    /// The claims are another cluster's; nothing was read or written. The text names both clusters and the remedy.
+    #[error("{0}")]
+    Foreign(String),
+    /// Which cluster this is cannot be told, and so neither whose the claims in etcd are.
+    #[error("{0}; the UID of this namespace tells whose claims etcd has, and fixed addresses need it")]
+    Unidentified(String),
     /// The server is overloaded and refused before doing anything; wait at least this long.
     #[error("the server asks to wait {0:?} (429 Too Many Requests)")]
     Busy(Duration),
@@ -258,12 +265,32 @@ impl StoreError {
     pub fn is_no_ledger(&self) -> bool {
         self.failure == Failure::NoLedger
     }
+
+    /// Whether it says that no claim of this cluster is there for it: there is no ledger, it is another cluster's, or
+    /// which cluster this is cannot be told.
+    pub fn is_none_of_ours(&self) -> bool {
+        matches!(self.failure, Failure::NoLedger | Failure::Foreign(_) | Failure::Unidentified(_))
+    }
 }
 
 /// What a ledger gave; `None` where there is no ledger at all.
 pub(crate) fn if_any<T>(answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match answer {
         Err(error) if error.is_no_ledger() => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// What a ledger gave; `None` where it has nothing of this cluster's to give, for calls that have to go on all the same:
+/// a DEL must not wait for a configuration to be corrected.
+pub(crate) fn if_ours<T>(answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match answer {
+        Err(error) if error.is_none_of_ours() => {
+            if !error.is_no_ledger() {
+                tracing::warn!(%error, "going on without the claims in etcd");
+            }
+            Ok(None)
+        }
         other => other.map(Some),
     }
 }

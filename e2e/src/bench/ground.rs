@@ -88,9 +88,9 @@ impl Ground {
         &self.store
     }
 
-    /// Transactions on claims so far.
-    pub(super) fn transactions(&self) -> Result<u64> {
-        self.ledger.transactions()
+    /// Requests to the claims' etcd so far.
+    pub(super) fn etcd_requests(&self) -> Result<u64> {
+        self.ledger.requests()
     }
 
     /// Runs `work`, and counts what `user` asked of the API server meanwhile.

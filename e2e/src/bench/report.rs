@@ -111,12 +111,12 @@ impl CallRow {
         counts.iter().map(row).collect()
     }
 
-    /// The transactions of `operations` operations; `None` if there were none.
+    /// The requests to etcd of `operations` operations; `None` if there were none.
     pub(super) fn of_etcd(way: &'static str, operation: &str, count: u64, operations: usize) -> Option<CallRow> {
         (count > 0).then(|| CallRow {
             way,
             operation: operation.to_owned(),
-            verb: "txn".to_owned(),
+            verb: "request".to_owned(),
             resource: "etcd".to_owned(),
             calls: count as f64 / operations as f64,
         })
@@ -210,7 +210,7 @@ impl Section {
 
 /// Reads, then writes, then etcd.
 fn order(verb: &str) -> usize {
-    ["get", "list", "watch", "create", "update", "patch", "delete", "txn"]
+    ["get", "list", "watch", "create", "update", "patch", "delete", "request"]
         .iter()
         .position(|known| *known == verb)
         .unwrap_or(usize::MAX)

@@ -177,7 +177,7 @@ async fn count(ground: &Ground, seat: &Seat<'_>) -> Result<Vec<CallRow>> {
     for (kind, annotations) in kinds {
         let Some(annotations) = annotations else { continue };
         let mut counts = [Counts::default(), Counts::default()];
-        let mut transactions = [0, 0];
+        let mut of_etcd = [0, 0];
         for turn in 0..COUNTED {
             let pod = match seat.way.agent {
                 Some(When::Ahead) => Some(seat.bound(ground, FIRST_COUNTED + turn, annotations.clone()).await?),
@@ -190,7 +190,7 @@ async fn count(ground: &Ground, seat: &Seat<'_>) -> Result<Vec<CallRow>> {
                 (None, _) => seat.fixed_sandbox().context("a pod with a fixed address")?,
             };
             for (index, verb) in ["ADD", "DEL"].into_iter().enumerate() {
-                let before = ground.transactions()?;
+                let before = ground.etcd_requests()?;
                 // What an agent does after its answer counts as well.
                 let call = async {
                     seat.call(verb, &sandbox).await?;
@@ -199,7 +199,7 @@ async fn count(ground: &Ground, seat: &Seat<'_>) -> Result<Vec<CallRow>> {
                 };
                 let ((), new) = ground.counted(seat.way.user, call).await?;
                 counts[index].add(new);
-                transactions[index] += ground.transactions()? - before;
+                of_etcd[index] += ground.etcd_requests()? - before;
             }
             if let Some(pod) = pod {
                 ground.remove_pod(&pod).await?;
@@ -208,7 +208,7 @@ async fn count(ground: &Ground, seat: &Seat<'_>) -> Result<Vec<CallRow>> {
         for (index, verb) in ["ADD", "DEL"].into_iter().enumerate() {
             let operation = format!("{verb} {kind}");
             rows.extend(CallRow::of(seat.way.name, &operation, &counts[index], COUNTED));
-            rows.extend(CallRow::of_etcd(seat.way.name, &operation, transactions[index], COUNTED));
+            rows.extend(CallRow::of_etcd(seat.way.name, &operation, of_etcd[index], COUNTED));
         }
     }
     Ok(rows)

@@ -88,14 +88,18 @@ impl Etcd {
         Ok(etcd_client::Client::connect([self.url()], None).await?)
     }
 
-    /// How many transactions clients have asked for since it started, whatever came of them. One is counted
+    /// How many ranges and transactions clients have asked for since it started, whatever came of them. One is counted
     /// before it is answered.
-    pub fn transactions(&self) -> Result<u64> {
+    pub fn requests(&self) -> Result<u64> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.metrics)).context("etcd's metrics")?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
         let mut page = String::new();
         stream.read_to_string(&mut page)?;
-        sum(&page, "grpc_server_handled_total", "grpc_method=\"Txn\"").context("etcd does not count its transactions")
+        let of = |method: &str| {
+            let label = format!("grpc_method=\"{method}\"");
+            sum(&page, "grpc_server_handled_total", &label).with_context(|| format!("etcd does not count {method}"))
+        };
+        Ok(of("Range")? + of("Txn")?)
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {

@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::AnyLedger;
+use kube_ipam::store::cluster::ClusterId;
 use kube_ipam::store::etcd::EtcdLedger;
 use kube_ipam::store::ipclaim::IPClaimLedger;
 use kube_ipam::store::kube::KubeStore;
@@ -238,7 +239,7 @@ impl Lab {
                 let list = json!({"cniVersion": "1.0.0", "name": conflist::LEDGER, "type": "ptp", "ipam": ipam});
                 let net = NetConf::parse(&list, "kube-ipam")?;
                 let etcd = net.ipam.etcd.context("etcdConfig was parsed")?;
-                AnyLedger::Etcd(EtcdLedger::open(&etcd, conflist::LEDGER).await?)
+                AnyLedger::Etcd(EtcdLedger::open(&etcd, conflist::LEDGER, &ClusterId::new(store)).await?)
             }
             Ledger::Objects => AnyLedger::Objects(IPClaimLedger::new(store, conflist::LEDGER)),
         })

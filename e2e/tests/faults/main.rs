@@ -11,3 +11,4 @@ mod killed;
 mod relay;
 mod replies;
 mod servers;
+mod shared;
