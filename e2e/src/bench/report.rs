@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(words("ADD random"), "ADD random 10.0 / 20.0 20.0 / 40.0 100.0 / 200.0 5.0");
         assert_eq!(words("100 ADDs"), "100 ADDs at once - 1000 in all 12500 in all 12.5");
         assert_eq!(words("get pods"), "get pods 1 -");
-        assert_eq!(words("txn etcd"), "txn etcd - 1");
+        assert_eq!(words("request etcd"), "request etcd - 1");
         assert!(text.contains("agent: 12.5 MB resident, 0.10 % of a processor at rest"), "{text}");
         assert!(text.find("get pods") < text.find("update ipamblocks"), "{text}");
     }
