@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use calico::{
@@ -104,7 +105,7 @@ impl Ground {
         std::fs::write(&conflist, list.to_string()).unwrap();
         let net = NetConf::parse(&plugin_conf(&list, "kube-ipam").unwrap(), "kube-ipam").unwrap();
         let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap();
-        let cluster_id = ClusterId::new(store.clone());
+        let cluster_id = Arc::new(ClusterId::new(store.clone()));
         let etcd = net.ipam.etcd.as_ref().unwrap();
         let ledger = EtcdLedger::open(etcd, &net.ipam.network, &cluster_id).await.unwrap();
         let ground = Self { client: cluster.client("test").unwrap(), cluster, store, ledger, net, conflist };

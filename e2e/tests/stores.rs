@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use e2e::embedded::apiserver::{Fault, Match};
@@ -36,8 +37,8 @@ fn config(cluster: &Cluster) -> EtcdConfig {
 }
 
 /// Which cluster it is, as a process of it finds out.
-async fn id(cluster: &Cluster) -> ClusterId {
-    ClusterId::new(KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap())
+async fn id(cluster: &Cluster) -> Arc<ClusterId> {
+    Arc::new(ClusterId::new(KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap()))
 }
 
 #[tokio::test]
@@ -292,17 +293,18 @@ async fn a_cluster_whose_kube_system_cannot_be_read_is_told_so() {
     let faults = shared.one.server().faults();
     let forbidden = Fault::Status { code: 403, retry_after: None };
     let struck = faults.on(Match::on("get", "namespaces"), forbidden, 1);
-    let error = EtcdLedger::open(&config(&shared.one), "net", &id(&shared.one).await).await.err().unwrap();
+    let ledger = shared.ledger(&shared.one).await;
+    let error = ledger.all().await.unwrap_err();
     assert_eq!(struck.hits(), 1);
     let said = error.to_string();
     assert!(matches!(error.failure, Failure::Unidentified(_)) && !error.is_transient(), "{said}");
     assert!(said.contains("namespaces kube-system") && said.contains("not allowed"), "{said}");
     // What passes by itself is tried again.
-    let cluster = id(&shared.one).await;
+    let ledger = shared.ledger(&shared.one).await;
     faults.on(Match::on("get", "namespaces"), Fault::Status { code: 503, retry_after: None }, 1);
-    let error = EtcdLedger::open(&config(&shared.one), "net", &cluster).await.err().unwrap();
+    let error = ledger.read(ip("10.0.0.1")).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
-    EtcdLedger::open(&config(&shared.one), "net", &cluster).await.unwrap();
+    assert_eq!(ledger.read(ip("10.0.0.1")).await.unwrap(), None);
 }
 
 async fn ledger_of_objects(cluster: &Cluster, network: &str) -> IPClaimLedger {

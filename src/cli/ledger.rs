@@ -1,5 +1,7 @@
 //! Which ledger a command reads and writes: what a flag says, else what the node's list says, else what there is.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
@@ -72,7 +74,7 @@ impl Site {
     pub(super) async fn ledger_of(&self, kind: LedgerKind, store: &KubeStore) -> Result<AnyLedger> {
         match (kind, &self.etcd) {
             (LedgerKind::Etcd, Some(etcd)) => {
-                let cluster = ClusterId::new(store.clone());
+                let cluster = Arc::new(ClusterId::new(store.clone()));
                 Ok(AnyLedger::Etcd(EtcdLedger::open(etcd, &self.network, &cluster).await?))
             }
             (LedgerKind::Etcd, None) => bail!("no etcd is named; give --etcd-url, or --conflist with an etcdConfig"),

@@ -10,38 +10,32 @@
 //! there were markers, as soon as one of them proves to be this cluster's.
 
 mod marker;
+mod view;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue, KvClient,
-    TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Identity, KeyValue, KvClient, TlsOptions, Txn,
+    TxnOp, WatchOptions,
 };
-use futures::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::api::core::v1::Node;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use self::marker::{Marker, Seen, Whose};
+use self::marker::Marker;
+use self::view::{Purpose, View};
 use super::cluster::ClusterId;
-use super::kube::KubeStore;
-use super::{Failure, Ledger, Objects as _, StoreError, Swap, Versioned, tls};
+use super::{Failure, Ledger, StoreError, Swap, Versioned, tls};
 use crate::claim::Claim;
 use crate::netconf::EtcdConfig;
-use crate::pod::Owner;
 
 /// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pause after a watch that the server ended.
 const AFTER_A_CUT: Duration = Duration::from_millis(500);
-
-/// Owners looked up side by side.
-const SIDE_BY_SIDE: usize = 8;
 
 /// Claims of one network of one cluster in etcd.
 #[derive(Clone)]
@@ -50,25 +44,8 @@ pub struct EtcdLedger {
     /// `<prefix>/<network>/`.
     place: String,
     credentials: Credentials,
-    /// UID of the cluster.
-    cluster: Arc<str>,
-    /// The cluster's API server, for whose the claims of a ledger without a marker are.
-    store: KubeStore,
-}
-
-/// What a ledger without a marker is wanted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Read,
-    Write,
-    Delete,
-}
-
-/// What a range over a whole ledger found.
-struct Found {
-    marker: Marker,
-    /// The claims' keys.
-    claims: Vec<KeyValue>,
+    /// The cluster. Its API server tells whose the claims of a ledger without a marker are.
+    cluster: Arc<ClusterId>,
 }
 
 /// Names the fields and files of the credentials, for the error that says they are not accepted.
@@ -82,13 +59,13 @@ struct Credentials {
 // === impl EtcdLedger ===
 
 impl EtcdLedger {
-    /// A ledger for `network` of `cluster`. Connections are made with the first call, or now if a user has to log in.
+    /// A ledger for `network` of `cluster`, whose UID is asked for by the first call. Connections are made
+    /// then, or now if a user has to log in.
     ///
     /// # Errors
     /// [`Failure::Unreadable`] and [`Failure::Malformed`] naming the certificate, key, CA or password file that
-    /// cannot be used; [`Failure::Denied`] if it is not accepted; [`Failure::Refused`] for an endpoint that is no URL;
-    /// and those of [`ClusterId::uid`].
-    pub async fn open(config: &EtcdConfig, network: &str, cluster: &ClusterId) -> Result<Self, StoreError> {
+    /// cannot be used; [`Failure::Denied`] if it is not accepted; [`Failure::Refused`] for an endpoint that is no URL.
+    pub async fn open(config: &EtcdConfig, network: &str, cluster: &Arc<ClusterId>) -> Result<Self, StoreError> {
         let fail = |failure| StoreError::new("connect", format!("etcd {}", config.endpoints.join(",")), failure);
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CALL_TIMEOUT)
@@ -108,8 +85,7 @@ impl EtcdLedger {
             client,
             place: format!("{}/{network}/", config.prefix.trim_end_matches('/')),
             credentials,
-            cluster: cluster.uid().await?.into(),
-            store: cluster.store().clone(),
+            cluster: cluster.clone(),
         })
     }
 
@@ -129,163 +105,35 @@ impl EtcdLedger {
         format!("{}cluster", self.place)
     }
 
-    /// Whether the marker names this cluster, as a transaction's condition.
-    fn is_marked(&self) -> Compare {
-        Compare::value(self.marker(), CompareOp::Equal, &*self.cluster)
-    }
-
-    /// The marker, and what else was got with it, of a transaction that got the marker first.
-    fn after_marker(&self, answer: &TxnResponse) -> (Marker, Option<KeyValue>) {
-        let gets = answer.op_responses().into_iter().filter_map(|response| match response {
-            TxnOpResponse::Get(read) => Some(read.kvs().first().cloned()),
-            _ => None,
-        });
-        let mut gets = gets.fuse();
-        let marker = gets.next().flatten();
-        (Marker::of(marker.as_ref().map(KeyValue::value), &self.cluster), gets.next().flatten())
-    }
-
-    /// Marker and claims. The keys of both are one range.
-    async fn range(&self) -> Result<Found, StoreError> {
-        let (claims, marker) = (self.claims(), self.marker());
-        let mut kv = self.kv();
-        let call = kv.get(claims.as_str(), Some(GetOptions::new().with_range(format!("{marker}\0"))));
-        let mut answer = self.credentials.bounded("range", "claims", call).await?;
-        let mut pairs = answer.take_kvs();
-        let value = pairs.iter().find(|pair| pair.key() == marker.as_bytes()).map(KeyValue::value);
-        let marker = Marker::of(value, &self.cluster);
-        pairs.retain(|pair| pair.key().starts_with(claims.as_bytes()));
-        Ok(Found { marker, claims: pairs })
-    }
-
-    /// What a ledger without a marker means for `purpose`: an error if its claims are another cluster's. Marks it, if
-    /// it is this cluster's or will be.
-    async fn settle(&self, what: &str, purpose: Purpose) -> Result<(), StoreError> {
-        let found = self.range().await?;
-        match found.marker {
-            Marker::Missing => {}
-            Marker::Ours => return Ok(()),
-            Marker::Others(cluster) => return Err(self.foreign(what, &cluster)),
-        }
-        let (ledger, total) = (&self.place, found.claims.len());
-        match (self.whose(&found.claims).await?, purpose) {
-            (Whose::Others(holder), _) => {
-                let theirs = format!(
-                    "another cluster's: pod {} holds one on node {} (UID {}), which this cluster does not have",
-                    holder.pod,
-                    holder.node,
-                    holder.node_uid.as_deref().unwrap_or_default(),
-                );
-                Err(self.refused(what, &theirs))
-            }
-            (Whose::Nobodys | Whose::Unclear, Purpose::Read) => Ok(()),
-            (Whose::Unclear, Purpose::Delete) => {
-                let theirs = "of an unknown cluster: none is held, and no owner exists in this cluster, which takes \
-                              them over with its first fixed address";
-                Err(self.refused(what, theirs))
-            }
-            (Whose::Unclear, Purpose::Write) => {
-                let cluster = &*self.cluster;
-                tracing::warn!(
-                    ledger,
-                    cluster,
-                    claims = total,
-                    "nothing tells whose the claims in etcd are: from now on they are this cluster's"
-                );
-                self.mark(what).await
-            }
-            (Whose::Ours, Purpose::Read) => match self.mark(what).await {
-                // Whoever may only read finds out anew each time.
-                Err(StoreError { failure: Failure::Denied(_), .. }) => Ok(()),
-                marked => marked,
-            },
-            (Whose::Nobodys | Whose::Ours, _) => self.mark(what).await,
-        }
-    }
-
-    /// Whose the claims are, asking this cluster as little as possible.
-    async fn whose(&self, claims: &[KeyValue]) -> Result<Whose, StoreError> {
-        let readable = claims.iter().filter_map(|pair| serde_json::from_slice(pair.value()).ok()).collect();
-        let mut seen = Seen { claims: readable, total: claims.len(), ..Seen::default() };
-        if seen.holders().next().is_some() {
-            let add = |nodes: &mut BTreeSet<String>, node: Node| nodes.extend(node.metadata.uid);
-            seen.nodes = self.store.fold("", BTreeSet::new, add).await?;
-        }
-        if seen.whose() == Whose::Unclear {
-            seen.owner_exists = self.has_owner(&seen.claims).await?;
-        }
-        Ok(seen.whose())
-    }
-
-    /// Whether one of the claims' owners exists in this cluster.
-    async fn has_owner(&self, claims: &[Claim]) -> Result<bool, StoreError> {
-        let owners: BTreeSet<Owner> =
-            claims.iter().map(|claim| claim.owner.clone()).filter(|o| !o.is_named()).collect();
-        let looks = stream::iter(owners).map(|owner| async move { self.store.owner_exists(&owner).await });
-        let found = looks.buffer_unordered(SIDE_BY_SIDE).try_filter(|exists| std::future::ready(*exists));
-        Ok(std::pin::pin!(found).try_next().await?.is_some())
-    }
-
-    /// Marks the ledger as this cluster's. Of two clusters that do so at the same time one gets it.
-    async fn mark(&self, what: &str) -> Result<(), StoreError> {
-        let marker = self.marker();
-        let txn = Txn::new()
-            .when([Compare::version(marker.as_str(), CompareOp::Equal, 0)])
-            .and_then([TxnOp::put(marker.as_str(), &*self.cluster, None)])
-            .or_else([TxnOp::get(marker.as_str(), None)]);
-        let mut kv = self.kv();
-        let answer = self.credentials.bounded("txn", "the marker of the claims' cluster", kv.txn(txn)).await?;
-        if answer.succeeded() {
-            tracing::info!(
-                ledger = self.place,
-                cluster = &*self.cluster,
-                "the claims in etcd are marked as this cluster's"
-            );
-            return Ok(());
-        }
-        match self.after_marker(&answer).0 {
-            Marker::Ours => Ok(()),
-            Marker::Others(cluster) => Err(self.foreign(what, &cluster)),
-            Marker::Missing => Err(StoreError::new("txn", what, Failure::Conflict)),
-        }
-    }
-
-    fn foreign(&self, what: &str, cluster: &str) -> StoreError {
-        self.refused(what, &format!("cluster {cluster}'s"))
-    }
-
-    fn refused(&self, what: &str, theirs: &str) -> StoreError {
-        let (place, cluster) = (&self.place, &self.cluster);
-        let why = format!(
-            "the claims under {place} in etcd are {theirs}; this is cluster {cluster} (UID of its namespace kube-system), \
-             which needs an etcdPrefix of its own"
-        );
-        StoreError::new("range", what, Failure::Foreign(why))
+    /// The ledger as the cluster sees it that this process is of.
+    async fn view(&self) -> Result<View<'_>, StoreError> {
+        Ok(View { ledger: self, cluster: self.cluster.uid().await? })
     }
 }
 
 impl Ledger for EtcdLedger {
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
-        let what = format!("claim {address}");
+        let (view, what) = (self.view().await?, format!("claim {address}"));
         let txn = Txn::new().and_then([TxnOp::get(self.marker(), None), TxnOp::get(self.key(address), None)]);
         let mut kv = self.kv();
         let answer = self.credentials.bounded("range", &what, kv.txn(txn)).await?;
-        let (marker, claim) = self.after_marker(&answer);
+        let (marker, claim) = view.after_marker(&answer);
         match marker {
             Marker::Ours => {}
-            Marker::Others(cluster) => return Err(self.foreign(&what, &cluster)),
-            Marker::Missing => self.settle(&what, Purpose::Read).await?,
+            Marker::Others(cluster) => return Err(view.foreign(&what, &cluster)),
+            Marker::Missing => view.settle(&what, Purpose::Read).await?,
         }
         claim.map(|pair| decode(&what, &pair)).transpose()
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        let found = self.range().await?;
+        let view = self.view().await?;
+        let found = view.range().await?;
         match found.marker {
             Marker::Ours => {}
-            Marker::Others(cluster) => return Err(self.foreign("claims", &cluster)),
+            Marker::Others(cluster) => return Err(view.foreign("claims", &cluster)),
             Marker::Missing if found.claims.is_empty() => {}
-            Marker::Missing => self.settle("claims", Purpose::Read).await?,
+            Marker::Missing => view.settle("claims", Purpose::Read).await?,
         }
         let claims = found.claims.iter().map(|pair| decode(pair.key_str().unwrap_or("claim"), pair));
         let mut claims = claims.collect::<Result<Vec<_>, _>>()?;
@@ -294,7 +142,7 @@ impl Ledger for EtcdLedger {
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
-        let (what, key) = (format!("claim {address}"), self.key(address));
+        let (view, what, key) = (self.view().await?, format!("claim {address}"), self.key(address));
         let (write, purpose) = match claim {
             Some(claim) => {
                 let value = serde_json::to_vec(claim)
@@ -305,7 +153,7 @@ impl Ledger for EtcdLedger {
         };
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, expected.unwrap_or(0));
         let txn = Txn::new()
-            .when([self.is_marked(), unchanged])
+            .when([view.is_marked(), unchanged])
             .and_then([write])
             .or_else([TxnOp::get(self.marker(), None), TxnOp::get(key.as_str(), None)]);
         let mut settled = false;
@@ -316,14 +164,14 @@ impl Ledger for EtcdLedger {
                 let revision = answer.header().map_or(0, |h| h.revision());
                 return Ok(Swap::Done(if claim.is_some() { revision } else { 0 }));
             }
-            match self.after_marker(&answer) {
+            match view.after_marker(&answer) {
                 (Marker::Ours, standing) => {
                     return Ok(Swap::Lost(standing.map(|pair| decode(&what, &pair)).transpose()?));
                 }
-                (Marker::Others(cluster), _) => return Err(self.foreign(&what, &cluster)),
+                (Marker::Others(cluster), _) => return Err(view.foreign(&what, &cluster)),
                 // Somebody takes it away as often as it is put there.
                 (Marker::Missing, _) if settled => return Err(StoreError::new("txn", what, Failure::Conflict)),
-                (Marker::Missing, _) => self.settle(&what, purpose).await?,
+                (Marker::Missing, _) => view.settle(&what, purpose).await?,
             }
             settled = true;
         }
@@ -500,6 +348,7 @@ fn malformed(field: &str, path: &Path, what: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::kube::KubeStore;
 
     fn config(password_file: &Path) -> EtcdConfig {
         EtcdConfig {
@@ -526,9 +375,9 @@ mod tests {
         assert_eq!(credentials(&EtcdConfig { username: None, password_file: None, ..config(&file) }).unwrap(), None);
     }
 
-    fn cluster() -> ClusterId {
+    fn cluster() -> Arc<ClusterId> {
         let config = ::kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        ClusterId::new(KubeStore::from_config(config).unwrap())
+        Arc::new(ClusterId::new(KubeStore::from_config(config).unwrap()))
     }
 
     #[tokio::test]
