@@ -14,6 +14,7 @@ mod world;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use calico::{IPAMBlock, IPPool};
@@ -239,7 +240,7 @@ impl Lab {
                 let list = json!({"cniVersion": "1.0.0", "name": conflist::LEDGER, "type": "ptp", "ipam": ipam});
                 let net = NetConf::parse(&list, "kube-ipam")?;
                 let etcd = net.ipam.etcd.context("etcdConfig was parsed")?;
-                AnyLedger::Etcd(EtcdLedger::open(&etcd, conflist::LEDGER, &ClusterId::new(store)).await?)
+                AnyLedger::Etcd(EtcdLedger::open(&etcd, conflist::LEDGER, &Arc::new(ClusterId::new(store))).await?)
             }
             Ledger::Objects => AnyLedger::Objects(IPClaimLedger::new(store, conflist::LEDGER)),
         })
