@@ -179,3 +179,21 @@ async fn an_address_that_the_plugin_gave_back_by_itself_is_not_answered_from_mem
     assert_eq!(ground.recorded("r-0"), [""; 0]);
     ground.assert_sound("an agent that stood still").await;
 }
+
+#[tokio::test]
+async fn a_plugin_that_goes_on_without_its_agent_knows_from_it_which_cluster_it_is() {
+    let ground = Ground::prepare().await;
+    let looks = || {
+        let calls = ground.server().calls().after(0);
+        calls.iter().filter(|call| call.resource == "namespaces" && call.name == "kube-system").count()
+    };
+    let agent = Agent::start(&ground, false).await;
+    let note = ground.path("state/cluster.json");
+    until("the agent has noted its cluster", async || note.exists().then_some(())).await;
+    assert_eq!(looks(), 1);
+    agent.kill().await;
+    ground.fixed("f-1");
+    assert_ok(&ground.add_pod("f-1", "first").await);
+    assert!(ground.log().contains("\"answered\""), "the plugin itself did it: {}", ground.log());
+    assert_eq!(looks(), 1);
+}
