@@ -23,7 +23,7 @@ verify:
 fast:
 	tests/parts.sh build units libraries embedded
 
-GATE = lint build units libraries embedded agents faults seeds-few bugs-few programs manifests rules kubelets lock hammer chaos
+GATE = lint build units libraries embedded agents faults seeds-few bugs-few programs manifests rules kubelets lock-agents hammer chaos
 EVERYTHING = lint build units libraries embedded agents faults models seeds bugs fuzz programs manifests rules kubelets \
   kubelets-direct lock hammer chaos three-faults
 
@@ -47,7 +47,7 @@ PART_NAMES = $(sort $(GATE) $(EVERYTHING))
 .PHONY: $(addprefix part-,$(PART_NAMES))
 
 # They run the program, which cargo does not build with the tests of another package.
-$(addprefix part-,embedded agents faults manifests rules kubelets kubelets-direct lock hammer chaos): build
+$(addprefix part-,embedded agents faults manifests rules kubelets kubelets-direct lock lock-agents hammer chaos): build
 
 # Formatting, lints, licences.
 part-lint: lint
@@ -123,6 +123,8 @@ part-kubelets-direct:
 	$(CARGO) test $(call OF_E2E,real)
 part-lock:
 	$(CARGO) test $(call OF_E2E,lock)
+part-lock-agents:
+	$(CARGO) test $(call OF_E2E,lock) -- lock_agents
 part-hammer:
 	$(CARGO) test $(call OF_E2E,hammer)
 part-chaos:
