@@ -82,6 +82,7 @@ pub fn error(error: &Error) -> CniError {
         ),
         Error::Pool(_) => (code::NO_POOL, "Change the pool, or the annotation or config that chose it.".into()),
         Error::NoLedger(_) => (code::NO_LEDGER, NEEDS_LEDGER.into()),
+        Error::ClaimedElsewhere(found) => (code::NO_LEDGER, found.remedy()),
         Error::Taken { .. } => (
             code::ADDRESS_HELD,
             "kube-ipam did not give it to that user by a claim. Delete the pod that uses it, or free it with \

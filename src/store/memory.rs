@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned, describe};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// Kubernetes objects in memory. Clones share the content.
@@ -31,6 +31,7 @@ struct ObjectState {
 /// A ledger in memory. Clones share the content.
 #[derive(Clone)]
 pub struct MemoryLedger {
+    name: LedgerName,
     state: Arc<Mutex<BTreeMap<IpAddr, Versioned<Claim>>>>,
     /// Latest revision; its receivers wake whoever waits in [`Ledger::changed`].
     revision: Arc<watch::Sender<i64>>,
@@ -156,17 +157,26 @@ impl Objects for MemoryObjects {
 
 impl Default for MemoryLedger {
     fn default() -> Self {
-        Self { state: Arc::default(), revision: Arc::new(watch::Sender::new(0)) }
+        Self::named(LedgerName::objects("in-memory"))
     }
 }
 
 impl MemoryLedger {
+    /// An empty ledger of that name.
+    pub fn named(name: LedgerName) -> Self {
+        Self { name, state: Arc::default(), revision: Arc::new(watch::Sender::new(0)) }
+    }
+
     fn state(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Versioned<Claim>>> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl Ledger for MemoryLedger {
+    fn name(&self) -> LedgerName {
+        self.name.clone()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         Ok(self.state().get(&address).cloned())
     }

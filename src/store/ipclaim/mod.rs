@@ -18,7 +18,7 @@ use tokio::time::sleep;
 pub use self::object::{IPClaim, IPClaimSpec, NETWORK_LABEL, crd, network_token, object_name};
 use super::kube::{KubeStore, chain};
 use super::{Failure, Ledger, Objects as _, StoreError, Swap, Versioned, describe};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 
 /// Pause after a watch that could not be had, so that whoever waits does not ask again and again.
 const AFTER_A_FAILURE: Duration = Duration::from_millis(500);
@@ -158,6 +158,10 @@ impl IPClaimLedger {
 }
 
 impl Ledger for IPClaimLedger {
+    fn name(&self) -> LedgerName {
+        LedgerName::objects(&self.network)
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         let found = self.store.get::<IPClaim>(None, &self.name(address)).await.map_err(of_kind)?;
         if found.is_none() {
