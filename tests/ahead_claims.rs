@@ -127,7 +127,7 @@ fn add_of(container: &str) -> Invocation {
         ..CniArgs::default()
     };
     let (container_id, ifname) = (container.to_owned(), "eth0".to_owned());
-    Invocation { verb: Verb::Add, container_id, ifname, netns: None, args, path: Vec::new() }
+    Invocation { verb: Verb::Add, container_id, ifname, args }
 }
 
 fn state(directory: &tempfile::TempDir) -> Arc<State> {
