@@ -1,0 +1,82 @@
+//! What the configuration, the runtime and a pod's annotations ask for is held against what the pod and the cluster
+//! say. Where they contradict each other the call is refused with both named, and nothing is written; no pod that asked
+//! for an address gets another one.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+
+use calico::{BlockAffinity, IPAMBlock, IPAMHandle};
+use common::{World, ip};
+use k8s_openapi::api::core::v1::Pod;
+use kube_ipam::cni::{CniArgs, CniError, Invocation, Verb};
+use kube_ipam::service::state::State;
+use kube_ipam::service::{Call, Served};
+use serde_json::{Value, json};
+
+/// An ADD as the plugin and the agent run it, in node `node`'s name.
+async fn add_of(world: &World, node: &str, pod: &str, cni_args: &str) -> Result<Served, CniError> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let state = Arc::new(State::open(directory.path()));
+    let args = CniArgs::parse(&format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};{cni_args}"))?;
+    let invocation = Invocation { verb: Verb::Add, container_id: "c".into(), ifname: "eth0".into(), args };
+    let net = world.net();
+    let call = Call { invocation: &invocation, net: &net, node, state: &state, gone: &|| false, taken: None };
+    call.run(&world.driver().gated(state.clone())).await
+}
+
+async fn answer(world: &World, pod: &str, cni_args: &str) -> Value {
+    add_of(world, "n1", pod, cni_args).await.unwrap().output.unwrap()
+}
+
+#[track_caller]
+fn says(error: &CniError, words: &[&str]) {
+    for word in words {
+        assert!(error.to_string().contains(word), "{word} is not in: {error}");
+    }
+}
+
+async fn assert_nothing_written(world: &World) {
+    let written = (
+        world.list::<IPAMBlock>().await.len(),
+        world.list::<BlockAffinity>().await.len(),
+        world.list::<IPAMHandle>().await.len(),
+        world.reserved().await.len(),
+    );
+    assert_eq!(written, (0, 0, 0, 0));
+}
+
+fn bound(world: &World, name: &str, node: &str, annotations: Value) {
+    world.put::<Pod>(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}"), "annotations": annotations},
+        "spec": {"containers": [], "nodeName": node}, "status": {"phase": "Pending"},
+    }));
+}
+
+// === the node ===
+
+#[tokio::test]
+async fn a_pod_that_is_bound_to_another_node_than_the_configurations_is_refused_before_any_write() {
+    let mut world = World::new();
+    bound(&world, "random", "n1", json!({}));
+    bound(&world, "fixed", "n1", json!({"kube-ipam.ip": "10.244.0.216"}));
+    world.conf["nodename"] = "n2".into();
+    for pod in ["random", "fixed"] {
+        let error = add_of(&world, "n2", pod, "").await.unwrap_err();
+        assert_eq!(error.code, 7, "{error}");
+        says(&error, &[&format!("pod default/{pod} is bound to node n1"), "nodename", "n2"]);
+    }
+    world.conf["nodename"] = Value::Null;
+    world.conf["nodename_file"] = "/var/lib/calico/nodename".into();
+    let error = add_of(&world, "n2", "random", "").await.unwrap_err();
+    says(&error, &["is bound to node n1", "nodename_file /var/lib/calico/nodename", "n2"]);
+    assert_nothing_written(&world).await;
+    assert!(world.claim("10.244.0.216").await.is_none());
+    for pod in ["random", "fixed"] {
+        add_of(&world, "n1", pod, "").await.unwrap();
+    }
+}
