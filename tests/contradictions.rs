@@ -80,3 +80,49 @@ async fn a_pod_that_is_bound_to_another_node_than_the_configurations_is_refused_
         add_of(&world, "n1", pod, "").await.unwrap();
     }
 }
+
+// === ways to ask for an address ===
+
+#[tokio::test]
+async fn an_address_that_the_runtime_asks_for_is_refused_with_the_annotation_to_use() {
+    for (field, value) in [
+        ("runtimeConfig", json!({"ips": ["10.244.0.216/16"]})),
+        ("runtimeConfig", json!({"ips": ["10.244.0.216"], "portMappings": []})),
+        ("args", json!({"cni": {"ips": ["10.244.0.216"]}})),
+        ("runtimeConfig", json!({"ipRanges": [[{"subnet": "10.244.0.216/30"}]]})),
+    ] {
+        for kind in ["kube-ipam", "calico-ipam"] {
+            let mut world = World::new();
+            world.conf["ipam"]["type"] = kind.into();
+            world.conf[field] = value.clone();
+            world.random("r");
+            let error = add_of(&world, "n1", "r", "").await.unwrap_err();
+            assert_eq!(error.code, 7, "{error}");
+            says(&error, &[field, "10.244.0.216", "kube-ipam.ip"]);
+            assert_nothing_written(&world).await;
+        }
+    }
+    for (field, value) in [
+        ("runtimeConfig", json!({"ips": [], "ipRanges": []})),
+        ("runtimeConfig", json!({"ips": null, "mac": "c2:b0:57:49:47:f1", "portMappings": [{"hostPort": 80}]})),
+        ("args", json!({"cni": {"labels": [{"key": "app", "value": "web"}], "ips": []}, "org.apache.mesos": {}})),
+        ("args", json!("whatever a runtime writes")),
+    ] {
+        let mut world = World::new();
+        world.conf[field] = value;
+        world.random("r");
+        add_of(&world, "n1", "r", "").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_address_in_the_arguments_is_refused_in_the_words_of_whoever_asked() {
+    let mut world = World::new();
+    world.random("r");
+    let error = add_of(&world, "n1", "r", "IP=10.244.0.216").await.unwrap_err();
+    says(&error, &["cni.projectcalico.org/ipAddrs", "IP=", "kube-ipam.ip: \"10.244.0.216\""]);
+    world.conf["type"] = "ptp".into();
+    let error = add_of(&world, "n1", "r", "IP=10.244.0.216").await.unwrap_err();
+    says(&error, &["CNI_ARGS", "IP=10.244.0.216", "kube-ipam.ip: \"10.244.0.216\""]);
+    assert_nothing_written(&world).await;
+}

@@ -81,7 +81,8 @@ pub(crate) fn pool_ref(text: &str, family: Family) -> Result<PoolRef, Wrong> {
     Err(Wrong { wrong: "is neither a pool's name nor a CIDR".to_owned(), right })
 }
 
-const FIELDS: [&str; 20] = [
+/// The fields of the section.
+pub(super) const FIELDS: [&str; 20] = [
     "name",
     "type",
     "kubeConfig",
@@ -103,6 +104,8 @@ const FIELDS: [&str; 20] = [
     "ipv6_pools",
     "dataDir",
 ];
+/// The fields of `ipam.takeover`.
+pub(super) const TAKEOVER: [&str; 2] = ["proof", "graceSeconds"];
 /// Where the calls of one node leave each other notes, if the configuration does not say.
 pub const STATE_DIR: &str = "/run/kube-ipam";
 const DEFAULT_WAIT: u64 = 20;
@@ -261,7 +264,7 @@ fn takeover(ipam: &Object<'_>) -> Result<Policy, CniError> {
     let Some(takeover) = ipam.object("takeover")? else {
         return Ok(Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(DEFAULT_GRACE) });
     };
-    takeover.refuse_misspelt(&["proof", "graceSeconds"])?;
+    takeover.refuse_misspelt(&TAKEOVER)?;
     let fencing = match takeover.text("proof")? {
         None | Some("podDeleted") => Fencing::PodDeleted,
         Some("nodeFenced") => Fencing::NodeFenced,
