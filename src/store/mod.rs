@@ -16,6 +16,7 @@ pub mod kube;
 mod ledgers;
 pub mod memory;
 mod tls;
+mod token_file;
 mod transport;
 pub(crate) mod trim;
 

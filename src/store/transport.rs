@@ -21,9 +21,11 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt as _, RustlsTlsError};
 use kube::{Client, Config, Error};
 use tokio::sync::Mutex;
+use tower::util::MapRequestLayer;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use super::heard::{Heard, Listening};
+use super::token_file::TokenFile;
 
 /// How often a connection with requests on it is asked whether it still lives, and how long for the answer.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -34,15 +36,21 @@ const CONNECTIONS: u32 = 5;
 ///
 /// # Errors
 /// The certificates or the address in it cannot be used.
-pub(super) fn client(config: Config) -> Result<Client, Error> {
+pub(super) fn client(mut config: Config) -> Result<Client, Error> {
+    let token = TokenFile::of(&mut config)?.map(|file| MapRequestLayer::new(move |request| file.sign(request)));
     // Without TLS nothing tells beforehand which protocol a server speaks, and a connection costs next to nothing.
     if config.cluster_url.scheme() != Some(&Scheme::HTTPS) || config.proxy_url.is_some() {
-        return Client::try_from(config);
+        let builder = ClientBuilder::try_from(config)?;
+        return Ok(match token {
+            Some(token) => builder.with_layer(&token).build(),
+            None => builder.build(),
+        });
     }
     let transport = Transport::new(&config)?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
+        .option_layer(token)
         .layer(config.extra_headers_layer()?)
         .service(transport);
     Ok(ClientBuilder::new(service, config.default_namespace).build())
