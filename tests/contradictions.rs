@@ -126,3 +126,27 @@ async fn an_address_in_the_arguments_is_refused_in_the_words_of_whoever_asked() 
     says(&error, &["CNI_ARGS", "IP=10.244.0.216", "kube-ipam.ip: \"10.244.0.216\""]);
     assert_nothing_written(&world).await;
 }
+
+/// Calico's main plugin never calls us for these, so it is the agent that meets them first, ahead of any container.
+#[tokio::test]
+async fn calicos_own_annotations_for_addresses_are_refused_in_their_words() {
+    for key in ["cni.projectcalico.org/ipAddrs", "cni.projectcalico.org/ipAddrsNoIpam"] {
+        for more in [json!({}), json!({"kube-ipam.ip": "10.244.0.216"})] {
+            let world = World::new();
+            let mut annotations = more;
+            annotations[key] = "[\"10.244.0.216\"]".into();
+            world.pod("p", "app", "h1", annotations);
+            let net = world.net();
+            let ahead = common::attachment(&net, "n1", "p", "").ahead();
+            for error in [
+                CniError::from(world.driver().add(&ahead).await.unwrap_err()),
+                add_of(&world, "n1", "p", "").await.unwrap_err(),
+            ] {
+                assert_eq!(error.code, 7, "{error}");
+                says(&error, &[&format!("annotation {key}"), "10.244.0.216", "kube-ipam.ip"]);
+            }
+            assert_nothing_written(&world).await;
+            assert!(world.claim("10.244.0.216").await.is_none());
+        }
+    }
+}

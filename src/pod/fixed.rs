@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, ip_mask_to_prefix};
 
-use super::{GATEWAY, IP, NETMASK, OWNER};
+use super::{GATEWAY, IP, IP_ADDRS, IP_ADDRS_NO_IPAM, NETMASK, OWNER};
 use crate::cni::error::shown;
 use crate::cni::{CniError, names, text};
 use crate::netconf::{Dialect, Ipam};
@@ -33,6 +33,7 @@ impl FixedRequest {
     /// whatever is malformed is refused, never read as "any address".
     pub fn parse(annotations: &BTreeMap<String, String>, ipam: &Ipam) -> Result<Option<FixedRequest>, CniError> {
         refuse_misspelt(annotations)?;
+        refuse_calicos(annotations, ipam.dialect)?;
         let Some(value) = annotations.get(IP) else {
             return match [NETMASK, GATEWAY].into_iter().find_map(|key| Some((key, annotations.get(key)?))) {
                 None => Ok(None),
@@ -193,6 +194,22 @@ fn refuse_misspelt(annotations: &BTreeMap<String, String>) -> Result<(), CniErro
         return Err(CniError::annotation(&key, value, "is not an annotation of kube-ipam", right));
     }
     Ok(())
+}
+
+/// Calico's own annotations for addresses. Where calico-ipam is spoken its main plugin passes them on.
+fn refuse_calicos(annotations: &BTreeMap<String, String>, dialect: Dialect) -> Result<(), CniError> {
+    let found = [IP_ADDRS, IP_ADDRS_NO_IPAM].into_iter().find_map(|key| Some((key, annotations.get(key)?)));
+    match found.filter(|_| dialect == Dialect::KubeIpam) {
+        None => Ok(()),
+        Some((key, value)) => {
+            let list = serde_json::from_str::<Vec<String>>(value).unwrap_or_default().join(",");
+            let right = match annotations.contains_key(IP) {
+                true => format!("leave it out: {IP} is there too"),
+                false => format!("write {IP}: {list:?} in its place"),
+            };
+            Err(CniError::annotation(key, value, "is Calico's, and not served by kube-ipam", right))
+        }
+    }
 }
 
 /// A list of addresses, without empty parts and duplicates.
