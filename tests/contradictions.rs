@@ -150,3 +150,79 @@ async fn calicos_own_annotations_for_addresses_are_refused_in_their_words() {
         }
     }
 }
+
+#[tokio::test]
+async fn called_as_calico_ipam_an_address_by_argument_is_answered_as_calico_ipam_does() {
+    let recorded: Value = serde_json::from_str(include_str!("fixtures/calico-ipam-answers.json")).unwrap();
+    let step = recorded["answers"].as_array().unwrap().iter();
+    let recorded = step.clone().find(|a| a["step"].as_str().unwrap().contains("with IP=10.244.0.216")).unwrap();
+    let mut world = World::new();
+    world.conf["cniVersion"] = "0.3.1".into();
+    for section in [json!({"type": "calico-ipam"}), json!({"type": "calico-ipam", "subnet": "10.244.0.0/16"})] {
+        world.conf["ipam"] = section;
+        world.random("r");
+        assert_eq!(answer(&world, "r", "IP=10.244.0.216").await, recorded["stdout"]);
+        // Once more, from the records.
+        assert_eq!(answer(&world, "r", "IP=10.244.0.216").await, recorded["stdout"]);
+    }
+    // An annotation's netmask is its own.
+    world.pod("f", "app", "h1", json!({"kube-ipam.ip": "10.244.0.217", "kube-ipam.netmask": "255.255.0.0"}));
+    let net = world.net();
+    let given = world.driver().add(&common::attachment(&net, "n1", "f", "d")).await.unwrap();
+    assert_eq!((given[0].address, given[0].netmask), (ip("10.244.0.217"), Some(16)));
+}
+
+#[tokio::test]
+async fn a_pool_that_does_not_exist_is_named_in_calicos_words() {
+    let mut world = World::new();
+    world.conf["ipam"] = json!({"type": "calico-ipam", "ipv4_pools": ["10.244.0.0/16", "192.169.1.0/24"]});
+    world.random("r");
+    let error = add_of(&world, "n1", "r", "").await.unwrap_err();
+    says(&error, &["(192.169.1.0/24) does not exist", "default-ipv4-ippool"]);
+    assert_nothing_written(&world).await;
+}
+
+// === pools against the subnet ===
+
+#[tokio::test]
+async fn a_pool_outside_the_subnet_is_named_together_with_it_and_nothing_counts_as_exhausted() {
+    let elsewhere = || {
+        let world = World::new();
+        world.pool("elsewhere", json!({"cidr": "10.99.0.0/16", "blockSize": 26}));
+        world
+    };
+    let by_name = "cni.projectcalico.org/ipv4pools";
+    let of_pod = elsewhere();
+    of_pod.pod("p", "app", "h1", json!({by_name: "[\"elsewhere\"]"}));
+    let of_namespace = elsewhere();
+    of_namespace.put::<k8s_openapi::api::core::v1::Namespace>(json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "annotations": {by_name: "[\"10.99.0.0/16\"]"}},
+    }));
+    of_namespace.random("p");
+    let mut of_configuration = elsewhere();
+    of_configuration.conf["ipam"]["ipv4_pools"] = json!(["elsewhere"]);
+    of_configuration.random("p");
+    // A pool within the subnet, of which the range leaves nothing.
+    let mut of_range = World::new();
+    of_range.objects.remove::<calico::IPPool>(None, "default-ipv4-ippool");
+    of_range.pool("low", json!({"cidr": "10.244.0.0/17", "blockSize": 26}));
+    of_range.pool("high", json!({"cidr": "10.244.128.0/17", "blockSize": 26}));
+    of_range.conf["ipam"]["ipv4_pools"] = json!(["high"]);
+    of_range.random("p");
+    for (world, source, pool) in [
+        (&of_pod, "annotation cni.projectcalico.org/ipv4pools", "elsewhere (10.99.0.0/16)"),
+        (&of_namespace, "annotation cni.projectcalico.org/ipv4pools", "elsewhere (10.99.0.0/16)"),
+        (&of_configuration, "ipam.ipv4_pools", "elsewhere (10.99.0.0/16)"),
+        (&of_range, "ipam.ipv4_pools", "high (10.244.128.0/17)"),
+    ] {
+        let error = add_of(world, "n1", "p", "").await.unwrap_err();
+        assert_eq!(error.code, 102, "{error}");
+        says(&error, &[source, pool, "10.244.0.0/16 (10.244.0.10 to 10.244.0.200)"]);
+        assert!(!error.to_string().contains("no IPv4 address is left"), "{error}");
+        assert_nothing_written(world).await;
+    }
+    // One of several that fits is enough.
+    let both = elsewhere();
+    both.pod("p", "app", "h1", json!({by_name: "[\"elsewhere\", \"default-ipv4-ippool\"]"}));
+    add_of(&both, "n1", "p", "").await.unwrap();
+}

@@ -41,7 +41,7 @@ pub struct Assigned {
     pub block: IpNetwork,
     /// Whether it is a fixed one.
     pub fixed: bool,
-    /// Prefix length that the pod's annotation gives, if any.
+    /// Prefix length that the pod's annotation gives, if any; the address alone where it was asked for by `IP=`.
     pub netmask: Option<u8>,
     /// Gateway that the pod's annotation gives, if any.
     pub gateway: Option<IpAddr>,
@@ -118,7 +118,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             address,
             block,
             fixed: done.claims.iter().any(|h| h.address == address),
-            netmask: request.as_ref().and_then(|r| r.netmask(family)),
+            netmask: match attachment.explicit.contains(&address) {
+                true => Some(family.bits()),
+                false => request.as_ref().and_then(|r| r.netmask(family)),
+            },
             gateway: request.as_ref().and_then(|r| r.gateway(family)),
         };
         Ok(written.into_iter().map(detail).collect())
@@ -340,9 +343,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     let block = self.block_for(attachment, cidr, self.read_block(cidr).await?).await?;
                     Placement { family, cidr, block, which: Which::Exactly(*address, None), right: None, renews: false }
                 }
-                Want::Random(requested) => {
+                Want::Random(named) => {
                     let node = round.node.as_ref();
-                    let search = Search { attachment, snapshot, node, family, requested, reservations };
+                    let search = Search { attachment, snapshot, node, family, named, reservations };
                     let Room { block, own } = self.find_room(&search, own, full).await?;
                     let cidr = block.spec.cidr;
                     // A cache is asked again when it is written: a hundred ADDs need not each keep a block until then.

@@ -6,7 +6,7 @@ use calico::{AllocationAttribute, Corrupt, PoolError};
 use ipnetwork::IpNetwork;
 
 use super::claims::Impasse;
-use super::place::Exhaustion;
+use super::place::{Apart, Exhaustion};
 use super::snapshot::UnmetPool;
 use crate::cni::CniError;
 use crate::store::StoreError;
@@ -63,6 +63,9 @@ pub enum Error {
     /// Calico's pools do not allow the assignment.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// The pools and the range that are named exclude each other.
+    #[error(transparent)]
+    Apart(#[from] Apart),
     /// A fixed address is wanted, and this driver has no ledger.
     #[error("pod asks for the fixed address {0}, but no ledger of claims is configured")]
     NoLedger(String),

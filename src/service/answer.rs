@@ -81,6 +81,10 @@ pub fn error(error: &Error) -> CniError {
             "Set CALICO_IPV4POOL_CIDR (or the IPPool's cidr) and the config's subnet to the same value.".into(),
         ),
         Error::Pool(_) => (code::NO_POOL, "Change the pool, or the annotation or config that chose it.".into()),
+        Error::Apart(_) => (
+            code::NO_POOL,
+            "Name a pool that has addresses from rangeStart to rangeEnd of the subnet, or change these in the CNI config.".into(),
+        ),
         Error::NoLedger(_) => (code::NO_LEDGER, NEEDS_LEDGER.into()),
         Error::Taken { .. } => (
             code::ADDRESS_HELD,
