@@ -7,7 +7,8 @@ use ipnetwork::{IpNetwork, ip_mask_to_prefix};
 
 use super::{GATEWAY, IP, IP_ADDRS, IP_ADDRS_NO_IPAM, NETMASK, OWNER};
 use crate::cni::error::shown;
-use crate::cni::{CniError, names, text};
+use crate::cni::text::{self, Wrong};
+use crate::cni::{CniError, names};
 use crate::netconf::{Dialect, Ipam};
 use crate::range::Family;
 
@@ -29,6 +30,11 @@ impl FixedRequest {
         FixedRequest { v4, v6, netmasks: Vec::new(), gateways: Vec::new() }
     }
 
+    /// The addresses that the value of `kube-ipam.ip` lists, whatever the network says of them; none if it is malformed.
+    pub fn listed(value: &str) -> Vec<IpAddr> {
+        addresses(IP, value, text::span).unwrap_or_default()
+    }
+
     /// Reads a pod's annotations. None if the pod asks for no fixed address. Code 7 naming annotation, value and what is right:
     /// whatever is malformed is refused, never read as "any address".
     pub fn parse(annotations: &BTreeMap<String, String>, ipam: &Ipam) -> Result<Option<FixedRequest>, CniError> {
@@ -43,7 +49,7 @@ impl FixedRequest {
                 }
             };
         };
-        let ips = addresses(IP, value)?;
+        let ips = addresses(IP, value, text::span)?;
         for ip in &ips {
             permitted(*ip, value, ipam)?;
         }
@@ -133,7 +139,7 @@ impl FixedRequest {
     }
 
     fn read_gateways(&self, value: &str, ipam: &Ipam) -> Result<Vec<IpAddr>, CniError> {
-        let gateways = addresses(GATEWAY, value)?;
+        let gateways = addresses(GATEWAY, value, |part| text::address(part).map(|ip| (ip, ip)))?;
         for (index, gateway) in gateways.iter().enumerate() {
             let family = Family::of(*gateway);
             let refuse = |wrong: String, right: &str| Err(CniError::annotation(GATEWAY, value, wrong, right));
@@ -212,24 +218,39 @@ fn refuse_calicos(annotations: &BTreeMap<String, String>, dialect: Dialect) -> R
     }
 }
 
-/// A list of addresses, without empty parts and duplicates.
-fn addresses(key: &str, value: &str) -> Result<Vec<IpAddr>, CniError> {
-    let (mut ips, mut seen) = (Vec::new(), HashSet::new());
+/// A list of addresses, without empty parts and duplicates; `read` gives the first and the last of each part.
+fn addresses(key: &str, value: &str, read: Read) -> Result<Vec<IpAddr>, CniError> {
+    let (mut ips, mut seen, mut in_spans) = (Vec::new(), HashSet::new(), 0);
     for part in value.split(',').map(str::trim) {
         let refuse = |wrong: String, right: String| Err(CniError::annotation(key, value, wrong, right));
         if part.is_empty() {
             return refuse("has an empty place".to_owned(), "write addresses separated by commas".to_owned());
         }
-        match text::address(part) {
-            Ok(ip) if !seen.insert(ip) => {
+        let (first, last) = match read(part) {
+            Ok(span) => span,
+            Err(error) => return refuse(format!("has {}, which {}", shown(part), error.wrong), error.right),
+        };
+        for ip in calico::addresses_between(first, last) {
+            in_spans += usize::from(first != last);
+            if in_spans > MOST_IN_SPANS {
+                let wrong =
+                    format!("has {}, with which its ranges have more than {MOST_IN_SPANS} addresses", shown(part));
+                return refuse(wrong, "list those that the pods may have, one for each replica".to_owned());
+            }
+            if !seen.insert(ip) {
                 return refuse(format!("has {ip} twice"), "name each address once".to_owned());
             }
-            Ok(ip) => ips.push(ip),
-            Err(error) => return refuse(format!("has {}, which {}", shown(part), error.wrong), error.right),
+            ips.push(ip);
         }
     }
     Ok(ips)
 }
+
+/// Reads the first and the last address of a part of a list.
+type Read = fn(&str) -> Result<(IpAddr, IpAddr), Wrong>;
+
+/// Addresses that the ranges and CIDRs of one annotation may come to: any of them may be a candidate of one ADD.
+const MOST_IN_SPANS: usize = 256;
 
 /// Whether the network may give this address to a pod that asks for it.
 fn permitted(ip: IpAddr, value: &str, ipam: &Ipam) -> Result<(), CniError> {
