@@ -233,8 +233,7 @@ fn addresses(key: &str, value: &str, read: Read) -> Result<Vec<IpAddr>, CniError
         for ip in calico::addresses_between(first, last) {
             in_spans += usize::from(first != last);
             if in_spans > MOST_IN_SPANS {
-                let wrong =
-                    format!("has {}, with which its ranges have more than {MOST_IN_SPANS} addresses", shown(part));
+                let wrong = format!("has ranges of more than {MOST_IN_SPANS} addresses");
                 return refuse(wrong, "list those that the pods may have, one for each replica".to_owned());
             }
             if !seen.insert(ip) {

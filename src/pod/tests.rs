@@ -148,7 +148,7 @@ fn ranges_that_are_none_or_too_long_are_refused() {
     for long in ["10.244.0.0/16", "10.244.1.0-10.244.2.0", "fd00:10:244::/64", "fd00:10:244::1-fd00:10:244::ffff:1"] {
         refused(ip(long), &[long, "more than 256 addresses", "one for each replica"]);
     }
-    refused(ip("10.244.1.0/25,10.244.2.0/25,10.244.3.0/31"), &["\"10.244.3.0/31\"", "more than 256"]);
+    refused(ip("10.244.1.0/25,10.244.2.0/25,10.244.3.0/31"), &["more than 256"]);
     assert_eq!(ip("10.244.1.0/24,10.244.3.1").unwrap().unwrap().v4.len(), 257);
     refused(ip("10.244.0.20-10.244.0.29,10.244.0.25"), &["10.244.0.25 twice"]);
     refused(ip("10.244.0.25,10.244.0.16/28"), &["10.244.0.25 twice"]);
