@@ -12,8 +12,10 @@ use calico::{BlockAffinity, IPAMBlock, IPAMHandle};
 use common::{World, ip};
 use k8s_openapi::api::core::v1::Pod;
 use kube_ipam::cni::{CniArgs, CniError, Invocation, Verb};
+use kube_ipam::driver::Error;
 use kube_ipam::service::state::State;
 use kube_ipam::service::{Call, Served};
+use kube_ipam::store::{Failure, StoreError};
 use serde_json::{Value, json};
 
 /// An ADD as the plugin and the agent run it, in node `node`'s name.
@@ -225,4 +227,23 @@ async fn a_pool_outside_the_subnet_is_named_together_with_it_and_nothing_counts_
     let both = elsewhere();
     both.pod("p", "app", "h1", json!({by_name: "[\"elsewhere\", \"default-ipv4-ippool\"]"}));
     add_of(&both, "n1", "p", "").await.unwrap();
+}
+
+// === records that cannot be read ===
+
+#[tokio::test]
+async fn a_claim_that_cannot_be_read_costs_its_own_address_alone() {
+    let world = World::new();
+    world.fixed("two", "two", "10.244.0.216,10.244.0.217");
+    world.fixed("one", "one", "10.244.0.216");
+    world.ledger.spoil(ip("10.244.0.216"));
+    let given = world.add("n1", "two", "c2").await.unwrap();
+    assert_eq!(given[0].address, ip("10.244.0.217"));
+    let error = CniError::from(world.add("n1", "one", "c1").await.unwrap_err());
+    says(&error, &["claim 10.244.0.216", "cannot be read", "it was spoilt"]);
+    assert_eq!(world.allocated().await.len(), 1);
+    // Named as an IPClaim is, with what to do.
+    let of_object = StoreError::new("get", "ipclaims net.10-244-0-216", Failure::Corrupt("no address".into()));
+    let error = CniError::from(Error::from(of_object));
+    says(&error, &["net.10-244-0-216", "kubectl edit ipclaim net.10-244-0-216", "kubectl delete ipclaim"]);
 }

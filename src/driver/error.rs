@@ -109,6 +109,9 @@ pub enum Error {
     /// There was no time left.
     #[error("no time left: {0}")]
     Late(&'static str),
+    /// Other writers were faster, again and again, or took away what this call had made.
+    #[error("others changed the records meanwhile: {0}")]
+    Overtaken(&'static str),
 }
 
 /// A lock is no failure of a store: whichever call meets it, it is told in the same words.

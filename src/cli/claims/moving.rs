@@ -12,12 +12,15 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
 use super::transfer::{Action, Both, Conflict, Plan, Step};
+use crate::claim::Claim;
 use crate::cli::Outcome;
 use crate::cli::confirm::confirm;
 use crate::cli::connect::{Connection, Site};
 use crate::cli::ledger::LedgerKind;
 use crate::cli::output::{self, Format, NONE};
-use crate::store::{AnyLedger, DatastoreGate, Gated, Ledger as _, LiveGate, StoreError, Swap, Versioned};
+use crate::store::{
+    AnyLedger, DatastoreGate, Failure, Gated, Ledger as _, Listed, LiveGate, StoreError, Swap, Unreadable, Versioned,
+};
 
 /// Rounds before it is said that the claims do not come to rest.
 const ROUNDS: usize = 20;
@@ -191,11 +194,21 @@ impl Move {
     }
 }
 
+/// A record that cannot be read would be left behind.
+fn whole(listed: Listed) -> Result<Vec<Versioned<Claim>>, StoreError> {
+    match listed.unreadable.first() {
+        None => Ok(listed.claims),
+        Some(Unreadable { record, why, remedy, .. }) => {
+            Err(StoreError::new("list", record, Failure::Corrupt(format!("{why}; {remedy}"))))
+        }
+    }
+}
+
 impl Ledgers {
     async fn read(&self) -> Result<Read, StoreError> {
         // The target last: what is written there meanwhile is seen rather than overwritten.
-        let source = self.source.all().await?;
-        Ok(Read { source, target: self.target.all().await? })
+        let source = whole(self.source.listed().await?)?;
+        Ok(Read { source, target: whole(self.target.listed().await?)? })
     }
 
     /// Rounds until there is nothing left to do.

@@ -21,6 +21,7 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let missing = claims.iter().filter(|claim| !listed.contains(&claim.value.address));
     let mut found: Vec<Finding> = missing.filter_map(|claim| missing_entry(scene, claim)).collect();
     let leftover = reserved.iter().filter(|(address, _)| !claimed.contains(address) && is_ours(scene, *address));
+    let leftover = leftover.filter(|(address, _)| !scene.census.is_unread(*address));
     found.extend(leftover.map(|(address, name)| leftover_entry(scene, *address, name)));
     found
 }
