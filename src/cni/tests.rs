@@ -311,7 +311,8 @@ fn what_a_main_plugin_adds_to_the_previous_result_is_skipped() {
         "cniVersion": "1.0.0",
         "interfaces": [{"name": "eth0", "sandbox": "/x"}],
         "ips": [{"address": "10.244.0.216/32", "interface": 0}],
-        "routes": null,
+        // A route by a next hop of the other family, which Linux has, and none of ours.
+        "routes": [{"dst": "10.0.0.0/8", "gw": "fe80::1"}],
         "dns": {}
     });
     let answer = Answer::parse(&json, &CniVersion::V1_0_0).unwrap();

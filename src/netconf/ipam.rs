@@ -241,6 +241,11 @@ fn ledger_network(ipam: &Object<'_>, network: &str) -> Result<String, CniError> 
 
 fn route(route: &Object<'_>) -> Result<Route, CniError> {
     let parsed = Route::parse(route)?;
+    if let Some(gw) = parsed.gw.filter(|gw| gw.is_ipv4() != parsed.dst.is_ipv4()) {
+        let dst = parsed.dst;
+        let right = format!("give a next hop of the family of {dst}, or none");
+        return Err(route.refuse("gw", &gw.to_string(), format!("is of another family than dst {dst}"), right));
+    }
     let network = text::without_host_bits(parsed.dst);
     if network == parsed.dst {
         return Ok(parsed);

@@ -74,7 +74,9 @@ impl KubeconfigError {
         let mut unreadable = false;
         let mut next = Some(error);
         while let Some(cause) = next {
-            unreadable |= cause.is::<std::io::Error>();
+            // A file that was read, and is not what it should be, is of that kind.
+            let read = |error: &std::io::Error| error.kind() != std::io::ErrorKind::InvalidData;
+            unreadable |= cause.downcast_ref().is_some_and(read);
             next = cause.source();
         }
         let reason = match error.downcast_ref() {
