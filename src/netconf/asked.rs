@@ -37,9 +37,9 @@ fn is_said(value: &Value) -> bool {
     }
 }
 
-/// The addresses of a list, without their masks, as the annotation takes them.
+/// The first addresses of a list, without their masks, as the annotation takes them.
 fn addresses(list: &Value) -> String {
     let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
     let plain = texts.filter_map(|text| text::address(text.split('/').next()?).ok());
-    plain.map(|address| address.to_string()).collect::<Vec<_>>().join(",")
+    plain.take(4).map(|address| address.to_string()).collect::<Vec<_>>().join(",")
 }

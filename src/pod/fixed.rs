@@ -208,7 +208,9 @@ fn refuse_calicos(annotations: &BTreeMap<String, String>, dialect: Dialect) -> R
     match found.filter(|_| dialect == Dialect::KubeIpam) {
         None => Ok(()),
         Some((key, value)) => {
-            let list = serde_json::from_str::<Vec<String>>(value).unwrap_or_default().join(",");
+            let listed = serde_json::from_str::<Vec<String>>(value).unwrap_or_default();
+            let first = listed.iter().filter_map(|text| text::address(text).ok()).take(4);
+            let list = first.map(|ip| ip.to_string()).collect::<Vec<_>>().join(",");
             let right = match annotations.contains_key(IP) {
                 true => format!("leave it out: {IP} is there too"),
                 false => format!("write {IP}: {list:?} in its place"),

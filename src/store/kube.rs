@@ -527,16 +527,6 @@ mod tests {
         assert!(refused.contains("gopher"), "{refused}");
     }
 
-    #[test]
-    fn a_proxy_of_the_environment_is_for_servers_that_it_does_not_exclude() {
-        let environment =
-            Matcher::builder().https("http://proxy.example:3128").no("10.96.0.0/12,.cluster.local").build();
-        let by_proxy = |server: &str| is_proxied(&server.parse().unwrap(), &environment);
-        assert!(by_proxy("https://192.0.2.7:6443"));
-        assert!(!by_proxy("https://10.96.0.1:443") && !by_proxy("https://api.cluster.local"));
-        assert!(!is_proxied(&"https://192.0.2.7:6443".parse().unwrap(), &Matcher::builder().build()));
-    }
-
     #[tokio::test]
     async fn credentials_that_cannot_be_had_are_no_unclear_answer() {
         let exec =

@@ -17,7 +17,7 @@ mod ledgers;
 pub mod memory;
 mod tls;
 mod token_file;
-mod transport;
+pub(crate) mod transport;
 pub(crate) mod trim;
 
 pub use self::gated::{DatastoreGate, Gated, LiveGate, TRUSTED};
