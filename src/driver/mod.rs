@@ -52,7 +52,7 @@ pub use self::error::Error;
 pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
 pub use self::observer::{Observer, Silent};
-pub use self::place::Exhaustion;
+pub use self::place::{Apart, Exhaustion};
 pub use self::release::Freed;
 pub use self::reservation::LEDGERS_ANNOTATION;
 pub(crate) use self::reservation::{

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned, describe};
+use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Versioned, describe};
 use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
@@ -176,6 +176,10 @@ impl<S: Ledger> Ledger for Faulty<S> {
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         self.faults.around("range", "claims".into(), self.inner.all()).await
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        self.faults.around("range", "claims".into(), self.inner.listed()).await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

@@ -15,7 +15,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned};
+use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Versioned};
 use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
@@ -175,6 +175,10 @@ impl<L: Ledger> Ledger for Gated<L> {
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         self.inner.all().await
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        self.inner.listed().await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

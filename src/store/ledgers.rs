@@ -9,7 +9,7 @@ use super::cluster::ClusterId;
 use super::etcd::EtcdLedger;
 use super::ipclaim::IPClaimLedger;
 use super::kube::KubeStore;
-use super::{Ledger, StoreError, Swap, Versioned};
+use super::{Ledger, Listed, StoreError, Swap, Versioned};
 use crate::claim::{Claim, LedgerName};
 use crate::netconf::{EtcdConfig, Ipam};
 
@@ -57,6 +57,13 @@ impl Ledger for AnyLedger {
         match self {
             Self::Etcd(ledger) => ledger.all().await,
             Self::Objects(ledger) => ledger.all().await,
+        }
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        match self {
+            Self::Etcd(ledger) => ledger.listed().await,
+            Self::Objects(ledger) => ledger.listed().await,
         }
     }
 
@@ -120,6 +127,10 @@ impl Ledger for LazyLedger {
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         self.open().await?.all().await
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        self.open().await?.listed().await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

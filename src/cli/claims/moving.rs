@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::transfer::{Action, Both, Conflict, Plan, Step};
+use crate::claim::Claim;
 use crate::cli::Outcome;
 use crate::cli::confirm::confirm;
 use crate::cli::connect::{Connection, Site};
@@ -24,7 +25,10 @@ use crate::cli::ledger::LedgerKind;
 use crate::cli::output::{self, Format, NONE};
 use crate::driver::{Driver, is_own_reservation, unmarked};
 use crate::store::kube::KubeStore;
-use crate::store::{AnyLedger, DatastoreGate, Gated, Ledger as _, LiveGate, Objects as _, StoreError, Swap, Versioned};
+use crate::store::{
+    AnyLedger, DatastoreGate, Failure, Gated, Ledger as _, Listed, LiveGate, Objects as _, StoreError, Swap,
+    Unreadable, Versioned,
+};
 
 /// Rounds before it is said that the claims do not come to rest.
 const ROUNDS: usize = 20;
@@ -267,11 +271,21 @@ impl Names {
     }
 }
 
+/// A record that cannot be read would be left behind.
+fn whole(listed: Listed) -> Result<Vec<Versioned<Claim>>, StoreError> {
+    match listed.unreadable.first() {
+        None => Ok(listed.claims),
+        Some(Unreadable { record, why, remedy, .. }) => {
+            Err(StoreError::new("list", record, Failure::Corrupt(format!("{why}; {remedy}"))))
+        }
+    }
+}
+
 impl Ledgers {
     async fn read(&self) -> Result<Read, StoreError> {
         // The target last: what is written there meanwhile is seen rather than overwritten.
-        let source = self.source.all().await?;
-        Ok(Read { source, target: self.target.all().await? })
+        let source = whole(self.source.listed().await?)?;
+        Ok(Read { source, target: whole(self.target.listed().await?)? })
     }
 
     /// Rounds until there is nothing left to do.

@@ -33,7 +33,7 @@ fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
     }
     let pod = scene.census.pods.get(namespace, name)?;
     let alive = matches!(pod.state, PodState::Alive | PodState::Terminating) && pod.addresses.contains(&used.address);
-    if !alive || scene.census.staleness(used).is_some() {
+    if !alive || scene.census.staleness(used).is_some() || scene.census.is_unread(used.address) {
         return None;
     }
     let claim = scene.census.claim(used.address);

@@ -22,6 +22,7 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let mut found: Vec<Finding> = missing.filter_map(|claim| missing_entry(scene, claim)).collect();
     let leftover = reserved.iter().filter(|(address, _)| !claimed.contains(address) && is_ours(scene, *address));
     let leftover = leftover.filter(|(address, _)| scene.claimed_elsewhere(*address).is_none());
+    let leftover = leftover.filter(|(address, _)| !scene.census.is_unread(*address));
     found.extend(leftover.map(|(address, name)| leftover_entry(scene, *address, name)));
     // A claim that was carried away is marked from where it is now.
     let open = claims.iter().map(|claim| &claim.value).filter(|claim| claim.moved.is_none());
