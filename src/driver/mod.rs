@@ -56,7 +56,7 @@ pub use self::place::Exhaustion;
 pub use self::release::Freed;
 pub(crate) use self::reservation::{is_own_reservation, reservation_name};
 pub use self::snapshot::UnmetPool;
-pub(crate) use self::snapshot::{node_state, pod_state};
+pub(crate) use self::snapshot::{check_coverage, node_state, pod_state};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::{Claim, Policy};

@@ -17,6 +17,7 @@ use crate::cli::confirm::confirm;
 use crate::cli::connect::{Connection, Site};
 use crate::cli::ledger::LedgerKind;
 use crate::cli::output::{self, Format, NONE};
+use crate::store::kube::KubeStore;
 use crate::store::{AnyLedger, DatastoreGate, Gated, Ledger as _, LiveGate, StoreError, Swap, Versioned};
 
 /// Rounds before it is said that the claims do not come to rest.
@@ -93,8 +94,9 @@ struct Read {
 
 impl Move {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
-        let site = connection.site()?;
-        let ledgers = self.ledgers(&site).await?;
+        let (site, store) = connection.open().await?;
+        let network = site.needed_network()?;
+        let ledgers = self.ledgers(&site, store).await?;
         let read = ledgers.read().await.context("could not be read, so nothing was done")?;
         let plan = Plan::of(&self.both(&read));
         let mut steps = plan.steps.clone();
@@ -102,7 +104,7 @@ impl Move {
             steps.extend(Plan::drops(&self.both(&read)));
         }
         let report = |done| Report {
-            network: &site.network,
+            network,
             from: name(self.from()),
             to: name(self.to),
             claims: read.source.len(),
@@ -122,7 +124,7 @@ impl Move {
         }
         let what = format!("claims move --to {}", name(self.to));
         ledgers.gate.may_write().await.with_context(|| format!("{what}: nothing was written"))?;
-        if !self.yes && !confirm(&what, &shown, &format!("Write this to network {}?", site.network))? {
+        if !self.yes && !confirm(&what, &shown, &format!("Write this to network {network}?"))? {
             eprintln!("kube-ipam: the claims are left as they are");
             return Ok(Outcome::NotWell);
         }
@@ -130,8 +132,7 @@ impl Move {
         output::print(format, &report(true), || format!("{shown}\n{}", self.next(&read)))
     }
 
-    async fn ledgers(&self, site: &Site) -> Result<Ledgers> {
-        let store = site.store().await?;
+    async fn ledgers(&self, site: &Site, store: KubeStore) -> Result<Ledgers> {
         let source = site.ledger_of(self.from(), &store).await.context("the source")?;
         let target = site.ledger_of(self.to, &store).await.context("the target")?;
         let gate: Arc<dyn DatastoreGate> = Arc::new(LiveGate::new(store));
