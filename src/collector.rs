@@ -47,7 +47,7 @@ use crate::store::{Ledger, Objects, StoreError};
 /// How long things must have been as they are before they are touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// A claim whose owner does not exist and which nobody holds.
+    /// A claim whose owner does not exist and which nobody holds, from when that was noted in the claim.
     pub owner_grace: Duration,
     /// An allocation whose pod is gone while its node exists: that node's runtime may still call DEL.
     pub allocation_grace: Duration,
@@ -123,7 +123,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         let claims = census.claims.as_deref().map(Claims::of);
         let mut report = Report { unread, claims, read_in, ..Report::default() };
         for (finding, due) in findings.iter().zip(due) {
-            if !due {
+            if !due || !finding.is_ripe(begun) {
                 *report.waiting.entry(finding.repair.kind).or_default() += 1;
                 continue;
             }

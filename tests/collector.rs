@@ -14,8 +14,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube_ipam::collector::{Kind, Mandate};
 use kube_ipam::driver::POD_UID_KEY;
-use kube_ipam::store::Failure;
 use kube_ipam::store::faulty::Fault;
+use kube_ipam::store::{Failure, Ledger as _};
 use serde_json::json;
 
 const FIXED: &str = "10.244.0.216";
@@ -38,7 +38,8 @@ async fn a_claim_whose_owner_is_gone_is_dropped_after_its_grace_with_its_reserva
     let mut town = Town::new();
     unheld_claim(&town).await;
     remove_owner(&town, "app");
-    town.stays_for(570).await;
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.stays_for(540).await;
     let repairs = town.repairs(60, &[Kind::ClaimDropped]).await;
     assert_eq!(repairs[0].object, format!("Claim/{FIXED}"));
     assert!(repairs[0].detail.contains("Deployment default/app"), "{}", repairs[0].detail);
@@ -52,12 +53,51 @@ async fn an_owner_that_came_back_keeps_its_claim_and_the_grace_begins_anew() {
     let mut town = Town::new();
     unheld_claim(&town).await;
     remove_owner(&town, "app");
-    town.stays_for(540).await;
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.stays_for(480).await;
     town.world.fixed("g", "app", FIXED);
-    town.stays_for(30).await;
+    town.repairs(60, &[Kind::OwnerFound]).await;
+    assert_eq!(town.claim(FIXED).await.unwrap().owner_gone, None);
     town.world.remove_pod("g");
     remove_owner(&town, "app");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
     town.stays_for(540).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grace_of_a_gone_owner_is_counted_from_what_is_recorded_whoever_leads() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    remove_owner(&town, "app");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    let noted = town.claim(FIXED).await.unwrap();
+    // One write, however many leaders there are.
+    for _ in 0..6 {
+        town.restart_collector();
+        town.stays_for(60).await;
+        town.pass(30).await;
+    }
+    assert_eq!(town.claim(FIXED).await.unwrap(), noted);
+    town.restart_collector();
+    town.repairs(60, &[Kind::ClaimDropped]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_takes_the_address_ends_the_grace_of_its_claim() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    remove_owner(&town, "app");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.run(town.world.fixed("g", "app", FIXED), "n1").await;
+    assert_eq!(town.claim(FIXED).await.unwrap().owner_gone, None);
+    town.del("n1", "g", "c-g").await;
+    town.world.remove_pod("g");
+    // A node of an older release keeps the note, which it does not know.
+    let noted = town.world.ledger.read(ip(FIXED)).await.unwrap().unwrap();
+    let stale = kube_ipam::claim::Claim { owner_gone: Some(clock()), ..noted.value };
+    town.world.ledger.swap(ip(FIXED), Some(noted.revision), Some(&stale)).await.unwrap();
+    town.repairs(60, &[Kind::OwnerFound]).await;
+    town.stays_for(1200).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,7 +136,7 @@ async fn a_claim_taken_again_at_the_last_moment_is_not_dropped() {
     let mut town = Town::new();
     unheld_claim(&town).await;
     remove_owner(&town, "app");
-    town.rounds_for(600).await;
+    town.rounds_for(630).await;
     town.undisturbed();
     let world = town.world.clone();
     // The pod comes between the confirming read of the claim and the write.

@@ -19,6 +19,10 @@ pub enum Kind {
     HolderCleared,
     /// A claim that contradicted its block's entry, or was lost, was rewritten from that entry.
     ClaimMended,
+    /// The owner of a claim that nobody holds is gone: the grace was started.
+    OwnerMissed,
+    /// The owner is there again, or a pod holds the claim: the grace was ended.
+    OwnerFound,
     /// A claim whose owner is gone was dropped, with its reservation.
     ClaimDropped,
     /// An allocation that no pod uses was freed.
@@ -131,10 +135,12 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
+        Self::OwnerMissed,
+        Self::OwnerFound,
         Self::ClaimDropped,
         Self::AllocationFreed,
         Self::ReservationAdded,
@@ -154,6 +160,8 @@ impl Kind {
             Self::HolderContested => "holder_contested",
             Self::HolderCleared => "holder_cleared",
             Self::ClaimMended => "claim_mended",
+            Self::OwnerMissed => "owner_missed",
+            Self::OwnerFound => "owner_found",
             Self::ClaimDropped => "claim_dropped",
             Self::AllocationFreed => "allocation_freed",
             Self::ReservationAdded => "reservation_added",
