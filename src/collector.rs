@@ -35,6 +35,7 @@ pub use self::execute::REPAIR_TIME;
 pub use self::lead::{Election, News, lead};
 pub use self::mandate::{Always, Mandate};
 pub use self::repair::{Claims, Failed, Kind, PodName, Repair, Report};
+pub use self::sightings::Standing;
 
 use self::census::Census;
 use self::decide::{Rules, Scene};
@@ -97,6 +98,16 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         self.sightings = Sightings::default();
     }
 
+    /// What has been so for a while, and waits for the end of a long grace: for the next leader.
+    pub fn standing(&self) -> Standing {
+        self.sightings.standing(Instant::now())
+    }
+
+    /// Goes on with the graces of an earlier leader. Nothing is due that this collector does not see twice itself.
+    pub fn recall(&mut self, standing: Standing) {
+        self.sightings.recall(standing, Instant::now(), self.driver.now());
+    }
+
     /// One pass: reads everything, and repairs what has been so for long enough. No repair is begun without
     /// `mandate`.
     ///
@@ -118,7 +129,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         let (census, unread) = census::read(self.driver.objects(), self.driver.ledger()).await;
         let Some(census) = census else { return Err(Unread { unread }) };
         let findings = self.findings(&census, begun);
-        let due = self.sightings.note(&findings, Instant::now());
+        let due = self.sightings.note(&findings, Instant::now(), begun);
         let read_in = reading.elapsed();
         let claims = census.claims.as_deref().map(Claims::of);
         let mut report = Report { unread, claims, read_in, ..Report::default() };

@@ -742,3 +742,38 @@ async fn a_block_in_use_outlives_its_node() {
     town.repairs(600, &[Kind::AllocationFreed]).await;
     assert!(town.is_allocated(address).await);
 }
+
+// === leaders that change ===
+
+#[tokio::test(start_paused = true)]
+async fn a_long_grace_does_not_begin_again_with_another_leader_who_sees_for_himself() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    town.world.remove_pod("r");
+    town.stays_for(60).await;
+    assert_eq!(town.collector.standing().len(), 0, "it may be gone in a moment");
+    town.stays_for(540).await;
+    let standing = town.collector.standing();
+    assert_eq!(standing.len(), 1, "{standing:?}");
+    town.stays_for(120).await;
+    assert_eq!(town.collector.standing(), standing, "it is written once");
+    town.restart_collector();
+    town.collector.recall(standing.clone());
+    town.stays_for(90).await;
+    let freed = town.repairs(90, &[Kind::AllocationFreed]).await;
+    assert!(freed[0].detail.contains(&address.to_string()), "{freed:?}");
+    town.stays_for(0).await;
+    assert!(town.collector.standing().is_empty());
+
+    // What is over by the record still needs two looks.
+    town.run(town.world.random("s"), "n1").await;
+    town.world.remove_pod("s");
+    town.stays_for(840).await;
+    let standing = town.collector.standing();
+    town.pass(3600).await;
+    town.restart_collector();
+    town.collector.recall(standing);
+    assert_eq!(town.round().await.repairs, []);
+    town.pass(30).await;
+    assert_eq!(town.round().await.repairs.len(), 1);
+}
