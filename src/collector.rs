@@ -15,6 +15,7 @@
 //! | `decide` | pure: from a snapshot to what ought to be repaired |
 //! | `sightings` | since when something has been as it is |
 //! | `execute` | the confirming reads, and the writes through the driver |
+//! | `notice` | what is only said, as nobody can repair it |
 //! | [`lead`](mod@lead) | one collector in the cluster at a time, by a Lease |
 
 mod census;
@@ -22,6 +23,7 @@ mod decide;
 mod execute;
 pub mod lead;
 mod mandate;
+mod notice;
 pub mod repair;
 mod sightings;
 
@@ -34,11 +36,13 @@ use tokio::time::Instant;
 pub use self::execute::REPAIR_TIME;
 pub use self::lead::{Election, News, lead};
 pub use self::mandate::{Always, Mandate};
+pub use self::notice::{Notice, Unkept};
 pub use self::repair::{Claims, Failed, Kind, PodName, Repair, Report};
 pub use self::sightings::Standing;
 
 use self::census::Census;
 use self::decide::{Rules, Scene};
+use self::notice::Told;
 use self::sightings::Sightings;
 use crate::claim::LONGEST_ADD;
 use crate::driver::Driver;
@@ -63,6 +67,7 @@ pub struct Collector<O, L> {
     driver: Driver<O, L>,
     rules: Rules,
     sightings: Sightings,
+    told: Told,
 }
 
 /// Why a round could not even look.
@@ -90,7 +95,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
     /// A collector for the network of `net`, whose takeover policy holds here too.
     pub fn new(driver: Driver<O, L>, net: &NetConf, options: Options) -> Self {
         let rules = Rules { network: net.network.clone(), policy: net.ipam.takeover, ipam: net.ipam.clone(), options };
-        Self { driver, rules, sightings: Sightings::default() }
+        Self { driver, rules, sightings: Sightings::default(), told: Told::default() }
     }
 
     /// Forgets what was seen so far: for a leader whose term ended, as others may have worked meanwhile.
@@ -132,7 +137,8 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         let due = self.sightings.note(&findings, Instant::now(), begun);
         let read_in = reading.elapsed();
         let claims = census.claims.as_deref().map(Claims::of);
-        let mut report = Report { unread, claims, read_in, ..Report::default() };
+        let notices = self.told.news(census.pods.notices());
+        let mut report = Report { unread, claims, read_in, notices, ..Report::default() };
         for (finding, due) in findings.iter().zip(due) {
             if !due || !finding.is_ripe(begun) {
                 *report.waiting.entry(finding.repair.kind).or_default() += 1;

@@ -12,7 +12,7 @@ use common::{World, ip};
 use futures::future::{BoxFuture, FutureExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube_ipam::collector::{Kind, Mandate};
+use kube_ipam::collector::{Kind, Mandate, Unkept};
 use kube_ipam::driver::POD_UID_KEY;
 use kube_ipam::store::faulty::Fault;
 use kube_ipam::store::{Failure, Ledger as _};
@@ -776,4 +776,44 @@ async fn a_long_grace_does_not_begin_again_with_another_leader_who_sees_for_hims
     assert_eq!(town.round().await.repairs, []);
     town.pass(30).await;
     assert_eq!(town.round().await.repairs.len(), 1);
+}
+
+// === annotations that are not kept ===
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_annotation_is_not_kept_is_told_once() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    town.run(town.world.fixed("f", "app", FIXED), "n1").await;
+    assert_eq!(town.round().await.notices, []);
+    // As a pod that calico-ipam started: it asks, and has another one.
+    let put = |name: &str, host_network: bool, phase: &str| {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": name, "namespace": "default", "uid": format!("uid-of-{name}"),
+                "annotations": {"kube-ipam.ip": "10.244.0.230"},
+            },
+            "spec": {"nodeName": "n1", "hostNetwork": host_network, "containers": []},
+            "status": {"phase": phase, "podIP": address, "podIPs": [{"ip": address}]},
+        });
+        town.world.objects.put::<Pod>(&common::object(pod));
+    };
+    put("r", false, "Running");
+    put("node-wide", true, "Running");
+    put("over", true, "Succeeded");
+    let notices = town.round().await.notices;
+    let told: Vec<(&str, Unkept)> = notices.iter().map(|n| (n.pod.name.as_str(), n.what)).collect();
+    assert_eq!(told, [("node-wide", Unkept::HostNetwork), ("r", Unkept::OtherAddress)], "{notices:#?}");
+    assert!(notices[0].text.contains("hostNetwork") && notices[0].pod.uid.as_deref() == Some("uid-of-node-wide"));
+    let said = &notices[1].text;
+    assert!(
+        said.contains("10.244.0.230") && said.contains(&address.to_string()) && said.contains("calico-ipam"),
+        "{said}"
+    );
+    town.pass(30).await;
+    assert_eq!(town.round().await.notices, []);
+    // Another leader has not told anybody.
+    town.restart_collector();
+    assert_eq!(town.round().await.notices.len(), 2);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Notice;
 use crate::claim::Claim;
 use crate::store::{StoreError, Versioned};
 
@@ -97,6 +98,8 @@ pub struct Report {
     pub unread: Vec<StoreError>,
     /// The claims of the network as they were when the round began; `None` without a ledger that could be read.
     pub claims: Option<Claims>,
+    /// Pods whose annotation is not kept, and that no earlier report named.
+    pub notices: Vec<Notice>,
     /// How long it took to read everything.
     pub read_in: Duration,
     /// Whether the round ended early because it might not go on.
