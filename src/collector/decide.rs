@@ -53,6 +53,8 @@ pub(super) struct Finding {
     pub key: Key,
     /// How long it must have been so, with at least two sightings; `None` acts on the first.
     pub patience: Option<Duration>,
+    /// The end of a grace that is on record, before which nothing is done.
+    pub not_before: Option<Timestamp>,
     pub needs: Needs,
     pub repair: Repair,
     pub task: Task,
@@ -77,8 +79,8 @@ pub(super) enum Task {
     DropClaim(Shown),
     /// Clear a claim's holder, and release the holder's allocation.
     ClearHolder(Shown),
-    /// Start the grace of a claim's holder.
-    Contest(Versioned<Claim>, Box<Claim>),
+    /// Start or end a grace that the claim records.
+    Grace(Versioned<Claim>, Box<Claim>),
     /// Rewrite a claim from its block's entry.
     Mend(IpAddr, IpNetwork),
     /// Release the allocations of a handle.
@@ -122,6 +124,15 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     found.extend(affinities::missing(scene));
     found.extend(blocks::findings(scene));
     found
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// Whether a grace that is on record is over.
+    pub(super) fn is_ripe(&self, now: Timestamp) -> bool {
+        self.not_before.is_none_or(|end| now >= end)
+    }
 }
 
 // === impl Scene ===

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Notice;
 use crate::claim::Claim;
 use crate::store::{StoreError, Versioned};
 
@@ -19,6 +20,10 @@ pub enum Kind {
     HolderCleared,
     /// A claim that contradicted its block's entry, or was lost, was rewritten from that entry.
     ClaimMended,
+    /// The owner of a claim that nobody holds is gone: the grace was started.
+    OwnerMissed,
+    /// The owner is there again, or a pod holds the claim: the grace was ended.
+    OwnerFound,
     /// A claim whose owner is gone was dropped, with its reservation.
     ClaimDropped,
     /// An allocation that no pod uses was freed.
@@ -95,6 +100,8 @@ pub struct Report {
     pub unread: Vec<StoreError>,
     /// The claims of the network as they were when the round began; `None` without a ledger that could be read.
     pub claims: Option<Claims>,
+    /// Pods whose annotation is not kept, and that no earlier report named.
+    pub notices: Vec<Notice>,
     /// How long it took to read everything.
     pub read_in: Duration,
     /// Whether the round ended early because it might not go on.
@@ -133,10 +140,12 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
+        Self::OwnerMissed,
+        Self::OwnerFound,
         Self::ClaimDropped,
         Self::AllocationFreed,
         Self::ReservationAdded,
@@ -157,6 +166,8 @@ impl Kind {
             Self::HolderContested => "holder_contested",
             Self::HolderCleared => "holder_cleared",
             Self::ClaimMended => "claim_mended",
+            Self::OwnerMissed => "owner_missed",
+            Self::OwnerFound => "owner_found",
             Self::ClaimDropped => "claim_dropped",
             Self::AllocationFreed => "allocation_freed",
             Self::ReservationAdded => "reservation_added",

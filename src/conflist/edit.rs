@@ -42,11 +42,11 @@ pub fn with_calicos(list: &Value, before: Option<&Value>) -> Result<Option<Value
     replaced(list, before.filter(|section| is_calicos(section)).unwrap_or(&plain))
 }
 
-/// Whether a section alone is sound, before there is a list to put it in. Code 7 if not.
-pub fn check_ours(section: &Value) -> Result<(), CniError> {
+/// What a section alone says, before there is a list to put it in. Code 7 if it is not sound.
+pub fn check_ours(section: &Value) -> Result<NetConf, CniError> {
     is_named(section)?;
     let around = json!({ "cniVersion": "0.3.1", "name": "k8s-pod-network", "type": "calico", "ipam": section });
-    NetConf::parse(&around, OURS).map(drop)
+    NetConf::parse(&around, OURS)
 }
 
 /// A main plugin calls what `type` names.

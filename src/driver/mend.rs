@@ -35,20 +35,20 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(released)
     }
 
-    /// Starts the grace of a claim's holder; false if the claim is not as seen any more.
-    pub(crate) async fn contest(
+    /// Writes a claim in which a grace begins or ends; false if the claim is not as seen any more.
+    pub(crate) async fn note_grace(
         &self,
         seen: &Versioned<Claim>,
-        contested: &Claim,
+        noted: &Claim,
         deadline: Instant,
     ) -> Result<bool, Error> {
         let Some(ledger) = &self.ledger else { return Ok(false) };
         let mut backoff = Backoff::new(deadline);
         loop {
-            match ledger.swap(seen.value.address, Some(seen.revision), Some(contested)).await {
+            match ledger.swap(seen.value.address, Some(seen.revision), Some(noted)).await {
                 Ok(Swap::Done(_)) => return Ok(true),
                 // The answer of an earlier attempt was lost.
-                Ok(Swap::Lost(standing)) => return Ok(standing.is_some_and(|s| s.value == *contested)),
+                Ok(Swap::Lost(standing)) => return Ok(standing.is_some_and(|s| s.value == *noted)),
                 Err(error) => backoff.pause(error).await?,
             }
         }

@@ -59,7 +59,7 @@ pub(crate) use self::reservation::{
     any_claimed_elsewhere, claimed_elsewhere, is_own_reservation, reservation_name, reserved_addresses, unmarked,
 };
 pub use self::snapshot::UnmetPool;
-pub(crate) use self::snapshot::{node_state, pod_state};
+pub(crate) use self::snapshot::{check_coverage, node_state, pod_state};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::{Claim, Policy};

@@ -140,8 +140,8 @@ fn check_node(attachment: &Attachment<'_>, pod: &Pod) -> Result<(), Error> {
 /// Bears a static pod's own UID on its mirror object.
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// Every subnet must lie in one pool, or be made up of pools.
-pub(super) fn check_coverage(ranges: &RangeSet, pools: &[IPPool]) -> Result<(), UnmetPool> {
+/// Every subnet must lie in one pool, or be made up of pools: without that no ADD gives an address of the family.
+pub(crate) fn check_coverage(ranges: &RangeSet, pools: &[IPPool]) -> Result<(), UnmetPool> {
     let cidrs: Vec<IpNetwork> = pools.iter().map(|p| p.spec.cidr).collect();
     for subnet in ranges.subnets() {
         let network = subnet.network;

@@ -165,6 +165,7 @@ fn claim(
             created: now,
             generation: BY_HAND,
             contested: None,
+            owner_gone: None,
             moved: None,
             unknown: Map::new(),
         });
@@ -179,7 +180,8 @@ fn claim(
         Some(held) if held.pod_uid == holder.pod_uid => Ok(standing.clone()),
         Some(held) => Err(format!("has {address}, which is held by {held} of the same owner")),
         None => {
-            Ok(Claim { holder: Some(holder), generation: standing.generation + 1, contested: None, ..standing.clone() })
+            let (holder, generation) = (Some(holder), standing.generation + 1);
+            Ok(Claim { holder, generation, contested: None, owner_gone: None, ..standing.clone() })
         }
     }
 }

@@ -126,8 +126,9 @@ struct Read {
 
 impl Move {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
-        let site = connection.site()?;
-        let ledgers = self.ledgers(&site).await?;
+        let (site, store) = connection.open().await?;
+        let network = site.needed_network()?;
+        let ledgers = self.ledgers(&site, store).await?;
         let read = ledgers.read().await.context("could not be read, so nothing was done")?;
         let plan = Plan::of(&self.both(&read));
         let mut steps = plan.steps.clone();
@@ -135,7 +136,7 @@ impl Move {
             steps.extend(Plan::drops(&self.both(&read)));
         }
         let report = |done| Report {
-            network: &site.network,
+            network,
             from: &ledgers.names.from,
             to: &ledgers.names.to,
             claims: read.source.len(),
@@ -157,7 +158,7 @@ impl Move {
         }
         let what = format!("claims move --to {}", word(self.to));
         ledgers.gate.may_write().await.with_context(|| format!("{what}: nothing was written"))?;
-        if !self.yes && !confirm(&what, &shown, &format!("Write this to network {}?", site.network))? {
+        if !self.yes && !confirm(&what, &shown, &format!("Write this to network {network}?"))? {
             eprintln!("kube-ipam: the claims are left as they are");
             return Ok(Outcome::NotWell);
         }
@@ -169,8 +170,7 @@ impl Move {
         output::print(format, &report(true), || format!("{shown}\n{}", self.next(&ledgers.names, &read)))
     }
 
-    async fn ledgers(&self, site: &Site) -> Result<Ledgers> {
-        let store = site.store().await?;
+    async fn ledgers(&self, site: &Site, store: KubeStore) -> Result<Ledgers> {
         let source = self.source(site)?.ledger_of(self.from(), &store).await.context("the source")?;
         let target = site.ledger_of(self.to, &store).await.context("the target")?;
         let names = match self.from() == self.to {
@@ -195,7 +195,7 @@ impl Move {
     fn source(&self, site: &Site) -> Result<Site> {
         let mut source = site.clone();
         if let Some(network) = &self.from_network {
-            source.network.clone_from(network);
+            source.network = Some(network.clone());
         }
         match (&self.from_prefix, &mut source.etcd) {
             (None, _) => {}

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::audit::party::Seen;
 use crate::audit::view::own_addresses;
 use crate::claim::PodState;
+use crate::collector::notice::Notice;
 use crate::driver::pod_state;
 use crate::pod::Owner;
 
@@ -22,6 +23,8 @@ pub(in crate::collector) struct Pods {
     missing: BTreeSet<Owner>,
     /// Those of them whose pods do.
     running: BTreeSet<Owner>,
+    /// Pods whose annotation is not kept.
+    notices: Vec<Notice>,
 }
 
 struct Record {
@@ -49,6 +52,7 @@ impl Pods {
         if !self.missing.is_empty() {
             self.running.extend(Owner::of(&pod).ok().filter(|owner| self.missing.contains(owner)));
         }
+        self.notices.extend(Notice::of(&pod));
         let Some(addresses) = own_addresses(&pod) else { return };
         let state = pod_state(Some(&pod), pod.metadata.uid.as_deref().unwrap_or_default());
         self.records.push(Record {
@@ -59,6 +63,11 @@ impl Pods {
             state,
             addresses: addresses.into(),
         });
+    }
+
+    /// What is to be said of pods whose annotation is not kept.
+    pub(in crate::collector) fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// To be called once all are in: only then they are found.

@@ -68,6 +68,7 @@ fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTre
     Some(Finding {
         key: (kind, format!("{handle} {} {}", uid.unwrap_or_default(), versions.join(" "))),
         patience: Some(patience),
+        not_before: None,
         needs: Needs {
             pods: vec![(namespace.to_owned(), name.to_owned())],
             nodes: node.map(str::to_owned).into_iter().collect(),

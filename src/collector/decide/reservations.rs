@@ -95,6 +95,7 @@ fn finding(
     Finding {
         key: (kind, key),
         patience: Some(scene.rules.options.settle),
+        not_before: None,
         needs,
         repair: Repair { kind, object: format!("IPReservation/{name}"), detail, pod: None, node: None },
         task,
