@@ -92,6 +92,8 @@ pub enum Class {
     SubnetWithoutPool,
     /// An address that the network's configuration does not permit.
     OutsideRange,
+    /// Few addresses are left for random assignment.
+    RangeNearlyFull,
     /// An allocation whose user does not exist any more.
     Leak,
     /// An object marked deleted that was not deleted.
@@ -137,9 +139,10 @@ fn by_itself(otherwise: &str) -> String {
     format!("mends itself within minutes while an agent with --collect runs; without one: {otherwise}")
 }
 
-/// What is lawful and still worth a look: claims that outlive their owners.
+/// What is lawful and still worth a look: claims that outlive their owners, and ranges that are nearly full.
 pub fn notes(snapshot: &Snapshot) -> Vec<Violation> {
     let mut found = claims::notes(snapshot);
+    found.extend(rules::notes(snapshot));
     found.sort();
     found
 }
@@ -167,7 +170,7 @@ impl Class {
             Self::HandleCount => Invariant::I4,
             Self::BlockShape => Invariant::I5,
             Self::AffinityMismatch | Self::HalfDoneAffinity => Invariant::I6,
-            Self::OutsidePools | Self::SubnetWithoutPool | Self::OutsideRange => Invariant::I7,
+            Self::OutsidePools | Self::SubnetWithoutPool | Self::OutsideRange | Self::RangeNearlyFull => Invariant::I7,
             Self::Leak | Self::DeletedLeftover | Self::ReservationWithoutClaim => Invariant::I8,
             Self::WrongFixed => Invariant::I9,
         }

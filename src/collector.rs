@@ -29,14 +29,16 @@ mod sightings;
 
 use std::time::Duration;
 
+use calico::Family;
 use futures::future::{BoxFuture, FutureExt as _};
 use jiff::Timestamp;
+use kube::ResourceExt as _;
 use tokio::time::Instant;
 
 pub use self::execute::REPAIR_TIME;
 pub use self::lead::{Election, News, lead};
 pub use self::mandate::{Always, Mandate};
-pub use self::notice::{Notice, Unkept};
+pub use self::notice::{Filling, Notice, Unkept};
 pub use self::repair::{Claims, Failed, Kind, PodName, Repair, Report};
 pub use self::sightings::Standing;
 
@@ -45,8 +47,9 @@ use self::decide::{Rules, Scene};
 use self::notice::Told;
 use self::sightings::Sightings;
 use crate::claim::LONGEST_ADD;
-use crate::driver::Driver;
+use crate::driver::{Driver, reserved_addresses};
 use crate::netconf::NetConf;
+use crate::range::Usage;
 use crate::store::{Ledger, Objects, StoreError};
 
 /// How long things must have been as they are before they are touched.
@@ -144,7 +147,8 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         let read_in = reading.elapsed();
         let claims = census.claims.as_deref().map(Claims::of);
         let notices = self.told.news(census.pods.notices());
-        let mut report = Report { unread, claims, read_in, notices, ..Report::default() };
+        let filling = self.told.filling(self.filling(&census), Instant::now());
+        let mut report = Report { unread, claims, read_in, notices, filling, ..Report::default() };
         for (finding, due) in findings.iter().zip(due) {
             if !due || !finding.is_ripe(begun) {
                 *report.waiting.entry(finding.repair.kind).or_default() += 1;
@@ -163,6 +167,17 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
             self.execute(finding, &census, &mut report).await;
         }
         Ok(report)
+    }
+
+    /// The ranges in which few addresses are left, each with the pool that it begins in.
+    fn filling(&self, census: &Census) -> Vec<Filling> {
+        let reserved = || census.reservations.iter().flat_map(reserved_addresses);
+        let used = || census.blocks.all(&census.pods).map(|used| used.address);
+        let usages = [Family::V4, Family::V6].into_iter().filter_map(|family| self.rules.ipam.ranges(family));
+        let usages = usages.map(|ranges| Usage::of(ranges, used(), reserved())).filter(Usage::is_nearly_full);
+        usages
+            .filter_map(|usage| Some(Filling { pool: calico::covering(&census.pools, usage.first)?.name_any(), usage }))
+            .collect()
     }
 
     /// `begun`: when the first of it was read. What was not there may have come since.

@@ -836,3 +836,29 @@ async fn a_pod_whose_annotation_is_not_kept_is_told_once() {
     town.restart_collector();
     assert_eq!(town.round().await.notices.len(), 2);
 }
+
+// === ranges ===
+
+#[tokio::test(start_paused = true)]
+async fn a_range_of_which_a_tenth_is_left_is_told_every_hour() {
+    let mut world = World::new();
+    world.conf["ipam"]["rangeEnd"] = json!("10.244.0.19");
+    let mut town = Town::with(world);
+    for number in 0..8 {
+        let name = format!("r{number}");
+        town.run(town.world.random(&name), "n1").await;
+    }
+    // Reserved for a fixed address counts as well, one outside of the range does not.
+    town.run(town.world.fixed("out", "out", FIXED), "n1").await;
+    assert_eq!(town.round().await.filling, []);
+    town.run(town.world.fixed("in", "in", "10.244.0.19"), "n1").await;
+    let told = town.round().await.filling;
+    assert_eq!(
+        told.iter().map(|t| (t.pool.as_str(), t.usage.left())).collect::<Vec<_>>(),
+        [("default-ipv4-ippool", 1)]
+    );
+    town.pass(1800).await;
+    assert_eq!(town.round().await.filling, []);
+    town.pass(1801).await;
+    assert_eq!(town.round().await.filling.len(), 1);
+}

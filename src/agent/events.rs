@@ -1,19 +1,22 @@
-//! Events on pods and on the node. They go through a bounded queue, so that nothing that waits for an answer
+//! Events on pods, nodes and pools. They go through a bounded queue, so that nothing that waits for an answer
 //! waits for them; what does not fit is dropped and counted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use calico::IPPool;
 use clap::ValueEnum;
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{Metrics, Posted};
-use crate::collector::{Notice, PodName, Repair, Unkept};
+use crate::collector::{Filling, Notice, PodName, Repair, Unkept};
 use crate::driver::PodRef;
+use crate::range::WIDEN;
 use crate::service::Given;
 
 /// Most Events that wait to be sent.
@@ -32,7 +35,7 @@ const CONTROLLER: &str = "kube-ipam";
 pub enum Level {
     /// All, also one for every random address.
     All,
-    /// Fixed addresses, waits, refusals, takeovers, repairs, an exhausted range.
+    /// Fixed addresses, waits, refusals, takeovers, repairs, a range that is used up or nearly.
     #[default]
     Notable,
     /// None.
@@ -116,6 +119,16 @@ impl Events {
         self.send(about_pod(pod), EventType::Warning, reason, notice.text.clone());
     }
 
+    /// Few addresses are left in a range.
+    pub(super) fn filling(&self, filling: &Filling) {
+        self.send(
+            about_pool(&filling.pool),
+            EventType::Warning,
+            "RangeNearlyFull",
+            format!("{}; {WIDEN}", filling.usage),
+        );
+    }
+
     fn send(&self, about: ObjectReference, type_: EventType, reason: &str, note: String) {
         if self.level == Level::None {
             return;
@@ -182,6 +195,15 @@ fn about_node(node: &str) -> ObjectReference {
         kind: Some("Node".to_owned()),
         name: Some(node.to_owned()),
         uid: Some(node.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+fn about_pool(pool: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(IPPool::api_version(&()).into_owned()),
+        kind: Some(IPPool::kind(&()).into_owned()),
+        name: Some(pool.to_owned()),
         ..ObjectReference::default()
     }
 }

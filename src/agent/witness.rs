@@ -79,6 +79,7 @@ impl Witness {
         if let News::Round(Ok(report)) = news {
             report.repairs.iter().for_each(|repair| self.events.repaired(repair));
             report.notices.iter().for_each(|notice| self.events.unkept(notice));
+            report.filling.iter().for_each(|filling| self.events.filling(filling));
         }
     }
 }

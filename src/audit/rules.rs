@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use calico::Family;
 
 use super::view::{Use, View};
-use super::{Class, Violation};
-use crate::driver::{UnmetPool, check_coverage};
+use super::{Class, Snapshot, Violation};
+use crate::driver::{UnmetPool, check_coverage, reserved_addresses};
 use crate::netconf::NetConf;
-use crate::range::Why;
+use crate::range::{Usage, WIDEN, Why};
 
 pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
     let uncovered = uncovered(view);
@@ -70,4 +70,15 @@ fn forbidden(view: &View<'_>, net: &NetConf, used: &Use<'_>) -> Option<Violation
     };
     let detail = format!("gives {} to {}, though it {why}", used.address, used.user());
     Some(Violation::new(Class::OutsideRange, used.object(), detail, remedy))
+}
+
+/// Ranges in which few addresses are left.
+pub(super) fn notes(snapshot: &Snapshot) -> Vec<Violation> {
+    let Some(net) = &snapshot.net else { return Vec::new() };
+    let view = View::of(snapshot);
+    let reserved = || snapshot.reservations.iter().flat_map(reserved_addresses);
+    let usages = [Family::V4, Family::V6].into_iter().filter_map(|family| net.ipam.ranges(family));
+    let usages = usages.map(|ranges| Usage::of(ranges, view.used.keys().copied(), reserved()));
+    let note = |usage: Usage| Violation::new(Class::RangeNearlyFull, "Range", usage.to_string(), WIDEN);
+    usages.filter(Usage::is_nearly_full).map(note).collect()
 }

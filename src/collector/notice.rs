@@ -1,9 +1,13 @@
 //! What nobody can repair, and whoever made a pod should hear: its annotation is not kept.
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use tokio::time::Instant;
 
 use super::PodName;
 use crate::audit::pods::not_as_asked;
@@ -11,6 +15,7 @@ use crate::audit::view::own_addresses;
 use crate::claim::PodState;
 use crate::driver::pod_state;
 use crate::pod::IP;
+use crate::range::Usage;
 
 /// A pod whose annotation is not kept, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,9 +37,26 @@ pub enum Unkept {
     HostNetwork,
 }
 
-/// Which pods were told already.
+/// A range in which few addresses are left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filling {
+    /// The IPPool that it begins in.
+    pub pool: String,
+    /// How full it is.
+    pub usage: Usage,
+}
+
+/// What was said already.
 #[derive(Default)]
-pub(super) struct Told(BTreeSet<String>);
+pub(super) struct Told {
+    /// UIDs of pods.
+    pods: BTreeSet<String>,
+    /// When it was said of a range, by its first address.
+    ranges: BTreeMap<IpAddr, Instant>,
+}
+
+/// What is still so is said again after this time: an Event is forgotten by then.
+const AGAIN: Duration = Duration::from_secs(3600);
 
 // === impl Notice ===
 
@@ -72,9 +94,22 @@ impl Notice {
 impl Told {
     /// Those of the notices that are new; pods that are gone are forgotten.
     pub(super) fn news(&mut self, notices: &[Notice]) -> Vec<Notice> {
-        let earlier = std::mem::take(&mut self.0);
-        self.0 = notices.iter().filter_map(|notice| notice.pod.uid.clone()).collect();
+        let earlier = std::mem::take(&mut self.pods);
+        self.pods = notices.iter().filter_map(|notice| notice.pod.uid.clone()).collect();
         let is_new = |notice: &&Notice| notice.pod.uid.as_ref().is_some_and(|uid| !earlier.contains(uid));
         notices.iter().filter(is_new).cloned().collect()
+    }
+
+    /// Those of the ranges of which it was not said lately.
+    pub(super) fn filling(&mut self, filling: Vec<Filling>, now: Instant) -> Vec<Filling> {
+        self.ranges.retain(|_, told| now - *told < AGAIN);
+        let mut is_new = |filling: &Filling| match self.ranges.entry(filling.usage.first) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(now);
+                true
+            }
+            Entry::Occupied(_) => false,
+        };
+        filling.into_iter().filter(|filling| is_new(filling)).collect()
     }
 }

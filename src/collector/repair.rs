@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Notice;
+use super::{Filling, Notice};
 use crate::claim::Claim;
 use crate::store::{StoreError, Versioned};
 
@@ -102,6 +102,8 @@ pub struct Report {
     pub claims: Option<Claims>,
     /// Pods whose annotation is not kept, and that no earlier report named.
     pub notices: Vec<Notice>,
+    /// Ranges that are nearly full, which was not said in the last hour.
+    pub filling: Vec<Filling>,
     /// How long it took to read everything.
     pub read_in: Duration,
     /// Whether the round ended early because it might not go on.

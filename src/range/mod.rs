@@ -4,6 +4,7 @@
 //! address, an IPv4 broadcast address, an IPv6 subnet-router anycast address, or a gateway.
 
 mod parse;
+mod usage;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,6 +13,8 @@ use ipnetwork::IpNetwork;
 
 pub use calico::Family;
 pub(crate) use parse::{FIELDS, parse};
+pub use usage::Usage;
+pub(crate) use usage::WIDEN;
 
 /// One subnet and what may be given from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
