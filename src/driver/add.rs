@@ -20,7 +20,7 @@ use super::edit::{Assign, Edit, Judged, Outcome, Which, is_fixed};
 use super::handle::Counts;
 use super::place::{Room, Search};
 use super::release::{HeldBy, other_interface};
-use super::reservation::is_reserved;
+use super::reservation::{Asks, claimed_elsewhere, is_reserved};
 use super::snapshot::{Snapshot, check_coverage, host};
 use super::undo::Done;
 use super::wants::{Want, wants, workload_block};
@@ -105,6 +105,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
         let mut round = patiently(attachment.deadline, || self.second_round(attachment, &snapshot, &wants)).await?;
         if let Some(owner) = &owner {
+            self.claimed_here(&snapshot, &round)?;
             self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
         }
@@ -186,6 +187,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     // === claims ===
 
+    /// An address without a claim in this ledger is free only if no reservation says that its claim lies in another.
+    fn claimed_here(&self, snapshot: &Snapshot, round: &Round) -> Result<(), Error> {
+        let Some(here) = self.ledger.as_ref().map(Ledger::name) else { return Ok(()) };
+        let unclaimed = round.candidates.iter().filter(|candidate| candidate.claim.is_none());
+        let mut elsewhere = unclaimed.filter_map(|c| claimed_elsewhere(&snapshot.reservations, c.address, &here));
+        elsewhere.next().map_or(Ok(()), |found| Err(found.into()))
+    }
+
     async fn take_claims(
         &self,
         attachment: &Attachment<'_>,
@@ -233,7 +242,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             if new {
                 done.reserved.push((held.address, held.cidr));
             }
-            self.reserve(held.address, &held.cidr, self.late(attachment)).await?;
+            let asks = if new { Asks::ForNewClaim } else { Asks::ForClaim };
+            self.reserve(held.address, &held.cidr, asks, self.late(attachment)).await?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use super::claims::Impasse;
 use super::place::{Apart, Exhaustion};
 use super::snapshot::UnmetPool;
+use crate::claim::ClaimedElsewhere;
 use crate::cni::CniError;
 use crate::store::StoreError;
 
@@ -69,6 +70,9 @@ pub enum Error {
     /// A fixed address is wanted, and this driver has no ledger.
     #[error("pod asks for the fixed address {0}, but no ledger of claims is configured")]
     NoLedger(String),
+    /// The claim on the address lies in another ledger than the configuration names.
+    #[error(transparent)]
+    ClaimedElsewhere(#[from] ClaimedElsewhere),
     /// None of the wanted fixed addresses can be had.
     #[error(transparent)]
     Impasse(Box<Impasse>),

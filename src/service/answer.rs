@@ -87,6 +87,7 @@ pub fn error(error: &Error) -> CniError {
             "Name a pool that has addresses from rangeStart to rangeEnd of the subnet, or change these in the CNI config.".into(),
         ),
         Error::NoLedger(_) => (code::NO_LEDGER, NEEDS_LEDGER.into()),
+        Error::ClaimedElsewhere(found) => (code::NO_LEDGER, found.remedy()),
         Error::Taken { .. } => (
             code::ADDRESS_HELD,
             "kube-ipam did not give it to that user by a claim. Delete the pod that uses it, or free it with \

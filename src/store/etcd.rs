@@ -28,7 +28,7 @@ use self::marker::Marker;
 use self::view::{Purpose, View};
 use super::cluster::ClusterId;
 use super::{Failure, Ledger, Listed, StoreError, Swap, Unreadable, Versioned, tls};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::netconf::EtcdConfig;
 
 /// Longest wait for one answer.
@@ -41,6 +41,7 @@ const AFTER_A_CUT: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct EtcdLedger {
     client: Client,
+    name: LedgerName,
     /// `<prefix>/<network>/`.
     place: String,
     credentials: Credentials,
@@ -83,6 +84,7 @@ impl EtcdLedger {
         let client = credentials.bounded("connect", &what, Client::connect(&config.endpoints, Some(options))).await?;
         Ok(Self {
             client,
+            name: LedgerName::etcd(&config.prefix, network),
             place: format!("{}/{network}/", config.prefix.trim_end_matches('/')),
             credentials,
             cluster: cluster.clone(),
@@ -112,6 +114,10 @@ impl EtcdLedger {
 }
 
 impl Ledger for EtcdLedger {
+    fn name(&self) -> LedgerName {
+        self.name.clone()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         let (view, what) = (self.view().await?, format!("claim {address}"));
         let txn = Txn::new().and_then([TxnOp::get(self.marker(), None), TxnOp::get(self.key(address), None)]);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Versioned, describe};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// One call to a store, in the order of the calls.
@@ -166,6 +166,10 @@ impl<S: Objects> Objects for Faulty<S> {
 }
 
 impl<S: Ledger> Ledger for Faulty<S> {
+    fn name(&self) -> LedgerName {
+        self.inner.name()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.faults.around("range", format!("claim {address}"), self.inner.read(address)).await
     }

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Versioned};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// How long a look at the lock allows writes, counted from its beginning.
@@ -165,6 +165,10 @@ impl<S: Objects> Objects for Gated<S> {
 }
 
 impl<L: Ledger> Ledger for Gated<L> {
+    fn name(&self) -> LedgerName {
+        self.inner.name()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.inner.read(address).await
     }

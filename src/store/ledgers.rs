@@ -10,7 +10,7 @@ use super::etcd::EtcdLedger;
 use super::ipclaim::IPClaimLedger;
 use super::kube::KubeStore;
 use super::{Ledger, Listed, StoreError, Swap, Versioned};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::netconf::{EtcdConfig, Ipam};
 
 /// A ledger that can be used at once.
@@ -39,6 +39,13 @@ enum Place {
 // === impl AnyLedger ===
 
 impl Ledger for AnyLedger {
+    fn name(&self) -> LedgerName {
+        match self {
+            Self::Etcd(ledger) => ledger.name(),
+            Self::Objects(ledger) => ledger.name(),
+        }
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         match self {
             Self::Etcd(ledger) => ledger.read(address).await,
@@ -107,6 +114,13 @@ impl LazyLedger {
 }
 
 impl Ledger for LazyLedger {
+    fn name(&self) -> LedgerName {
+        match &self.place {
+            Place::Etcd(config, network, _) => LedgerName::etcd(&config.prefix, network),
+            Place::Objects(ledger) => ledger.name(),
+        }
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.open().await?.read(address).await
     }

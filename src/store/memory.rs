@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Unreadable, Versioned, describe};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// Kubernetes objects in memory. Clones share the content.
@@ -31,6 +31,7 @@ struct ObjectState {
 /// A ledger in memory. Clones share the content.
 #[derive(Clone)]
 pub struct MemoryLedger {
+    name: LedgerName,
     state: Arc<Mutex<BTreeMap<IpAddr, Versioned<Claim>>>>,
     /// Addresses whose records cannot be read.
     spoilt: Arc<Mutex<BTreeSet<IpAddr>>>,
@@ -158,11 +159,17 @@ impl Objects for MemoryObjects {
 
 impl Default for MemoryLedger {
     fn default() -> Self {
-        Self { state: Arc::default(), spoilt: Arc::default(), revision: Arc::new(watch::Sender::new(0)) }
+        Self::named(LedgerName::objects("in-memory"))
     }
 }
 
 impl MemoryLedger {
+    /// An empty ledger of that name.
+    pub fn named(name: LedgerName) -> Self {
+        let (state, spoilt) = (Arc::default(), Arc::default());
+        Self { name, state, spoilt, revision: Arc::new(watch::Sender::new(0)) }
+    }
+
     fn state(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Versioned<Claim>>> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -181,6 +188,10 @@ impl MemoryLedger {
 }
 
 impl Ledger for MemoryLedger {
+    fn name(&self) -> LedgerName {
+        self.name.clone()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.fault(address)?;
         Ok(self.state().get(&address).cloned())

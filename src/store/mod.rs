@@ -32,7 +32,7 @@ use ::kube::Resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// Says once for this process who does the arithmetic of TLS, before the first connection is made.
@@ -170,6 +170,9 @@ pub enum Swap {
 
 /// The ledger: who owns each fixed address, and which pod holds it now.
 pub trait Ledger: Send + Sync {
+    /// Names it, for our reservations, which say in which ledger an address is claimed.
+    fn name(&self) -> LedgerName;
+
     /// The claim on an address, read with the ledger's full consistency.
     fn read(&self, address: IpAddr) -> impl Future<Output = Result<Option<Versioned<Claim>>, StoreError>> + Send;
 
@@ -198,6 +201,10 @@ pub trait Ledger: Send + Sync {
 }
 
 impl<L: Ledger> Ledger for std::sync::Arc<L> {
+    fn name(&self) -> LedgerName {
+        L::name(self)
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         L::read(self, address).await
     }

@@ -19,7 +19,7 @@ pub use self::object::{IPClaim, IPClaimSpec, NETWORK_LABEL, crd, network_token, 
 use self::object::{Unread, address_of};
 use super::kube::{KubeStore, chain};
 use super::{Failure, Ledger, Listed, Objects as _, StoreError, Swap, Unreadable, Versioned, describe};
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 
 /// Pause after a watch that could not be had, so that whoever waits does not ask again and again.
 const AFTER_A_FAILURE: Duration = Duration::from_millis(500);
@@ -165,6 +165,10 @@ impl IPClaimLedger {
 }
 
 impl Ledger for IPClaimLedger {
+    fn name(&self) -> LedgerName {
+        LedgerName::objects(&self.network)
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         let found = self.store.get::<IPClaim>(None, &self.name(address)).await.map_err(of_kind)?;
         if found.is_none() {
