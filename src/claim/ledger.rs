@@ -89,7 +89,8 @@ impl ClaimedElsewhere {
     pub fn remedy(&self) -> String {
         let carry = self.there.carried_to(&self.here).map(|command| format!("carry the claims over by `{command}`"));
         format!(
-            "Name the ledger of before in the configuration again, or {}. Nothing was changed.",
+            "Name the ledger of before in the configuration again, or {}. If that ledger is gone, or another cluster's, take the \
+             annotation kube-ipam.ledgers off the IPReservation.",
             carry.unwrap_or_else(|| "run a newer kube-ipam, which knows that ledger".to_owned())
         )
     }

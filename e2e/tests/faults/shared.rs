@@ -7,11 +7,11 @@ use e2e::embedded::Options;
 use e2e::embedded::apiserver::{Fault, Match};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch};
+use kube::{Api, ResourceExt as _};
 use kube_ipam::cni::code;
 use kube_ipam::collector::{self, Always, Collector};
-use kube_ipam::driver::Driver;
+use kube_ipam::driver::{Driver, LEDGERS_ANNOTATION};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::kube::KubeStore;
 use kube_ipam::store::{Failure, LazyLedger};
@@ -140,9 +140,15 @@ async fn a_pod_whose_claim_lies_in_another_clusters_ledger_by_now_is_released_al
     assert_ok(&two.del("web-1", "c1").await);
     assert_eq!((two.leftovers("c1").await, one.claims().await), (Vec::new(), claims));
     assert_refused(&two.add("web-1", "c2").await, code::NO_LEDGER, &["etcdPrefix"]);
-    // With a prefix of its own all is well.
-    let prefix = json!("/kube-ipam/two");
-    assert_ok(&two.call("ADD", "web-1", "c3").with("/ipam/etcdConfig/etcdPrefix", prefix).run().await);
+    // With a prefix of its own all is well, once nothing says any more that the claim is in the other one.
+    let add = |container: &str| two.call("ADD", "web-1", container).with("/ipam/etcdConfig/etcdPrefix", json!("/kube-ipam/two"));
+    assert_refused(&add("c3").run().await, code::NO_LEDGER, &["claims move", LEDGERS_ANNOTATION]);
+    let reservations: Api<calico::IPReservation> = Api::all(two.cluster.client("test").unwrap());
+    for reservation in reservations.list(&Default::default()).await.unwrap() {
+        let patch = json!({"metadata": {"annotations": {LEDGERS_ANNOTATION: null}}});
+        reservations.patch(&reservation.name_any(), &Default::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+    assert_ok(&add("c4").run().await);
 }
 
 #[tokio::test]
