@@ -67,7 +67,7 @@ fn judge(view: &View<'_>, claim: &Claim) -> Option<Violation> {
         return None;
     }
     let detail = format!("belongs to {}, and is held by {holder}, a pod of {owner}", claim.owner);
-    let remedy = "delete that pod, or give its owner back by the annotation kube-ipam.owner";
+    let remedy = mended_by_itself(used, claim.address);
     Some(Violation::new(Class::ForeignHolder, object(claim), detail, remedy))
 }
 
