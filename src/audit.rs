@@ -8,7 +8,7 @@
 mod claims;
 mod objects;
 pub(crate) mod party;
-mod pods;
+pub(crate) mod pods;
 pub(crate) mod read;
 mod rules;
 pub(crate) mod view;
@@ -88,6 +88,8 @@ pub enum Class {
     HalfDoneAffinity,
     /// An allocation or claim outside of every pool.
     OutsidePools,
+    /// A subnet of the network's configuration that no pool covers: no pod gets an address.
+    SubnetWithoutPool,
     /// An address that the network's configuration does not permit.
     OutsideRange,
     /// An allocation whose user does not exist any more.
@@ -117,16 +119,22 @@ pub struct Violation {
     pub remedy: String,
 }
 
-/// Every violation in the snapshot, in order and without repetition.
+/// Every violation in the snapshot, without repetition and in order: what keeps all pods from starting comes first. What
+/// only follows from another one is not said.
 pub fn audit(snapshot: &Snapshot) -> Vec<Violation> {
     let view = View::of(snapshot);
     let mut found = objects::violations(snapshot);
     found.extend(pods::violations(&view));
     found.extend(rules::violations(&view));
     found.extend(claims::violations(&view));
-    found.sort();
+    found.sort_by(|a, b| (a.class != Class::SubnetWithoutPool, a).cmp(&(b.class != Class::SubnetWithoutPool, b)));
     found.dedup();
     found
+}
+
+/// What the elected agent sets right without anybody's help, in the words of a remedy.
+fn by_itself(otherwise: &str) -> String {
+    format!("mends itself within minutes while an agent with --collect runs; without one: {otherwise}")
 }
 
 /// What is lawful and still worth a look: claims that outlive their owners.
@@ -159,7 +167,7 @@ impl Class {
             Self::HandleCount => Invariant::I4,
             Self::BlockShape => Invariant::I5,
             Self::AffinityMismatch | Self::HalfDoneAffinity => Invariant::I6,
-            Self::OutsidePools | Self::OutsideRange => Invariant::I7,
+            Self::OutsidePools | Self::SubnetWithoutPool | Self::OutsideRange => Invariant::I7,
             Self::Leak | Self::DeletedLeftover | Self::ReservationWithoutClaim => Invariant::I8,
             Self::WrongFixed => Invariant::I9,
         }

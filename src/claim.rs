@@ -3,6 +3,8 @@
 //! Pure: every decision is a function of the claim, the asker and what the driver found out about the holder.
 //! Keeps I2 (a fixed address is held by at most one pod, of its owner).
 
+mod ledger;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -10,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use self::ledger::{ClaimedElsewhere, LedgerName};
 use crate::pod::Owner;
 
 /// The record of one fixed address.
@@ -32,6 +35,10 @@ pub struct Claim {
     /// holder's pod at another address. No ADD answers with an address whose holder is contested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contested: Option<Timestamp>,
+    /// Since when nobody holds it and its owner does not exist, as the collector found: the start of the grace after
+    /// which the claim is dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_gone: Option<Timestamp>,
     /// The ledger that the claim was carried to. From then on nobody takes the address by this record: what stands
     /// there decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,6 +204,7 @@ impl Claim {
             created: now,
             generation: 1,
             contested: None,
+            owner_gone: None,
             moved: None,
             unknown: Map::new(),
         }
@@ -209,6 +217,7 @@ impl Claim {
             holder: Some(asker.holder.clone()),
             generation: self.generation.saturating_add(1),
             contested: None,
+            owner_gone: None,
             ..self.clone()
         }
     }

@@ -15,6 +15,7 @@
 //! | `decide` | pure: from a snapshot to what ought to be repaired |
 //! | `sightings` | since when something has been as it is |
 //! | `execute` | the confirming reads, and the writes through the driver |
+//! | `notice` | what is only said, as nobody can repair it |
 //! | [`lead`](mod@lead) | one collector in the cluster at a time, by a Lease |
 
 mod census;
@@ -22,6 +23,7 @@ mod decide;
 mod execute;
 pub mod lead;
 mod mandate;
+mod notice;
 pub mod repair;
 mod sightings;
 
@@ -34,10 +36,13 @@ use tokio::time::Instant;
 pub use self::execute::REPAIR_TIME;
 pub use self::lead::{Election, News, lead};
 pub use self::mandate::{Always, Mandate};
+pub use self::notice::{Notice, Unkept};
 pub use self::repair::{Claims, Failed, Kind, PodName, Repair, Report};
+pub use self::sightings::Standing;
 
 use self::census::Census;
 use self::decide::{Rules, Scene};
+use self::notice::Told;
 use self::sightings::Sightings;
 use crate::claim::LONGEST_ADD;
 use crate::driver::Driver;
@@ -47,7 +52,7 @@ use crate::store::{Ledger, Objects, StoreError};
 /// How long things must have been as they are before they are touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// A claim whose owner does not exist and which nobody holds.
+    /// A claim whose owner does not exist and which nobody holds, from when that was noted in the claim.
     pub owner_grace: Duration,
     /// An allocation whose pod is gone while its node exists: that node's runtime may still call DEL.
     pub allocation_grace: Duration,
@@ -62,6 +67,7 @@ pub struct Collector<O, L> {
     driver: Driver<O, L>,
     rules: Rules,
     sightings: Sightings,
+    told: Told,
 }
 
 /// Why a round could not even look.
@@ -88,13 +94,29 @@ impl Default for Options {
 impl<O: Objects, L: Ledger> Collector<O, L> {
     /// A collector for the network of `net`, whose takeover policy holds here too.
     pub fn new(driver: Driver<O, L>, net: &NetConf, options: Options) -> Self {
-        let rules = Rules { network: net.network.clone(), policy: net.ipam.takeover, ipam: net.ipam.clone(), options };
-        Self { driver, rules, sightings: Sightings::default() }
+        let rules = Rules {
+            network: net.network.clone(),
+            policy: net.ipam.takeover,
+            ledger: driver.ledger().map(Ledger::name),
+            ipam: net.ipam.clone(),
+            options,
+        };
+        Self { driver, rules, sightings: Sightings::default(), told: Told::default() }
     }
 
     /// Forgets what was seen so far: for a leader whose term ended, as others may have worked meanwhile.
     pub fn forget(&mut self) {
         self.sightings = Sightings::default();
+    }
+
+    /// What has been so for a while, and waits for the end of a long grace: for the next leader.
+    pub fn standing(&self) -> Standing {
+        self.sightings.standing(Instant::now())
+    }
+
+    /// Goes on with the graces of an earlier leader. Nothing is due that this collector does not see twice itself.
+    pub fn recall(&mut self, standing: Standing) {
+        self.sightings.recall(standing, Instant::now(), self.driver.now());
     }
 
     /// One pass: reads everything, and repairs what has been so for long enough. No repair is begun without
@@ -118,12 +140,13 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         let (census, unread) = census::read(self.driver.objects(), self.driver.ledger()).await;
         let Some(census) = census else { return Err(Unread { unread }) };
         let findings = self.findings(&census, begun);
-        let due = self.sightings.note(&findings, Instant::now());
+        let due = self.sightings.note(&findings, Instant::now(), begun);
         let read_in = reading.elapsed();
         let claims = census.claims.as_deref().map(Claims::of);
-        let mut report = Report { unread, claims, read_in, ..Report::default() };
+        let notices = self.told.news(census.pods.notices());
+        let mut report = Report { unread, claims, read_in, notices, ..Report::default() };
         for (finding, due) in findings.iter().zip(due) {
-            if !due {
+            if !due || !finding.is_ripe(begun) {
                 *report.waiting.entry(finding.repair.kind).or_default() += 1;
                 continue;
             }

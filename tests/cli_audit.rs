@@ -199,6 +199,7 @@ async fn a_finished_pod_a_pod_elsewhere_and_a_pod_with_another_address_leave_a_l
                 set_address(pod, "10.244.9.9");
                 // That the other address is not recorded either is another violation; it is of another network here.
                 snapshot.pools[0].spec.cidr = "10.244.0.0/21".parse().unwrap();
+                snapshot.net = None;
             }
         }
         let found = only(&snapshot, Class::Leak, Invariant::I8);
@@ -311,6 +312,7 @@ async fn an_allocation_outside_of_every_pool_is_found() {
     // A pool that covers the one random pod's block and not the other's.
     let pool = block_of(&mut snapshot, &keep[0].to_string()).spec.cidr;
     snapshot.pools[0].spec.cidr = pool;
+    snapshot.net = None;
     let found = only(&snapshot, Class::OutsidePools, Invariant::I7);
     assert!(found.detail.contains(&keep[1].to_string()), "{found}");
 }
@@ -350,7 +352,15 @@ async fn a_fixed_pod_with_another_address_is_found() {
     let annotations = pod(&mut snapshot, "r-1").metadata.annotations.get_or_insert_default();
     annotations.insert("kube-ipam.ip".into(), "10.244.0.230, fd00::1".into());
     let found = only(&snapshot, Class::WrongFixed, Invariant::I9);
-    assert!(found.detail.starts_with("asks for 10.244.0.230, fd00::1"), "{found}");
+    assert!(
+        found.detail.starts_with("asks for 10.244.0.230, fd00::1") && !found.detail.contains("calico-ipam"),
+        "{found}"
+    );
+    // As calico-ipam writes it.
+    let address = address_of(&snapshot, "r-1");
+    secondary(block_of(&mut snapshot, &address.to_string()), address).retain(|key, _| !key.starts_with("kube-ipam."));
+    let found = only(&snapshot, Class::WrongFixed, Invariant::I9);
+    assert!(found.detail.ends_with("which calico-ipam gave it"), "{found}");
 }
 
 #[tokio::test]
@@ -435,7 +445,84 @@ async fn a_claim_without_reservation_and_a_reservation_without_claim_are_found()
     let mut snapshot = clean().await;
     snapshot.claims.as_mut().unwrap().retain(|c| c.value.address != ip("10.244.0.217"));
     let found = only(&snapshot, Class::ReservationWithoutClaim, Invariant::I8);
-    assert!(found.remedy.ends_with("kube-ipam release --claim 10.244.0.217"), "{found}");
+    assert!(found.remedy.starts_with("mends itself") && found.object.starts_with("IPReservation/"), "{found}");
+    // Another network may have claimed it: the collector leaves it alone.
+    snapshot.reservations[0].spec.reserved_cidrs.push("10.245.0.1/32".into());
+    snapshot.pools[0].spec.cidr = "10.244.0.0/15".parse().unwrap();
+    let foreign = audit(&snapshot).into_iter().find(|v| v.detail.contains("10.245.0.1")).unwrap();
+    assert!(foreign.remedy.starts_with("kube-ipam release --claim, if no other network"), "{foreign}");
+}
+
+#[tokio::test]
+async fn lost_claims_are_no_reason_to_restart_a_pod_or_to_drop_a_reservation() {
+    let mut snapshot = clean().await;
+    snapshot.claims.as_mut().unwrap().clear();
+    let found = audit(&snapshot);
+    let classes: Vec<Class> = found.iter().map(|v| v.class).collect();
+    // Of the address in use only the claim is missing; what is reserved for nobody is another matter.
+    assert_eq!(classes, [Class::FixedWithoutClaim, Class::ReservationWithoutClaim], "{found:#?}");
+    assert!(found[0].remedy.contains("kube-ipam adopt") && found[1].detail.contains("10.244.0.217"), "{found:#?}");
+    assert!(found.iter().all(|v| v.remedy.starts_with("mends itself") && !v.remedy.contains("delete")), "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_subnet_that_no_pool_covers_is_the_one_cause_and_no_pod_is_to_be_deleted() {
+    let mut world = World::new();
+    for (name, node) in [("r-1", "n1"), ("r-2", "n2"), ("r-3", "n1")] {
+        run(&world, world.random(name), node).await;
+    }
+    for (key, value) in [("subnet", "10.99.0.0/16"), ("rangeStart", "10.99.0.10"), ("rangeEnd", "10.99.0.20")] {
+        world.conf["ipam"][key] = json!(value);
+    }
+    world.conf["ipam"].as_object_mut().unwrap().remove("gateway");
+    let mut snapshot = snapshot(&world).await;
+    let found = only(&snapshot, Class::SubnetWithoutPool, Invariant::I7);
+    assert!(found.detail.starts_with("subnet 10.99.0.0/16 of the CNI config is not covered"), "{found}");
+    assert!(found.detail.contains("3 addresses in use are not of it"), "{found}");
+    assert!(found.remedy.contains("pods that run need nothing") && !found.remedy.contains("delete the pod"), "{found}");
+    // It comes before whatever else there is.
+    snapshot.blocks[0].spec.unallocated.pop();
+    let classes: Vec<Class> = audit(&snapshot).iter().map(|v| v.class).collect();
+    assert_eq!(classes, [Class::SubnetWithoutPool, Class::BlockShape]);
+}
+
+#[tokio::test]
+async fn nothing_that_destroys_is_advised_while_the_claims_are_not_known() {
+    type Plant = fn(&mut Snapshot);
+    let plants: [(Plant, Class); 4] = [
+        (
+            |s| {
+                let annotations = pod(s, "r-1").metadata.annotations.get_or_insert_default();
+                annotations.insert("kube-ipam.ip".into(), "10.244.0.230".into());
+            },
+            Class::WrongFixed,
+        ),
+        (|s| s.pods.retain(|p| p.name_any() != "r-1"), Class::Leak),
+        (
+            |s| {
+                let address = address_of(s, "r-2");
+                release(s, address);
+            },
+            Class::Unrecorded,
+        ),
+        (
+            |s| {
+                let address = address_of(s, "r-1");
+                secondary(block_of(s, &address.to_string()), address).insert("pod".into(), "somebody".into());
+            },
+            Class::OthersAddress,
+        ),
+    ];
+    for (plant, class) in plants {
+        let mut snapshot = clean().await;
+        plant(&mut snapshot);
+        let known = only(&snapshot, class, class.invariant());
+        assert!(known.remedy.contains("delete") || known.remedy.contains("release"), "{known}");
+        snapshot.claims = None;
+        let unknown = only(&snapshot, class, class.invariant());
+        assert!(!unknown.remedy.contains("delete") && !unknown.remedy.contains("release"), "{unknown}");
+        assert!(unknown.remedy.contains("--network"), "{unknown}");
+    }
 }
 
 #[tokio::test]

@@ -12,10 +12,10 @@ use common::{World, ip};
 use futures::future::{BoxFuture, FutureExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube_ipam::collector::{Kind, Mandate};
+use kube_ipam::collector::{Kind, Mandate, Unkept};
 use kube_ipam::driver::POD_UID_KEY;
-use kube_ipam::store::Failure;
 use kube_ipam::store::faulty::Fault;
+use kube_ipam::store::{Failure, Ledger as _};
 use serde_json::json;
 
 const FIXED: &str = "10.244.0.216";
@@ -38,7 +38,8 @@ async fn a_claim_whose_owner_is_gone_is_dropped_after_its_grace_with_its_reserva
     let mut town = Town::new();
     unheld_claim(&town).await;
     remove_owner(&town, "app");
-    town.stays_for(570).await;
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.stays_for(540).await;
     let repairs = town.repairs(60, &[Kind::ClaimDropped]).await;
     assert_eq!(repairs[0].object, format!("Claim/{FIXED}"));
     assert!(repairs[0].detail.contains("Deployment default/app"), "{}", repairs[0].detail);
@@ -52,12 +53,51 @@ async fn an_owner_that_came_back_keeps_its_claim_and_the_grace_begins_anew() {
     let mut town = Town::new();
     unheld_claim(&town).await;
     remove_owner(&town, "app");
-    town.stays_for(540).await;
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.stays_for(480).await;
     town.world.fixed("g", "app", FIXED);
-    town.stays_for(30).await;
+    town.repairs(60, &[Kind::OwnerFound]).await;
+    assert_eq!(town.claim(FIXED).await.unwrap().owner_gone, None);
     town.world.remove_pod("g");
     remove_owner(&town, "app");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
     town.stays_for(540).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grace_of_a_gone_owner_is_counted_from_what_is_recorded_whoever_leads() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    remove_owner(&town, "app");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    let noted = town.claim(FIXED).await.unwrap();
+    // One write, however many leaders there are.
+    for _ in 0..6 {
+        town.restart_collector();
+        town.stays_for(60).await;
+        town.pass(30).await;
+    }
+    assert_eq!(town.claim(FIXED).await.unwrap(), noted);
+    town.restart_collector();
+    town.repairs(60, &[Kind::ClaimDropped]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_takes_the_address_ends_the_grace_of_its_claim() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    remove_owner(&town, "app");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.run(town.world.fixed("g", "app", FIXED), "n1").await;
+    assert_eq!(town.claim(FIXED).await.unwrap().owner_gone, None);
+    town.del("n1", "g", "c-g").await;
+    town.world.remove_pod("g");
+    // A node of an older release keeps the note, which it does not know.
+    let noted = town.world.ledger.read(ip(FIXED)).await.unwrap().unwrap();
+    let stale = kube_ipam::claim::Claim { owner_gone: Some(clock()), ..noted.value };
+    town.world.ledger.swap(ip(FIXED), Some(noted.revision), Some(&stale)).await.unwrap();
+    town.repairs(60, &[Kind::OwnerFound]).await;
+    town.stays_for(1200).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,7 +136,7 @@ async fn a_claim_taken_again_at_the_last_moment_is_not_dropped() {
     let mut town = Town::new();
     unheld_claim(&town).await;
     remove_owner(&town, "app");
-    town.rounds_for(600).await;
+    town.rounds_for(630).await;
     town.undisturbed();
     let world = town.world.clone();
     // The pod comes between the confirming read of the claim and the write.
@@ -458,6 +498,25 @@ async fn an_entry_without_claim_is_taken_out_and_those_that_are_not_ours_stay() 
     assert_eq!(left, [format!("{FIXED}/32"), "10.244.0.221/32".into(), whole, elsewhere].into());
 }
 
+/// Nothing is concluded from a claim that is there and cannot be read.
+#[tokio::test(start_paused = true)]
+async fn what_a_record_that_cannot_be_read_may_claim_stays_as_it_is() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    let mut ours = town.world.list::<IPReservation>().await.remove(0);
+    ours.spec.reserved_cidrs.push("10.244.0.220/32".into());
+    town.world.objects.put(&ours);
+    town.world.ledger.spoil(ip(FIXED));
+    let report = town.round().await;
+    assert!(report.unread.iter().any(|error| error.to_string().contains(FIXED)), "{:?}", report.unread);
+    // What has nothing to do with it goes on.
+    let repairs = town.repairs(60, &[Kind::ReservationRemoved]).await;
+    assert!(repairs[0].detail.contains("10.244.0.220"), "{repairs:?}");
+    town.pass(600).await;
+    assert_eq!(town.round().await.repairs, []);
+    assert_eq!(town.world.reserved().await, [format!("{FIXED}/32")]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_entry_whose_claim_comes_while_it_is_removed_is_there_afterwards() {
     for call in [("range", "claim 10.244.0.220"), ("get", "ipreservations"), ("update", "ipreservations")] {
@@ -701,4 +760,79 @@ async fn a_block_in_use_outlives_its_node() {
     town.remove_node("n1");
     town.repairs(600, &[Kind::AllocationFreed]).await;
     assert!(town.is_allocated(address).await);
+}
+
+// === leaders that change ===
+
+#[tokio::test(start_paused = true)]
+async fn a_long_grace_does_not_begin_again_with_another_leader_who_sees_for_himself() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    town.world.remove_pod("r");
+    town.stays_for(60).await;
+    assert_eq!(town.collector.standing().len(), 0, "it may be gone in a moment");
+    town.stays_for(540).await;
+    let standing = town.collector.standing();
+    assert_eq!(standing.len(), 1, "{standing:?}");
+    town.stays_for(120).await;
+    assert_eq!(town.collector.standing(), standing, "it is written once");
+    town.restart_collector();
+    town.collector.recall(standing.clone());
+    town.stays_for(90).await;
+    let freed = town.repairs(90, &[Kind::AllocationFreed]).await;
+    assert!(freed[0].detail.contains(&address.to_string()), "{freed:?}");
+    town.stays_for(0).await;
+    assert!(town.collector.standing().is_empty());
+
+    // What is over by the record still needs two looks.
+    town.run(town.world.random("s"), "n1").await;
+    town.world.remove_pod("s");
+    town.stays_for(840).await;
+    let standing = town.collector.standing();
+    town.pass(3600).await;
+    town.restart_collector();
+    town.collector.recall(standing);
+    assert_eq!(town.round().await.repairs, []);
+    town.pass(30).await;
+    assert_eq!(town.round().await.repairs.len(), 1);
+}
+
+// === annotations that are not kept ===
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_annotation_is_not_kept_is_told_once() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    town.run(town.world.fixed("f", "app", FIXED), "n1").await;
+    assert_eq!(town.round().await.notices, []);
+    // As a pod that calico-ipam started: it asks, and has another one.
+    let put = |name: &str, host_network: bool, phase: &str| {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": name, "namespace": "default", "uid": format!("uid-of-{name}"),
+                "annotations": {"kube-ipam.ip": "10.244.0.230"},
+            },
+            "spec": {"nodeName": "n1", "hostNetwork": host_network, "containers": []},
+            "status": {"phase": phase, "podIP": address, "podIPs": [{"ip": address}]},
+        });
+        town.world.objects.put::<Pod>(&common::object(pod));
+    };
+    put("r", false, "Running");
+    put("node-wide", true, "Running");
+    put("over", true, "Succeeded");
+    let notices = town.round().await.notices;
+    let told: Vec<(&str, Unkept)> = notices.iter().map(|n| (n.pod.name.as_str(), n.what)).collect();
+    assert_eq!(told, [("node-wide", Unkept::HostNetwork), ("r", Unkept::OtherAddress)], "{notices:#?}");
+    assert!(notices[0].text.contains("hostNetwork") && notices[0].pod.uid.as_deref() == Some("uid-of-node-wide"));
+    let said = &notices[1].text;
+    assert!(
+        said.contains("10.244.0.230") && said.contains(&address.to_string()) && said.contains("calico-ipam"),
+        "{said}"
+    );
+    town.pass(30).await;
+    assert_eq!(town.round().await.notices, []);
+    // Another leader has not told anybody.
+    town.restart_collector();
+    assert_eq!(town.round().await.notices.len(), 2);
 }

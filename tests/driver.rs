@@ -894,3 +894,23 @@ async fn a_pod_of_two_families_keeps_one_address_while_another_block_is_looked_f
     assert_eq!(w.allocated().await.len(), 8);
     w.assert_sound().await;
 }
+
+#[test]
+fn a_daemonset_that_waits_for_itself_is_told_to_do_without_surge() {
+    let owner = |kind: &str| json!({"namespace": "default", "group": "apps", "kind": kind, "name": "web"});
+    let remedies = |kind: &str| {
+        let claim = json!({
+            "address": "10.244.0.216", "created": "2026-11-24T02:01:28Z", "generation": 1, "owner": owner(kind),
+        });
+        let blocked = kube_ipam::driver::Blocked {
+            claim: serde_json::from_value(claim).unwrap(),
+            obstacle: kube_ipam::claim::Obstacle::InUse,
+            evidence: None,
+            same_template: None,
+        };
+        let (asker, pod) = (serde_json::from_value(owner(kind)).unwrap(), "web-1".into());
+        kube_ipam::driver::Impasse { asker, pod, blocked: vec![blocked], waited: Duration::ZERO }.remedies()
+    };
+    assert!(remedies("DaemonSet").contains("updateStrategy.rollingUpdate.maxSurge to 0"), "{}", remedies("DaemonSet"));
+    assert!(remedies("Job").contains("Delete the pod that holds it"), "{}", remedies("Job"));
+}

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calico::{
-    Affinity, AffinityState, BlockAffinity, Holder, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec, IPReservation,
+    Affinity, AffinityState, BlockAffinity, Holder, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec, IPPool,
+    IPReservation,
 };
 use e2e::embedded::{Cluster, Options};
 use jiff::Timestamp;
@@ -36,7 +37,7 @@ const UNHELD: &str = "10.244.0.217";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 /// Every class that makes `check` fail.
-const CLASSES: [Class; 19] = [
+const CLASSES: [Class; 20] = [
     Class::BlocksOverlap,
     Class::SharedAddress,
     Class::OthersAddress,
@@ -51,6 +52,7 @@ const CLASSES: [Class; 19] = [
     Class::AffinityMismatch,
     Class::HalfDoneAffinity,
     Class::OutsidePools,
+    Class::SubnetWithoutPool,
     Class::OutsideRange,
     Class::Leak,
     Class::DeletedLeftover,
@@ -214,6 +216,10 @@ impl Ground {
         self.edit::<IPReservation>("kube-ipam-10-244-0-192-26", |r| change(&mut r.spec.reserved_cidrs)).await;
     }
 
+    async fn set_pool(&self, cidr: &str) {
+        self.edit::<IPPool>("default-ipv4-ippool", |pool| pool.spec.cidr = cidr.parse().unwrap()).await;
+    }
+
     async fn claim(&self, address: &str) -> Option<Versioned<Claim>> {
         self.ledger.read(ip(address)).await.unwrap()
     }
@@ -301,6 +307,8 @@ impl Ground {
                 self.put_claim(stray.address, Some(&stray)).await;
                 self.edit_reservation(|entries| entries.push("10.99.0.1/32".into())).await;
             }
+            // All that is in use lies in the half that is left.
+            Class::SubnetWithoutPool => self.set_pool("10.244.0.0/17").await,
             Class::OutsideRange => {
                 self.create_pod("x", "random", "n1", json!({}));
                 self.allocate("10.244.0.250", &stranger).await;
@@ -345,6 +353,7 @@ impl Ground {
         if self.pods().get_opt("x").await.unwrap().is_some() {
             self.remove_pod("x").await;
         }
+        self.set_pool("10.244.0.0/16").await;
         self.put_back(&saved.blocks).await;
         self.put_back(&saved.handles).await;
         self.put_back(&saved.affinities).await;

@@ -45,6 +45,16 @@ async fn cluster() -> Cluster {
 
 /// A process that takes part in the election until it is told to stop.
 fn candidate(cluster: &Cluster, name: &'static str, log: &Log) -> (oneshot::Sender<()>, JoinHandle<()>) {
+    let options = collector::Options { settle: Duration::ZERO, ..Default::default() };
+    candidate_with(cluster, name, log, options)
+}
+
+fn candidate_with(
+    cluster: &Cluster,
+    name: &'static str,
+    log: &Log,
+    options: collector::Options,
+) -> (oneshot::Sender<()>, JoinHandle<()>) {
     let conf = json!({
         "cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "calico",
         "kubernetes": {"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
@@ -53,7 +63,6 @@ fn candidate(cluster: &Cluster, name: &'static str, log: &Log) -> (oneshot::Send
     let net = NetConf::parse(&conf, "kube-ipam").unwrap();
     let client = cluster.client(name).unwrap();
     let driver = Driver::new(KubeStore::new(client.clone()), Some(MemoryLedger::default()), Timestamp::now);
-    let options = collector::Options { settle: Duration::ZERO, ..Default::default() };
     let mut collector = Collector::new(driver, &net, options);
     let election = Election {
         namespace: "default".into(),
@@ -149,4 +158,48 @@ async fn a_leader_that_lost_the_lease_unheard_begins_no_repair() {
     log.until("leader", "repair", 1).await;
     stop.send(()).unwrap();
     task.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_goes_on_with_the_graces_of_the_last_one() {
+    let options =
+        Options { nodes: vec!["n1".into()], crds: calico::crds(), without_controllers: true, ..Default::default() };
+    let (cluster, log) = (Cluster::start(options).await.unwrap(), Log::default());
+    let client = cluster.client("test").unwrap();
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "default");
+    leak(&client).await;
+    // Its node exists, so the allocation has a long grace, which is recorded once a tenth of it is over.
+    let options = |seconds| collector::Options {
+        settle: Duration::ZERO,
+        allocation_grace: Duration::from_secs(seconds),
+        half_done_grace: Duration::from_secs(36_000),
+        ..Default::default()
+    };
+    let noted = async || {
+        let lease = leases.get(LEASE).await.unwrap();
+        let text = lease.metadata.annotations.unwrap_or_default().remove("kube-ipam.io/standing");
+        let standing: collector::Standing = serde_json::from_str(&text.unwrap_or("{}".into())).unwrap();
+        standing.into_iter().find(|(key, _)| key.contains("allocation_freed"))
+    };
+    let (stop, task) = candidate_with(&cluster, "first", &log, options(60));
+    let (key, since) = loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        match noted().await {
+            Some(noted) => break noted,
+            None => continue,
+        }
+    };
+    stop.send(()).unwrap();
+    task.await.unwrap();
+    assert_eq!(log.count("first", "repair"), 0);
+    // As if that had been an hour ago.
+    let earlier = json!({&key: since - jiff::SignedDuration::from_hours(1)}).to_string();
+    let patch = json!({"metadata": {"annotations": {"kube-ipam.io/standing": earlier}}});
+    leases.patch(LEASE, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    let (stop, task) = candidate_with(&cluster, "second", &log, options(3600));
+    log.until("second", "repair", 1).await;
+    stop.send(()).unwrap();
+    task.await.unwrap();
+    let blocks = Api::<IPAMBlock>::all(client).list(&Default::default()).await.unwrap();
+    assert!(blocks.iter().all(|block| block.spec.allocations.iter().all(Option::is_none)));
 }

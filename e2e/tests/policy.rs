@@ -14,7 +14,18 @@ use kube_ipam::netconf::NetConf;
 use kube_ipam::pod::{FixedAddresses, FixedRequest, Owner, check_namespace};
 use serde_json::{Value, json};
 
+/// What the namespace `limited` allows.
+const LIMITED: &str = "10.244.1.0/24, 10.244.2.9,fd00:10:244::/112, 10.244.4.20-10.244.4.29,10.244.4.30/31,\
+                       fd00:10:244::2:5 - fd00:10:244::2:f";
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Samples that are let in with a warning.
+const WARNINGS: [&str; 4] = [
+    "annotation-of-the-workload.yaml",
+    "daemonset-that-waits-for-itself.yaml",
+    "host-network.yaml",
+    "update-that-waits-for-itself.yaml",
+];
 
 struct Ground {
     client: Client,
@@ -31,7 +42,7 @@ impl Ground {
         let ground = Ground { client: control_plane.client(), _control_plane: control_plane };
         ground.namespace("kube-system", json!({})).await;
         ground.namespace("open", json!({})).await;
-        ground.namespace("limited", json!({"kube-ipam.allowed": "10.244.1.0/24, 10.244.2.9,fd00:10:244::/112"})).await;
+        ground.namespace("limited", json!({"kube-ipam.allowed": LIMITED})).await;
         for document in documents("policy.yaml").unwrap() {
             apply(&ground.client, &document).await.unwrap();
         }
@@ -81,6 +92,45 @@ impl Ground {
         Some(said)
     }
 
+    /// A request as it is, by `user` if one is named; status and body of the answer, and its warnings.
+    async fn send(&self, request: http::request::Builder, user: Option<&str>, body: &Value) -> (u16, Value, String) {
+        let request = match user {
+            Some(user) => request.header("impersonate-user", user),
+            None => request,
+        };
+        let request = request.body(kube::client::Body::from(serde_json::to_vec(body).unwrap())).unwrap();
+        let answer = self.client.send(request).await.unwrap();
+        let warnings: Vec<String> =
+            answer.headers().get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect_bytes().await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap_or_default(), warnings.join("\n"))
+    }
+
+    /// What is warned of when it is made. It is let in.
+    async fn warnings(&self, namespace: &str, object: &Value) -> String {
+        let (version, kind) = (object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap());
+        let root = if version == "v1" { "api" } else { "apis" };
+        let path = format!("/{root}/{version}/namespaces/{namespace}/{}s?dryRun=All", kind.to_lowercase());
+        let request = http::Request::post(path).header("content-type", "application/json");
+        let (status, body, warnings) = self.send(request, None, object).await;
+        assert!((200..300).contains(&status), "{status}: {body}");
+        warnings
+    }
+
+    /// Scales a workload, and says how that was answered.
+    async fn scale(&self, plural: &str, replicas: u64, user: Option<&str>) -> (u16, String) {
+        let path = format!("/apis/apps/v1/namespaces/open/{plural}/w/scale");
+        // As autoscalers do, who may not patch.
+        let scale = json!({
+            "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "w", "namespace": "open"},
+            "spec": {"replicas": replicas},
+        });
+        let request = http::Request::put(path).header("content-type", "application/json");
+        let (status, body, _) = self.send(request, user, &scale).await;
+        (status, body["message"].as_str().unwrap_or_default().to_owned())
+    }
+
     async fn is_legal(&self, namespace: &str, object: &Value) {
         let said = self.create(namespace, object, true).await.err();
         assert_eq!(said, None, "{object}");
@@ -123,7 +173,7 @@ fn plugin_says(annotations: &Value, limited: bool) -> Result<(), String> {
     let net = NetConf::parse(&conf, "kube-ipam").unwrap();
     let metadata = json!({"name": "p", "namespace": "limited", "annotations": annotations});
     let pod: Pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
-    let of_namespace = [("kube-ipam.allowed".to_owned(), "10.244.1.0/24, 10.244.2.9,fd00:10:244::/112".to_owned())];
+    let of_namespace = [("kube-ipam.allowed".to_owned(), LIMITED.to_owned())];
     let judge = || {
         let request = FixedRequest::parse(pod.metadata.annotations.as_ref().unwrap(), &net.ipam)?;
         Owner::of(&pod)?;
@@ -141,8 +191,8 @@ async fn every_sample_is_refused_in_the_plugins_words() {
         let name = file.unwrap().file_name().into_string().unwrap();
         for sample in documents(&format!("illegal/{name}")).unwrap() {
             samples += 1;
-            if name == "update-that-waits-for-itself.yaml" {
-                continue; // a warning, see below
+            if WARNINGS.contains(&name.as_str()) {
+                continue; // see below
             }
             let (namespace, limited) =
                 if name == "not-allowed-here.yaml" { ("limited", true) } else { ("open", false) };
@@ -161,7 +211,7 @@ async fn every_sample_is_refused_in_the_plugins_words() {
             }
         }
     }
-    assert_eq!(samples, 14);
+    assert_eq!(samples, 17);
 }
 
 #[tokio::test]
@@ -189,6 +239,44 @@ async fn policy_and_plugin_agree_on_what_is_legal() {
         json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.owner": ""}),
         json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.owner": "-a"}),
         json!({"kube-ipam.IP": "10.244.1.5"}),
+        json!({"kube-ipam.ip": "10.244.1.0/25"}),
+        json!({"kube-ipam.ip": "10.244.1.250-10.244.1.255,10.244.3.0"}),
+        json!({"kube-ipam.ip": "10.244.1.250 - 10.244.1.255, 10.244.2.9/32"}),
+        json!({"kube-ipam.ip": "10.244.1.250-10.244.2.1"}),
+        json!({"kube-ipam.ip": "10.244.4.20-10.244.4.29"}),
+        json!({"kube-ipam.ip": "10.244.4.20-10.244.4.30"}),
+        json!({"kube-ipam.ip": "10.244.4.18-10.244.4.20"}),
+        json!({"kube-ipam.ip": "10.244.4.29-10.244.4.32"}),
+        json!({"kube-ipam.ip": "10.244.1.0/24,10.244.4.20"}),
+        json!({"kube-ipam.ip": "10.244.1.0/24,10.244.4.20-10.244.4.21"}),
+        json!({"kube-ipam.ip": "10.244.0.0/22"}),
+        json!({"kube-ipam.ip": "10.244.1.5-10.244.1.4"}),
+        json!({"kube-ipam.ip": "10.244.1.5-fd00:10:244::5"}),
+        json!({"kube-ipam.ip": "10.244.1.5-"}),
+        json!({"kube-ipam.ip": "10.244.1.5-9"}),
+        json!({"kube-ipam.ip": "10.244.1.5-10.244.1.6-10.244.1.7"}),
+        json!({"kube-ipam.ip": "10.244.1.4/30,10.244.1.7"}),
+        json!({"kube-ipam.ip": "10.244.1.4-10.244.1.9,10.244.1.8/31"}),
+        json!({"kube-ipam.ip": "10.244.1.5/33"}),
+        json!({"kube-ipam.ip": "10.244.1.5/24"}),
+        json!({"kube-ipam.ip": "web/24"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244::9-fd00:10:244::1f"}),
+        json!({"kube-ipam.ip": "fd00:10:244::1f-fd00:10:244::9"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244::41"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244:0::7f"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244:0::80"}),
+        json!({"kube-ipam.ip": "fd00:10:244::200/119"}),
+        json!({"kube-ipam.ip": "fd00:10:244::100/120"}),
+        json!({"kube-ipam.ip": "fd00:10:244::200-fd00:10:244::301"}),
+        json!({"kube-ipam.ip": "fd00:10:244::fff0-fd00:10:244::1:1"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:5-fd00:10:244::2:7"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:5-fd00:10:244::2:17"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:8/125"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:10/125"}),
+        json!({"kube-ipam.ip": "10.244.1.4-10.244.1.9", "kube-ipam.gateway": "10.244.1.7"}),
+        json!({"kube-ipam.ip": "10.244.1.4-10.244.1.9", "kube-ipam.gateway": "10.244.1.1-10.244.1.2"}),
+        json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244:0:0::7"}),
+        json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244::1"}),
         json!({"kube-ipam.owner": "Mail"}),
     ];
     for annotations in cases {
@@ -224,9 +312,14 @@ async fn templates_of_every_kind_are_judged_and_replicas_counted() {
         ground.is_legal("open", &workload("apps/v1", kind, Some(0), good.clone())).await;
         assert!(ground.refused("open", &workload("apps/v1", kind, Some(3), good.clone())).await.is_some(), "{kind}");
         // One for each replica in each family that is asked for.
+        let fifty = json!({"kube-ipam.ip": "10.244.1.201-10.244.1.249,10.244.1.9,fd00:10:244::100/122"});
+        ground.is_legal("open", &workload("apps/v1", kind, Some(50), fifty.clone())).await;
+        let said = ground.refused("open", &workload("apps/v1", kind, Some(51), fifty)).await.expect(kind);
+        assert!(said.contains("fewer addresses than 51 replicas need"), "{kind}: {said}");
         let both = json!({"kube-ipam.ip": "10.244.1.5,10.244.1.6,fd00:10:244::5"});
         assert!(ground.refused("open", &workload("apps/v1", kind, Some(2), both)).await.is_some(), "{kind}");
     }
+    ground.is_legal("open", &documents("fixed-ip-statefulset.yaml").unwrap()[0]).await;
     let mut set = workload("apps/v1", "StatefulSet", Some(2), good);
     set["spec"]["ordinals"] = json!({"start": 1});
     assert!(ground.refused("open", &set).await.is_some(), "the pod with ordinal 2 has no address");
@@ -288,21 +381,7 @@ async fn namespaces_without_an_annotation_are_shut_out_where_the_configuration_s
 #[tokio::test]
 async fn an_update_that_would_wait_for_itself_is_warned_of() {
     let Some(ground) = Ground::prepare().await else { return };
-    let warned = async |deployment: &Value| {
-        let request = http::Request::post("/apis/apps/v1/namespaces/open/deployments?dryRun=All")
-            .header("content-type", "application/json")
-            .body(kube::client::Body::from(serde_json::to_vec(deployment).unwrap()))
-            .unwrap();
-        let answer = ground.client.send(request).await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.status());
-        answer
-            .headers()
-            .get_all("warning")
-            .iter()
-            .map(|w| w.to_str().unwrap().to_owned())
-            .collect::<Vec<_>>()
-            .join("\n")
-    };
+    let warned = async |deployment: &Value| ground.warnings("open", deployment).await;
     let sample = &documents("illegal/update-that-waits-for-itself.yaml").unwrap()[0];
     let started = Instant::now();
     while warned(sample).await.is_empty() {
@@ -329,6 +408,123 @@ async fn an_update_that_would_wait_for_itself_is_warned_of() {
     deployment["spec"]["template"]["metadata"]["annotations"] = more;
     deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"] = json!(1);
     assert_eq!(warned(&deployment).await, "");
+    let range = json!({"kube-ipam.ip": "10.244.1.4-10.244.1.8"});
+    deployment["spec"]["template"]["metadata"]["annotations"] = range;
+    assert_eq!(warned(&deployment).await, "");
+    deployment["spec"]["template"]["metadata"]["annotations"] = json!({"kube-ipam.ip": "10.244.1.4/30"});
+    assert!(!warned(&deployment).await.is_empty());
     // The guide's own sample is let in without one: it says Recreate.
     assert_eq!(warned(&documents("fixed-ip-test.yaml").unwrap()[0]).await, "");
+}
+
+#[tokio::test]
+async fn an_annotation_that_does_nothing_is_warned_of_with_its_right_place() {
+    let Some(ground) = Ground::prepare().await else { return };
+    let sample = |name: &str| documents(&format!("illegal/{name}.yaml")).unwrap().remove(0);
+    let misplaced = sample("annotation-of-the-workload");
+    let started = Instant::now();
+    while ground.warnings("open", &misplaced).await.is_empty() {
+        assert!(started.elapsed() < LIMIT, "no warning");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for (name, words) in [
+        ("annotation-of-the-workload", "annotation kube-ipam.ip of this Deployment is ignored"),
+        ("annotation-of-the-workload", "spec.template.metadata.annotations"),
+        ("host-network", "a pod with hostNetwork has its node's address"),
+        ("daemonset-that-waits-for-itself", "rollingUpdate.maxSurge to 0"),
+    ] {
+        let said = ground.warnings("open", &sample(name)).await;
+        assert!(said.contains(words), "{name}: {said}");
+    }
+    let good = json!({"kube-ipam.ip": "10.244.1.5"});
+    for (version, kind) in [
+        ("v1", "ReplicationController"),
+        ("apps/v1", "Deployment"),
+        ("apps/v1", "ReplicaSet"),
+        ("apps/v1", "StatefulSet"),
+        ("apps/v1", "DaemonSet"),
+        ("batch/v1", "Job"),
+        ("batch/v1", "CronJob"),
+    ] {
+        let mut object = workload(version, kind, None, json!({}));
+        object["metadata"]["annotations"] = good.clone();
+        let said = ground.warnings("open", &object).await;
+        let place =
+            if kind == "CronJob" { "spec.jobTemplate.spec.template.metadata" } else { " spec.template.metadata" };
+        assert!(said.contains(&format!("of this {kind} is ignored")) && said.contains(place), "{kind}: {said}");
+        // A controller copies what its workload has.
+        let owner = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "w", "uid": "u", "controller": true});
+        object["metadata"]["ownerReferences"] = json!([owner]);
+        assert_eq!(ground.warnings("open", &object).await, "", "{kind}");
+        let mut object = workload(version, kind, None, good.clone());
+        assert_eq!(ground.warnings("open", &object).await, "", "{kind}");
+        let spec = if kind == "CronJob" { "/spec/jobTemplate/spec/template/spec" } else { "/spec/template/spec" };
+        object.pointer_mut(spec).unwrap()["hostNetwork"] = true.into();
+        assert!(ground.warnings("open", &object).await.contains("hostNetwork"), "{kind}");
+    }
+    let mut alone = pod(good.clone());
+    assert_eq!(ground.warnings("open", &alone).await, "");
+    alone["spec"]["hostNetwork"] = true.into();
+    assert!(ground.warnings("open", &alone).await.contains("hostNetwork"));
+    let mut set = workload("apps/v1", "DaemonSet", None, good);
+    for (surge, warns) in [(json!(0), false), (json!("0%"), false), (json!(1), true), (json!("10%"), true)] {
+        let unavailable = if warns { 0 } else { 1 };
+        set["spec"]["updateStrategy"] = json!({
+            "type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable},
+        });
+        assert_eq!(!ground.warnings("open", &set).await.is_empty(), warns, "maxSurge {surge}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_scales_beyond_the_addresses_by_hand_and_no_controller_is_refused() {
+    let Some(ground) = Ground::prepare().await else { return };
+    let three = json!({"kube-ipam.ip": "10.244.1.5, 10.244.1.6,10.244.1.7"});
+    // Another workload of the namespace does not count.
+    let mut other = workload("apps/v1", "Deployment", Some(1), json!({"kube-ipam.ip": "10.244.1.8"}));
+    other["metadata"]["name"] = "other".into();
+    ground.create("open", &other, false).await.unwrap();
+    let controllers = [
+        "system:serviceaccount:kube-system:horizontal-pod-autoscaler",
+        "system:serviceaccount:kube-system:deployment-controller",
+        "system:kube-controller-manager",
+    ];
+    for (kind, plural) in
+        [("Deployment", "deployments"), ("StatefulSet", "statefulsets"), ("ReplicaSet", "replicasets")]
+    {
+        ground.create("open", &workload("apps/v1", kind, Some(2), three.clone()), false).await.unwrap();
+        let started = Instant::now();
+        let said = loop {
+            let (status, said) = ground.scale(plural, 4, None).await;
+            if status != 200 {
+                break said;
+            }
+            assert!(started.elapsed() < LIMIT, "{kind} is scaled to 4");
+            assert_eq!(ground.scale(plural, 2, None).await.0, 200);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        assert!(
+            said.contains("\"10.244.1.5, 10.244.1.6,10.244.1.7\" has fewer addresses than 4 replicas need"),
+            "{said}"
+        );
+        assert_eq!(ground.scale(plural, 3, None).await.0, 200, "{kind}");
+        for user in controllers {
+            // Without the right to scale it is refused for that, and not by a policy.
+            let (_, said) = ground.scale(plural, 5, Some(user)).await;
+            assert!(!said.contains("ValidatingAdmissionPolicy"), "{user}: {said}");
+        }
+        let hpa = controllers[0];
+        if kind != "ReplicaSet" {
+            assert_eq!(ground.scale(plural, 5, Some(hpa)).await, (200, String::new()), "{kind}");
+            // What an autoscaler did may be taken back, bit by bit.
+            assert_eq!(ground.scale(plural, 4, None).await.0, 200, "{kind}");
+        }
+    }
+    // Nor does a controller fail at what it makes of a workload.
+    let request = http::Request::post("/apis/apps/v1/namespaces/open/replicasets?dryRun=All");
+    let mut set = workload("apps/v1", "ReplicaSet", Some(4), three);
+    set["metadata"]["name"] = "w-1".into();
+    let request = request.header("content-type", "application/json");
+    let (status, body, _) = ground.send(request, Some(controllers[1]), &set).await;
+    assert!(status < 300, "{status}: {body}");
 }

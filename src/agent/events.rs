@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{Metrics, Posted};
-use crate::collector::Repair;
+use crate::collector::{Notice, PodName, Repair, Unkept};
 use crate::driver::PodRef;
 use crate::service::Given;
 
@@ -103,6 +103,17 @@ impl Events {
         if let Some(node) = &repair.node {
             self.send(about_node(node), EventType::Normal, "CollectorRepaired", repair.to_string());
         }
+    }
+
+    /// A pod's annotation is not kept.
+    pub(super) fn unkept(&self, notice: &Notice) {
+        let PodName { namespace, name, uid } = &notice.pod;
+        let reason = match notice.what {
+            Unkept::OtherAddress => "AddressNotAsAsked",
+            Unkept::HostNetwork => "AnnotationIgnored",
+        };
+        let pod = PodRef { namespace, name, uid: uid.as_deref() };
+        self.send(about_pod(pod), EventType::Warning, reason, notice.text.clone());
     }
 
     fn send(&self, about: ObjectReference, type_: EventType, reason: &str, note: String) {
@@ -226,6 +237,19 @@ mod tests {
         assert!(text.contains("kube_ipam_events_total{result=\"dropped\"} 3"), "{text}");
         let letter = letters.try_recv().unwrap();
         assert_eq!((letter.about.uid.as_deref(), letter.event.reason.as_str()), (Some("u"), "AddressRefused"));
+    }
+
+    #[test]
+    fn whoever_made_a_pod_is_told_that_its_annotation_is_not_kept() {
+        let (events, mut letters) = events(Level::Notable);
+        for (what, reason) in [(Unkept::OtherAddress, "AddressNotAsAsked"), (Unkept::HostNetwork, "AnnotationIgnored")]
+        {
+            let pod = PodName { namespace: "default".into(), name: "web".into(), uid: Some("u".into()) };
+            events.unkept(&Notice { pod, what, text: "why".into() });
+            let Letter { about, event } = letters.try_recv().unwrap();
+            assert_eq!((about.uid.as_deref(), event.reason.as_str()), (Some("u"), reason));
+            assert!(matches!(event.type_, EventType::Warning) && event.note.as_deref() == Some("why"));
+        }
     }
 
     #[test]

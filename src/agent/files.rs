@@ -4,27 +4,34 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use calico::IPPool;
+use kube::Resource as _;
+
 use super::Agent;
-use crate::install::{NodeFiles, PluginToken, Watcher};
+use crate::install::{Judge, NodeFiles, PluginToken, Pools, Watcher};
+use crate::store::Objects as _;
 
 /// Until a watch that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Until files that are not what they should be are looked at again: Calico's pools may have come.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 impl Agent {
     /// Keeps the files as they should be, for as long as the agent runs.
     pub(super) async fn keep_files(self: Arc<Self>, files: NodeFiles) {
         let pulse = self.health.pulse("files");
-        let mut token = files.token();
+        let (mut token, mut judge) = (files.token(), Judge::default());
         loop {
             let watching = Watcher::new(&files.directories());
             // After the watch began, so that no change is missed in between.
-            self.put_files(&files, &mut token).await;
+            let mut well = self.put_files(&files, &mut token, &mut judge).await;
             let ended = match watching {
                 Ok(mut watcher) => loop {
                     let renewal = token.as_ref().map_or(Duration::MAX, PluginToken::rest);
-                    let changed = tokio::time::timeout(renewal, watcher.changed());
+                    let rest = if well { renewal } else { renewal.min(LOOK_AGAIN) };
+                    let changed = tokio::time::timeout(rest, watcher.changed());
                     match pulse.while_waiting(changed).await {
-                        Ok(Ok(())) | Err(_) => self.put_files(&files, &mut token).await,
+                        Ok(Ok(())) | Err(_) => well = self.put_files(&files, &mut token, &mut judge).await,
                         Ok(Err(error)) => break error,
                     }
                 },
@@ -35,21 +42,36 @@ impl Agent {
         }
     }
 
-    async fn put_files(&self, files: &NodeFiles, token: &mut Option<PluginToken>) {
+    /// Whether they are all as they should be now.
+    async fn put_files(&self, files: &NodeFiles, token: &mut Option<PluginToken>, judge: &mut Judge) -> bool {
         if let Some(token) = token
             && let Err(error) = token.renew().await
         {
             tracing::warn!(%error, "the plugin has no new token yet; trying again");
         }
-        let outcome = files.put(token.as_ref());
+        judge.pools = self.pools().await;
+        let outcome = files.put(token.as_ref(), judge);
         for written in &outcome.written {
             tracing::info!(file = %written.path.display(), "{}", written.what);
             self.witness.metrics.file_written();
         }
-        for error in &outcome.failed {
+        let failed: Vec<String> = outcome.failed.iter().map(ToString::to_string).collect();
+        let before = {
+            let mut bad = self.bad_files.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *bad, failed.clone())
+        };
+        for error in failed.iter().filter(|error| !before.contains(error)) {
             tracing::warn!(%error, "a file of this node is not what it should be");
         }
-        let failed = outcome.failed.iter().map(ToString::to_string).collect();
-        *self.bad_files.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        failed.is_empty()
+    }
+
+    /// Calico's pools as this agent remembers them.
+    async fn pools(&self) -> Pools {
+        let kind = IPPool::plural(&()).into_owned();
+        if self.shelves().unsynced().contains(&kind) {
+            return Pools::Unknown;
+        }
+        self.driver.objects().list_cached("").await.map_or(Pools::Unknown, Pools::Known)
     }
 }

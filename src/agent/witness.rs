@@ -78,6 +78,7 @@ impl Witness {
         self.metrics.collector(news);
         if let News::Round(Ok(report)) = news {
             report.repairs.iter().for_each(|repair| self.events.repaired(repair));
+            report.notices.iter().for_each(|notice| self.events.unkept(notice));
         }
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use calico::Family;
 use ipnetwork::IpNetwork;
 use kube::ResourceExt as _;
 
 use super::view::{Use, View};
-use super::{Class, Snapshot, Violation};
+use super::{Class, Snapshot, Violation, by_itself};
 use crate::claim::{Claim, Holder};
-use crate::driver::{CLAIM_KEY, POD_UID_KEY, is_own_reservation};
+use crate::driver::{CLAIM_KEY, POD_UID_KEY, host_cidr, is_own_reservation};
 use crate::pod::Owner;
 
 pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
@@ -19,7 +20,7 @@ pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
     found.extend(claims.values().filter(|claim| !view.in_a_pool(claim.address)).map(|claim| outside(claim)));
     let unclaimed = view.used.values().filter(|used| used.is_fixed() && view.is_ours(used));
     found.extend(unclaimed.filter(|used| !claims.contains_key(&used.address)).map(without_claim));
-    found.extend(reservations(view.snapshot, &claims));
+    found.extend(reservations(view, &claims));
     found
 }
 
@@ -29,9 +30,8 @@ pub(super) fn notes(snapshot: &Snapshot) -> Vec<Violation> {
     let orphans = claims.filter(|claim| snapshot.owners.get(&claim.owner) == Some(&false));
     let note = |claim: &Claim| {
         let detail = format!("belongs to {}, which does not exist any more", claim.owner);
-        let address = claim.address;
-        let remedy = format!(
-            "another owner may take it over; to give it back to random assignment: kube-ipam release --claim {address}"
+        let remedy = by_itself(
+            "kube-ipam release --claim gives the address back to random assignment, and another owner may take it over",
         );
         Violation::new(Class::OwnerGone, object(claim), detail, remedy)
     };
@@ -47,8 +47,8 @@ fn judge(view: &View<'_>, claim: &Claim) -> Option<Violation> {
     let entry = view.used.get(&claim.address);
     if let Some(detail) = disagreement(claim, entry) {
         let remedy = match entry {
-            None => format!("if no pod has it: kube-ipam release {}", claim.address),
-            Some(used) => mended_by_itself(used, claim.address),
+            None => by_itself(&format!("if no pod has it: kube-ipam release {}", claim.address)),
+            Some(_) => by_itself(&format!("if the pod is gone: kube-ipam release {}", claim.address)),
         };
         return Some(Violation::new(Class::ClaimDisagrees, object(claim), detail, remedy));
     }
@@ -59,7 +59,7 @@ fn judge(view: &View<'_>, claim: &Claim) -> Option<Violation> {
             return None;
         }
         let detail = format!("is held by {holder}, whose UID {} no pod has", holder.pod_uid);
-        let remedy = format!("if that container is gone: kube-ipam release {}", claim.address);
+        let remedy = by_itself(&format!("if that container is gone: kube-ipam release {}", claim.address));
         return Some(Violation::new(Class::HolderGone, object(claim), detail, remedy));
     };
     let owner = Owner::of(pod.pod).ok()?;
@@ -100,40 +100,38 @@ fn outside(claim: &Claim) -> Violation {
     Violation::new(Class::OutsidePools, object(claim), "is on an address that no IPPool covers", remedy)
 }
 
+/// The claim was lost. That its reservation is without a claim as well need not be said.
 fn without_claim(used: &Use<'_>) -> Violation {
     let detail = format!("records {} as fixed for {}, and there is no claim on it", used.address, used.user());
-    Violation::new(Class::FixedWithoutClaim, used.object(), detail, mended_by_itself(used, used.address))
-}
-
-/// A claim follows its block's entry as long as the entry's pod runs.
-fn mended_by_itself(used: &Use<'_>, address: IpAddr) -> String {
-    let pod = used.pod().map_or_else(|| "the pod".to_owned(), |(namespace, pod)| format!("{namespace}/{pod}"));
-    format!(
-        "mends itself within a minute while {pod} runs and an agent with --collect does; if the pod is gone: \
-         kube-ipam release {address}"
-    )
+    let remedy =
+        by_itself("kube-ipam adopt writes the claims of pods that run, and kube-ipam release frees what none has");
+    Violation::new(Class::FixedWithoutClaim, used.object(), detail, remedy)
 }
 
 /// Claims and the entries of our reservations must be the same set.
-fn reservations(snapshot: &Snapshot, claims: &BTreeMap<IpAddr, &Claim>) -> Vec<Violation> {
-    let mut found = Vec::new();
+fn reservations(view: &View<'_>, claims: &BTreeMap<IpAddr, &Claim>) -> Vec<Violation> {
+    let (snapshot, mut found) = (view.snapshot, Vec::new());
     let mut reserved: BTreeSet<IpAddr> = BTreeSet::new();
     for reservation in snapshot.reservations.iter().filter(|r| is_own_reservation(&r.name_any())) {
         for text in &reservation.spec.reserved_cidrs {
             let address = text.trim().parse::<IpNetwork>().ok().filter(is_host).map(|cidr| cidr.ip());
             reserved.extend(address);
-            if address.is_some_and(|a| claims.contains_key(&a)) {
+            let fixed = |address: &IpAddr| view.used.get(address).is_some_and(Use::is_fixed);
+            if address.is_some_and(|a| claims.contains_key(&a) || fixed(&a)) {
                 continue;
             }
             let object = format!("IPReservation/{}", reservation.name_any());
             let detail = format!("keeps {text} from automatic assignment, and there is no claim on it");
-            let remedy = format!("if no other network has it claimed: kube-ipam release --claim {}", bare(text));
+            let by_hand = "kube-ipam release --claim, if no other network has claimed the address";
+            // The collector leaves alone what may be another network's, and what a person wrote in another form.
+            let ours = address.filter(|a| host_cidr(*a).to_string() == *text).filter(|a| may_be_ours(snapshot, *a));
+            let remedy = if ours.is_some() { by_itself(by_hand) } else { by_hand.to_owned() };
             found.push(Violation::new(Class::ReservationWithoutClaim, object, detail, remedy));
         }
     }
     for claim in claims.values().filter(|claim| !reserved.contains(&claim.address)) {
         let detail = "is on an address that Calico may assign to anybody: no IPReservation of ours lists it";
-        let remedy = "its pod's next ADD reserves it; until then add it to an IPReservation by hand";
+        let remedy = by_itself("its pod's next ADD reserves it");
         found.push(Violation::new(Class::ClaimNotReserved, object(claim), detail, remedy));
     }
     found
@@ -143,6 +141,8 @@ fn is_host(cidr: &IpNetwork) -> bool {
     cidr.prefix() == if cidr.is_ipv4() { 32 } else { 128 }
 }
 
-fn bare(text: &str) -> &str {
-    text.split('/').next().unwrap_or(text)
+/// Whether an address without claim is this network's by its configuration, if that is known.
+fn may_be_ours(snapshot: &Snapshot, address: IpAddr) -> bool {
+    let ranges = snapshot.net.as_ref().map(|net| net.ipam.ranges(Family::of(address)));
+    ranges.is_some_and(|ranges| ranges.is_none_or(|ranges| ranges.permits_fixed(address).is_ok()))
 }

@@ -5,17 +5,18 @@ use std::net::IpAddr;
 
 use calico::Family;
 use calico::block::WINDOWS_RESERVED_HANDLE;
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::view::{PodView, View};
-use super::{Class, Violation};
+use super::{Class, Violation, by_itself};
 use crate::pod::IP;
 
 pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
     let mut found = shared(view);
     found.extend(view.live().flat_map(|pod| unrecorded(view, pod)));
     found.extend(leaks(view));
-    found.extend(view.live().filter_map(wrong_fixed));
+    found.extend(view.live().filter_map(|pod| wrong_fixed(view, pod)));
     found
 }
 
@@ -33,7 +34,7 @@ fn shared(view: &View<'_>) -> Vec<Violation> {
             .map(|p| format!("{}/{} on node {}", p.namespace, p.name, p.node().unwrap_or("(none)")))
             .collect();
         let detail = format!("is the address of {} live pods: {}", pods.len(), names.join(", "));
-        let remedy = "delete all but the one that the block names";
+        let remedy = view.destroying("delete all but the one that the block names");
         Violation::new(Class::SharedAddress, format!("Address/{address}"), detail, remedy)
     };
     several.map(violation).collect()
@@ -44,7 +45,7 @@ fn unrecorded(view: &View<'_>, pod: &PodView<'_>) -> Vec<Violation> {
     let judge = |address: &IpAddr| {
         let Some(used) = view.used.get(address) else {
             let detail = format!("has {address}, which no IPAMBlock records");
-            let remedy = "delete the pod, so that it gets an address again";
+            let remedy = view.destroying("delete the pod, so that it gets an address again");
             return view.in_a_pool(*address).then(|| Violation::new(Class::Unrecorded, pod.object(), detail, remedy));
         };
         if used.pod() == Some((pod.namespace, pod.name)) {
@@ -56,7 +57,7 @@ fn unrecorded(view: &View<'_>, pod: &PodView<'_>) -> Vec<Violation> {
             return None;
         }
         let detail = format!("has {address}, which block {} records for {}", used.block.spec.cidr, used.user());
-        let remedy = "delete the pod, so that it gets an address of its own";
+        let remedy = view.destroying("delete the pod, so that it gets an address of its own");
         Some(Violation::new(Class::OthersAddress, pod.object(), detail, remedy))
     };
     pod.addresses.iter().filter_map(judge).collect()
@@ -76,21 +77,41 @@ fn leaks(view: &View<'_>) -> Vec<Violation> {
         let Some(why) = view.staleness(used) else { continue };
         let fixed = if used.is_fixed() { "fixed " } else { "" };
         let detail = format!("records the {fixed}address {} for {}, but {why}", used.address, used.user());
-        let remedy = format!("if no DEL is to come any more: kube-ipam release {}", used.address);
+        let by_hand = format!("if no DEL is to come any more: kube-ipam release {}", used.address);
+        // The collector waits for a quarter of an hour, for this network's pods.
+        let remedy = match &view.snapshot.net {
+            Some(net) if used.pod().is_some() && used.is_of_network(&net.network) => by_itself(&by_hand),
+            _ => by_hand,
+        };
+        let remedy = view.destroying(remedy);
         found.push(Violation::new(Class::Leak, used.object(), detail, remedy));
     }
     found
 }
 
-/// An annotation that cannot be read was refused by ADD: such a pod has no address.
-fn wrong_fixed(pod: &PodView<'_>) -> Option<Violation> {
-    let asked = pod.pod.annotations().get(IP)?;
+/// A pod that asks for a fixed address and runs with another one: calico-ipam started it, while the conflist named that,
+/// or the annotation came later.
+fn wrong_fixed(view: &View<'_>, pod: &PodView<'_>) -> Option<Violation> {
+    let (asked, has) = not_as_asked(pod.pod, &pod.addresses)?;
+    let by = match view.used.get(&has) {
+        Some(used) if used.pod() == Some((pod.namespace, pod.name)) && !used.is_kube_ipams() => {
+            ", which calico-ipam gave it"
+        }
+        _ => "",
+    };
+    let detail = format!("asks for {asked} by {IP}, and has {has}{by}");
+    let remedy = "delete the pod, so that it is made again with its address (an annotation counts at creation only)";
+    Some(Violation::new(Class::WrongFixed, pod.object(), detail, view.destroying(remedy)))
+}
+
+/// What a pod asks for by annotation, and the address that it has instead. An annotation that cannot be read was refused
+/// by ADD: such a pod has no address.
+pub(crate) fn not_as_asked<'a>(pod: &'a Pod, addresses: &[IpAddr]) -> Option<(&'a str, IpAddr)> {
+    let asked = pod.annotations().get(IP)?;
     let choices: Vec<IpAddr> = asked.split(',').filter_map(|text| text.trim().parse().ok()).collect();
-    let wrong = pod.addresses.iter().find(|address| {
+    let wrong = addresses.iter().find(|address| {
         let mut of_family = choices.iter().filter(|c| Family::of(**c) == Family::of(**address)).peekable();
         of_family.peek().is_some() && !of_family.any(|c| c == *address)
     })?;
-    let detail = format!("asks for {asked} by {IP}, and has {wrong}");
-    let remedy = "delete the pod, so that it is made again with its address (an annotation counts at creation only)";
-    Some(Violation::new(Class::WrongFixed, pod.object(), detail, remedy))
+    Some((asked, *wrong))
 }

@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use super::Snapshot;
 use super::party::{Party, Seen, staleness};
 use crate::claim::PodState;
-use crate::driver::pod_state;
+use crate::driver::{CLAIM_KEY, CONTAINERS_POD_KEY, INTERFACE_KEY, POD_UID_KEY, pod_state};
 
 /// The snapshot, indexed.
 pub(crate) struct View<'a> {
@@ -94,6 +94,16 @@ impl<'a> View<'a> {
         }
     }
 
+    /// A remedy that ends a pod or gives an address away: only for whoever knows network and ledger.
+    pub(crate) fn destroying(&self, remedy: impl Into<String>) -> String {
+        if self.snapshot.claims.is_some() {
+            return remedy.into();
+        }
+        "what to do is said once the claims are known: name network and ledger (--conflist, or --network and --ledger or \
+         --etcd-url)"
+            .to_owned()
+    }
+
     /// Why nobody uses an allocation any more, see [`staleness`].
     pub(crate) fn staleness(&self, used: &Use<'_>) -> Option<String> {
         let party = used.party();
@@ -119,6 +129,13 @@ impl<'a> Use<'a> {
     /// Whether the allocation is of `network`: by its handle, or because it was made ahead for a pod.
     pub(crate) fn is_of_network(&self, network: &str) -> bool {
         self.party().is_of_network(network)
+    }
+
+    /// Whether kube-ipam made it, whose entries say more of a pod than calico-ipam's.
+    pub(crate) fn is_kube_ipams(&self) -> bool {
+        [INTERFACE_KEY, POD_UID_KEY, CONTAINERS_POD_KEY, CLAIM_KEY]
+            .iter()
+            .any(|key| self.attribute.secondary(key).is_some())
     }
 
     pub(crate) fn object(&self) -> String {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::Outcome;
@@ -15,11 +15,27 @@ use crate::store::kube::KubeStore;
 
 /// What is asked for.
 #[derive(Args, Debug, Clone)]
+#[command(after_help = "\
+What was not looked at does not count as good: the exit code is 2 if no ledger of claims is known or can be read, or if
+no configuration says which addresses may be given. --skip says that it is not to be looked at.")]
 pub(super) struct Check {
     /// Seconds after which a violation is looked at again before it counts: a cluster that lives shows each
     /// step of a writer for a moment.
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     settle: u64,
+    /// What is not to be judged, and is not missed then.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
+    skip: Vec<Part>,
+}
+
+/// A part of the judgement that needs more than the cluster's objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    /// Claims on fixed addresses, which need their ledger.
+    Claims,
+    /// The ranges of addresses, which need the network's configuration.
+    Ranges,
 }
 
 /// What was found, and what was not looked at.
@@ -31,6 +47,10 @@ struct Report {
     /// What could not be read, and why.
     unread: Vec<String>,
     judged: Judged,
+    /// What was not looked at, and why: nothing is known of it.
+    missing: Vec<Missing>,
+    skipped: Vec<Part>,
+    used: Used,
 }
 
 /// Which of the judgements that need to be asked for were made.
@@ -42,10 +62,43 @@ struct Judged {
     ranges: bool,
 }
 
+/// A part that was not judged.
+#[derive(Debug, Clone, Serialize)]
+struct Missing {
+    part: Part,
+    why: String,
+}
+
+/// By what was judged.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Used {
+    /// The ledger's network.
+    network: Option<String>,
+    /// Where its claims are.
+    ledger: &'static str,
+    /// Where network, ledger and ranges were found, unless flags say them.
+    found: Option<String>,
+}
+
+const NO_RANGES: &str = "no configuration of the network is known; give --conflist";
+
 impl Check {
     pub(super) async fn run(&self, connection: &Connection, format: Format) -> Result<Outcome> {
         let (site, store) = connection.open().await?;
-        let ledger = site.ledger(&store).await?;
+        let mut missing = Vec::new();
+        let ledger = match self.skip.contains(&Part::Claims) {
+            true => None,
+            false => match site.ledger(&store).await? {
+                Ok(ledger) => Some(ledger),
+                Err(why) => {
+                    missing.push(Missing { part: Part::Claims, why });
+                    None
+                }
+            },
+        };
+        if site.net.is_none() && !self.skip.contains(&Part::Ranges) {
+            missing.push(Missing { part: Part::Ranges, why: NO_RANGES.to_owned() });
+        }
         let mut reading = read(&site, &store, ledger.as_ref()).await;
         let mut violations = reading.snapshot.as_ref().map(audit::audit).unwrap_or_default();
         if !violations.is_empty() {
@@ -63,6 +116,9 @@ impl Check {
                 claims: reading.snapshot.as_ref().is_some_and(|s| s.claims.is_some()),
                 ranges: site.net.is_some(),
             },
+            missing,
+            skipped: self.skip.clone(),
+            used: Used { network: site.network.clone(), ledger: site.place(), found: site.found.clone() },
         };
         output::print(format, &report, || report.text())?;
         for unread in &report.unread {
@@ -83,44 +139,87 @@ async fn read(site: &Site, store: &KubeStore, ledger: Option<&AnyLedger>) -> Rea
 
 impl Report {
     fn outcome(&self) -> Outcome {
-        match (self.unread.is_empty(), self.violations.is_empty()) {
+        match (self.is_whole(), self.violations.is_empty()) {
             (false, _) => Outcome::Unread,
             (true, false) => Outcome::NotWell,
             (true, true) => Outcome::Well,
         }
     }
 
-    /// A line for each finding, and one that counts them.
+    /// Whether everything was looked at that was to be.
+    fn is_whole(&self) -> bool {
+        self.unread.is_empty() && self.missing.is_empty()
+    }
+
+    /// A line for each cause, and one that counts them.
     fn text(&self) -> String {
         let red = anstyle::AnsiColor::Red.on_default();
         let yellow = anstyle::AnsiColor::Yellow.on_default();
-        let bad = self.violations.iter().map(|v| (red, v.invariant.to_string(), v));
-        let notes = self.notes.iter().map(|v| (yellow, "note".to_owned(), v));
-        let lines = bad
-            .chain(notes)
-            .map(|(style, mark, v)| format!("{style}{mark}{style:#} {}: {} -- {}\n", v.object, v.detail, v.remedy));
+        let bad = causes(&self.violations).into_iter().map(|of| (red, of[0].invariant.to_string(), of));
+        let notes = causes(&self.notes).into_iter().map(|of| (yellow, "note".to_owned(), of));
+        let lines = bad.chain(notes).map(|(style, mark, of)| {
+            let Violation { detail, remedy, .. } = of[0];
+            format!("{style}{mark}{style:#} {}: {detail}{} -- {remedy}\n", of[0].object, others(&of[1..]))
+        });
         lines.collect::<String>() + &self.summary()
     }
 
     fn summary(&self) -> String {
         let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-        let mut summary = count(self.violations.len(), "violation");
+        let mut summary = match (self.violations.len(), self.is_whole()) {
+            // Nothing is said of what nobody looked at, not even a number.
+            (0, false) => "nothing is wrong".to_owned(),
+            (found, _) => {
+                let causes = causes(&self.violations).len();
+                let objects = if causes < found { format!(" in {found} places") } else { String::new() };
+                count(causes, "violation") + &objects
+            }
+        };
         if !self.notes.is_empty() {
-            summary += &format!(", {}", count(self.notes.len(), "note"));
+            summary += &format!(", {}", count(causes(&self.notes).len(), "note"));
         }
-        let missing: Vec<&str> = [
-            (self.judged.claims, "claims were not looked at: no ledger is named"),
-            (self.judged.ranges, "ranges were not judged: no --conflist"),
-        ]
-        .into_iter()
-        .filter_map(|(judged, why)| (!judged).then_some(why))
-        .collect();
-        if !self.unread.is_empty() {
+        if !self.is_whole() {
             summary += " in what could be read";
-        } else if !missing.is_empty() {
-            summary += &format!(" ({})", missing.join("; "));
+        }
+        for part in &self.skipped {
+            summary += match part {
+                Part::Claims => "; claims were skipped",
+                Part::Ranges => "; ranges were skipped",
+            };
+        }
+        for Missing { part, why } in &self.missing {
+            summary += match part {
+                Part::Claims => "\nnot looked at: claims: ",
+                Part::Ranges => "\nnot looked at: ranges: ",
+            };
+            summary += why;
         }
         summary
+    }
+}
+
+/// What has one cause: of one class, and with one remedy for all.
+fn causes(violations: &[Violation]) -> Vec<Vec<&Violation>> {
+    let mut causes: Vec<Vec<&Violation>> = Vec::new();
+    for violation in violations {
+        match causes.iter_mut().find(|of| (of[0].class, &of[0].remedy) == (violation.class, &violation.remedy)) {
+            Some(cause) => cause.push(violation),
+            None => causes.push(vec![violation]),
+        }
+    }
+    causes
+}
+
+/// The first few of the others that have the same cause.
+fn others(others: &[&Violation]) -> String {
+    const SHOWN: usize = 4;
+    let mut objects: Vec<&str> = others.iter().take(SHOWN).map(|v| v.object.as_str()).collect();
+    if others.len() > SHOWN {
+        objects.push("...");
+    }
+    match others.len() {
+        0 => String::new(),
+        more => format!("; and {more} more like it ({})", objects.join(", ")),
     }
 }
 
@@ -144,6 +243,9 @@ mod tests {
             notes: Vec::new(),
             unread: unread.iter().map(ToString::to_string).collect(),
             judged: Judged { claims: true, ranges: true },
+            missing: Vec::new(),
+            skipped: Vec::new(),
+            used: Used::default(),
         }
     }
 
@@ -152,21 +254,41 @@ mod tests {
     }
 
     #[test]
-    fn every_violation_is_a_line_and_they_are_counted() {
-        let text = plain(&report(2, &[]).text());
-        let line = "I2 Claim/10.244.0.216: names no holder -- release it";
-        assert_eq!(text, format!("{line}\n{line}\n2 violations"));
+    fn every_cause_is_a_line_and_they_are_counted() {
+        let text = plain(&report(1, &[]).text());
+        assert_eq!(text, "I2 Claim/10.244.0.216: names no holder -- release it\n1 violation");
+        let mut several = report(7, &[]);
+        several.violations[6].remedy = "another one".into();
+        let text = plain(&several.text());
+        let object = "Claim/10.244.0.216";
+        let first = format!(
+            "I2 {object}: names no holder; and 5 more like it ({object}, {object}, {object}, {object}, ...) -- release it"
+        );
+        assert_eq!(text, format!("{first}\nI2 {object}: names no holder -- another one\n2 violations in 7 places"));
         assert_eq!(plain(&report(0, &[]).text()), "0 violations");
     }
 
     #[test]
-    fn what_was_not_judged_is_said() {
+    fn what_was_not_looked_at_is_said_and_does_not_count_as_good() {
+        let mut report = report(0, &[]);
+        report.missing = vec![Missing { part: Part::Claims, why: "nobody knows".into() }];
+        let text = plain(&report.text());
+        assert_eq!(text, "nothing is wrong in what could be read\nnot looked at: claims: nobody knows");
+        assert_eq!(report.outcome(), Outcome::Unread);
+        report.missing.clear();
+        report.skipped = vec![Part::Ranges];
+        assert_eq!(
+            (plain(&report.text()).as_str(), report.outcome()),
+            ("0 violations; ranges were skipped", Outcome::Well)
+        );
+    }
+
+    #[test]
+    fn notes_are_counted_beside_violations() {
         let mut report = report(1, &[]);
-        report.judged = Judged { claims: true, ranges: false };
         report.notes = report.violations.clone();
         let text = plain(&report.text());
-        assert!(text.contains("\nnote Claim/10.244.0.216: "), "{text}");
-        assert!(text.ends_with("1 violation, 1 note (ranges were not judged: no --conflist)"), "{text}");
+        assert!(text.contains("\nnote Claim/10.244.0.216: ") && text.ends_with("1 violation, 1 note"), "{text}");
     }
 
     #[test]
@@ -174,6 +296,6 @@ mod tests {
         assert_eq!(report(0, &[]).outcome(), Outcome::Well);
         assert_eq!(report(1, &[]).outcome(), Outcome::NotWell);
         assert_eq!(report(1, &["list pods: not allowed"]).outcome(), Outcome::Unread);
-        assert!(report(0, &["list pods: not allowed"]).text().ends_with("0 violations in what could be read"));
+        assert!(report(0, &["list pods: not allowed"]).text().ends_with("nothing is wrong in what could be read"));
     }
 }

@@ -1,16 +1,17 @@
-//! Where the stores are: by flags, and for what no flag says by a network configuration list.
+//! Where the stores are: by flags, and for what no flag says by a network configuration list, or by what
+//! [`search`](super::search) finds.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
 use calico::{IPAMBlock, IPPool, cidr_name};
 use clap::Args;
-use k8s_openapi::api::core::v1::ConfigMap;
 use kube::config::KubeConfigOptions;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::ledger::{Choice, LedgerKind};
+use super::search::{self, Found};
 use crate::cni::object::Object;
 use crate::cni::{CniError, code};
 use crate::conflist::plugin_conf;
@@ -25,16 +26,21 @@ pub(super) struct Connection {
     /// The node's network configuration list: what no other flag says is taken from it.
     #[arg(long, global = true, value_name = "FILE")]
     pub conflist: Option<PathBuf>,
+    /// Where the lists of this machine are, if it is a node: the first one counts for what neither a flag nor
+    /// --conflist says.
+    #[arg(long, global = true, value_name = "DIRECTORY", default_value = "/etc/cni/net.d")]
+    pub conflists: PathBuf,
     /// The kubeconfig file; by default the list's, else KUBECONFIG, ~/.kube/config or the pod's service account.
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The context of the kubeconfig; by default its current one.
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
-    /// The ledger's network: `ipam.name` of the CNI config; k8s-pod-network by default.
+    /// The ledger's network: `ipam.name` of the CNI config. By default it is found on the node or in the cluster.
     #[arg(long, global = true, value_name = "NAME")]
     pub network: Option<String>,
-    /// Where the claims are; by default in etcd if one is named, else IPClaims.
+    /// Where the claims are; by default in etcd if one is named, else IPClaims if there are some or if a
+    /// configuration was found.
     #[arg(long, global = true, value_enum, value_name = "KIND")]
     pub ledger: Option<LedgerKind>,
     /// etcd's client URLs, separated by commas.
@@ -60,12 +66,6 @@ pub(super) struct Connection {
     pub etcd_password_file: Option<PathBuf>,
 }
 
-/// The network that is not named anywhere.
-const NETWORK: &str = "k8s-pod-network";
-
-/// The add-on's ConfigMap: namespace, name and key.
-const ADD_ON: (&str, &str, &str) = ("kube-system", "kube-ipam", "ipam.json");
-
 /// What the flags and the list come to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Site {
@@ -75,12 +75,14 @@ pub(super) struct Site {
     pub kubeconfig: Option<PathBuf>,
     /// Its context, unless it is the current one.
     pub context: Option<String>,
-    /// The ledger's network.
-    pub network: String,
+    /// The ledger's network, if it is known.
+    pub network: Option<String>,
     /// The etcd that is named, if one is.
     pub etcd: Option<EtcdConfig>,
     /// Which ledger is meant.
     pub choice: Choice,
+    /// Where what no flag said was found.
+    pub found: Option<String>,
 }
 
 /// Flags by the fields of `etcdConfig` whose place they take. Longer names go first, for the errors' sake.
@@ -107,37 +109,97 @@ impl Connection {
         self.over(Some(&list)).with_context(named)
     }
 
-    /// The API server, and where everything else is: what neither a flag nor a list says is taken from the ConfigMap
-    /// by which the add-on configures its nodes, where there is one that may be read.
+    /// The API server, and where everything else is: what neither a flag nor --conflist says is looked for on this
+    /// machine and in the cluster. It is said which was found.
     pub(super) async fn open(&self) -> Result<(Site, KubeStore)> {
-        let site = self.site()?;
-        let store = site.store().await?;
-        if self.conflist.is_some() || !self.etcd_url.is_empty() {
+        if self.conflist.is_some() {
+            let site = self.site()?;
+            let store = site.store().await?;
             return Ok((site, store));
         }
-        let map = match store.get::<ConfigMap>(Some(ADD_ON.0), ADD_ON.1).await {
-            Err(StoreError { failure: Failure::Denied(_), .. }) => None,
-            found => found?,
+        let (reached, store, found) = self.reach().await?;
+        let found = match found {
+            Some(found) => Some(found),
+            None => search::add_on(&store).await?,
         };
-        let Some(text) = map.and_then(|map| map.data?.remove(ADD_ON.2)) else { return Ok((site, store)) };
-        let named = || format!("ConfigMap {}/{}, {}", ADD_ON.0, ADD_ON.1, ADD_ON.2);
-        let section: Value = serde_json::from_str(&text).with_context(named)?;
-        let found = self.by_add_on(section).with_context(named)?;
-        Ok((Site { kubeconfig: site.kubeconfig, context: site.context, ..found }, store))
+        let mut site = match &found {
+            Some(found) => self.by_found(found).with_context(|| found.at.clone())?,
+            None => self.over(None)?,
+        };
+        if site.network.is_none() || site.choice == Choice::Unsaid {
+            self.ask_claims(&mut site, &store).await;
+        }
+        if let Some(said) = site.used() {
+            eprintln!("kube-ipam: {said}");
+        }
+        Ok((Site { kubeconfig: reached.kubeconfig, context: reached.context, ..site }, store))
     }
 
-    fn by_add_on(&self, mut section: Value) -> Result<Site> {
-        // The nodes' certificates need not be here. Then nothing is known of the ledger, instead of a wrong one.
-        let etcd = section.get("etcdConfig").and_then(Value::as_object).into_iter().flatten();
-        let mut files = etcd.filter(|(key, _)| key.contains("File")).filter_map(|(_, value)| value.as_str());
-        let elsewhere = files.any(|file| !Path::new(file).exists());
-        if let (true, Some(fields)) = (elsewhere, section.as_object_mut()) {
-            fields.remove("etcdConfig");
+    /// The API server: by the flags, else as the environment says, else as the list of this node does. And that list,
+    /// if it is of the same cluster.
+    async fn reach(&self) -> Result<(Site, KubeStore, Option<Found>)> {
+        let site = Site { kubeconfig: self.kubeconfig.clone(), context: self.context.clone(), ..Site::default() };
+        let node = search::node_list(&self.conflists);
+        let by_node = node.as_ref().and_then(|node| node.kubeconfig.clone());
+        match (site.store().await, by_node) {
+            (Ok(store), _) => {
+                let found = match node {
+                    Some(node) if node.is_of(&store).await => Some(node.found),
+                    _ => None,
+                };
+                Ok((site, store, found))
+            }
+            (Err(_), Some(kubeconfig)) if self.kubeconfig.is_none() && self.context.is_none() => {
+                let site = Site { kubeconfig: Some(kubeconfig), ..site };
+                let store = site.store().await?;
+                Ok((site, store, node.map(|node| node.found)))
+            }
+            (Err(error), _) => Err(error),
         }
-        let list = json!({"name": NETWORK, "cniVersion": "0.3.1", "plugins": [{"type": "calico", "ipam": section}]});
-        let site = self.over(Some(&list))?;
-        let choice = if elsewhere && self.ledger.is_none() { Choice::Unsaid } else { site.choice };
-        Ok(Site { choice, ..site })
+    }
+
+    /// The API server alone.
+    pub(super) async fn store(&self) -> Result<KubeStore> {
+        match self.conflist {
+            Some(_) => self.site()?.store().await,
+            None => Ok(self.reach().await?.1),
+        }
+    }
+
+    fn by_found(&self, found: &Found) -> Result<Site> {
+        let mut site = Site { found: Some(found.at.clone()), ..self.over(Some(&found.list))? };
+        // The nodes' certificates need not be here. Then nothing is known of the ledger, instead of a wrong one.
+        let elsewhere = site.etcd.as_ref().filter(|_| self.etcd_url.is_empty());
+        if self.ledger.is_none()
+            && let Some(why) = elsewhere.and_then(|etcd| search::elsewhere(etcd, &found.at))
+        {
+            site.choice = Choice::Unknown(why);
+        }
+        Ok(site)
+    }
+
+    /// What neither a flag nor a configuration says, by the claims that there are.
+    async fn ask_claims(&self, site: &mut Site, store: &KubeStore) {
+        let claims = match search::networks(store).await {
+            Ok(claims) => claims,
+            Err(error) if site.choice == Choice::Unsaid => {
+                site.choice = Choice::Unknown(format!("list ipclaims: {error}"));
+                return;
+            }
+            Err(_) => return,
+        };
+        let (network, choice) = search::by_claims(site.network.as_deref(), claims.as_ref());
+        let told = choice == Choice::Implied;
+        match &site.choice {
+            Choice::Unsaid => site.choice = choice,
+            // Claims in an etcd have nothing to do with these.
+            Choice::Said(LedgerKind::Etcd) => return,
+            _ => {}
+        }
+        if told && (site.network.is_none() || site.found.is_none()) {
+            site.found.get_or_insert_with(|| "the IPClaims that exist".to_owned());
+        }
+        site.network = network;
     }
 
     /// The flags over the list's content.
@@ -161,13 +223,13 @@ impl Connection {
             },
             context: self.context.clone(),
             network: match (&self.network, &net) {
-                (Some(network), _) => network.clone(),
-                (None, Some(net)) => net.ipam.network.clone(),
-                (None, None) => NETWORK.to_owned(),
+                (Some(network), _) => Some(network.clone()),
+                (None, net) => net.as_ref().map(|net| net.ipam.network.clone()),
             },
             etcd,
             choice,
             net,
+            found: None,
         })
     }
 
@@ -231,6 +293,22 @@ fn by_flag(error: &CniError) -> anyhow::Error {
 // === impl Site ===
 
 impl Site {
+    /// What is gone by, if it was found rather than said.
+    fn used(&self) -> Option<String> {
+        let at = self.found.as_ref()?;
+        let network = self.network.as_deref().map_or_else(|| "of no known name".to_owned(), |name| format!("{name:?}"));
+        Some(format!("going by {at}: network {network}, claims in {}", self.place()))
+    }
+
+    /// Where the claims are, in a word.
+    pub(super) fn place(&self) -> &'static str {
+        match &self.choice {
+            Choice::Said(LedgerKind::Etcd) => "etcd",
+            Choice::Said(LedgerKind::Objects) | Choice::Implied => "IPClaims",
+            Choice::Unsaid | Choice::Unknown(_) => "a place that is not known",
+        }
+    }
+
     pub(super) async fn store(&self) -> Result<KubeStore> {
         Ok(KubeStore::from_config(self.kube_config().await?)?)
     }
@@ -288,6 +366,10 @@ pub(super) fn optional<K>(listed: Result<Vec<K>, StoreError>) -> Result<Vec<K>, 
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
     use super::*;
 
     fn guide() -> Value {
@@ -302,7 +384,7 @@ mod tests {
     fn a_list_says_where_everything_is() {
         let site = Connection::default().over(Some(&guide())).unwrap();
         assert_eq!(site.kubeconfig.as_deref(), Some(Path::new("/etc/kubernetes/ssl/kube.kubeconfig")));
-        assert_eq!(site.network, "kube-subnet");
+        assert_eq!(site.network.as_deref(), Some("kube-subnet"));
         let etcd = site.etcd.unwrap();
         assert_eq!((etcd.endpoints.len(), etcd.endpoints[0].as_str()), (3, "https://192.168.1.50:2379"));
         assert_eq!(Some(etcd), site.net.unwrap().ipam.etcd);
@@ -310,18 +392,24 @@ mod tests {
 
     #[test]
     fn the_add_ons_configuration_says_where_claims_are_unless_its_certificates_are_elsewhere() {
+        let by = |connection: &Connection, section: &Value| {
+            let found = Found { list: search::around(section), at: "ConfigMap kube-system/kube-ipam".to_owned() };
+            connection.by_found(&found).unwrap()
+        };
         let section = json!({"type": "kube-ipam", "name": "kube-subnet", "subnet": "10.244.0.0/16"});
-        let site = Connection::default().by_add_on(section.clone()).unwrap();
-        assert_eq!((site.network.as_str(), site.choice), ("kube-subnet", Choice::Implied));
+        let site = by(&Connection::default(), &section);
+        assert_eq!((site.network.as_deref(), &site.choice), (Some("kube-subnet"), &Choice::Implied));
         assert!(site.net.is_some());
+        let said = site.used().unwrap();
+        assert_eq!(said, "going by ConfigMap kube-system/kube-ipam: network \"kube-subnet\", claims in IPClaims");
         let mut etcd = section;
         etcd["etcdConfig"] = json!({"etcdURL": "https://h:1", "etcdTrustedCAFile": "/no/such/ca.pem"});
-        let site = Connection::default().by_add_on(etcd.clone()).unwrap();
-        assert_eq!((site.etcd, site.choice), (None, Choice::Unsaid));
+        let Choice::Unknown(why) = by(&Connection::default(), &etcd).choice else { panic!("a file is missing") };
+        assert!(why.contains("ConfigMap kube-system/kube-ipam") && why.contains("/no/such/ca.pem"), "{why}");
         let said = Connection { ledger: Some(LedgerKind::Objects), ..Connection::default() };
-        assert_eq!(said.by_add_on(etcd.clone()).unwrap().choice, Choice::Said(LedgerKind::Objects));
+        assert_eq!(by(&said, &etcd).choice, Choice::Said(LedgerKind::Objects));
         etcd["etcdConfig"] = json!({"etcdURL": "http://h:1"});
-        assert_eq!(Connection::default().by_add_on(etcd).unwrap().choice, Choice::Said(LedgerKind::Etcd));
+        assert_eq!(by(&Connection::default(), &etcd).choice, Choice::Said(LedgerKind::Etcd));
     }
 
     #[test]
@@ -334,7 +422,7 @@ mod tests {
         };
         let site = connection.over(Some(&guide())).unwrap();
         let etcd = site.etcd.unwrap();
-        assert_eq!((site.kubeconfig, site.network), (Some("/k".into()), "net".to_owned()));
+        assert_eq!((site.kubeconfig, site.network), (Some("/k".into()), Some("net".to_owned())));
         assert_eq!(etcd.ca_file.as_deref(), Some(Path::new("/ca.pem")));
         assert_eq!(etcd.cert_file.as_deref(), Some(Path::new("/etc/kubernetes/ssl/kubernetes.pem")));
         // Another etcd has nothing to do with the list's certificates.
@@ -344,9 +432,8 @@ mod tests {
     }
 
     #[test]
-    fn without_anything_there_is_a_default_network_and_no_ledger() {
-        let site = Connection::default().over(None).unwrap();
-        assert_eq!(site, Site { network: NETWORK.to_owned(), ..Site::default() });
+    fn without_anything_neither_network_nor_ledger_is_guessed() {
+        assert_eq!(Connection::default().over(None).unwrap(), Site::default());
     }
 
     #[test]

@@ -1,17 +1,21 @@
 //! `install` and `uninstall`: the node's files, once.
 
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use calico::IPPool;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
-use crate::install::{InstallError, NodeFiles, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico};
+use crate::install::{
+    InstallError, Judge, NodeFiles, Pools, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico,
+};
 use crate::netconf::STATE_DIR;
-use crate::protocol::SOCKET;
+use crate::protocol::{SOCKET, is_served};
+use crate::store::Objects as _;
+use crate::store::kube::KubeStore;
 
 /// Which of the node's files are ours to keep.
 #[derive(Args, Debug, Clone)]
@@ -91,7 +95,8 @@ impl Install {
         {
             println!("{error}; the agent tries again");
         }
-        let outcome = files.put(token.as_ref());
+        let mut judge = Judge::by(pools(&files).await);
+        let outcome = files.put(token.as_ref(), &mut judge);
         outcome.written.iter().for_each(say);
         if !outcome.has_list {
             let directory = files.cni_conf_dir.display();
@@ -107,7 +112,7 @@ impl Uninstall {
     pub(super) async fn run(self) -> Result<Outcome> {
         let socket = self.state_dir.join(SOCKET);
         let mut told = false;
-        while UnixStream::connect(&socket).is_ok() {
+        while is_served(&socket) {
             if !self.stay {
                 bail!(
                     "an agent answers on {}, and would undo this; stop it first (kubectl -n kube-system delete daemonset \
@@ -149,6 +154,27 @@ impl Uninstall {
             }
         }
         all_done(failed)
+    }
+}
+
+/// Calico's pools, by the way that an ADD of this node has: this pod's service account, or the section's kubeconfig.
+/// Where Calico has not made a pool yet, the agent judges later.
+async fn pools(files: &NodeFiles) -> Pools {
+    let config = match kube::Config::incluster() {
+        Ok(config) => Some(config),
+        Err(_) => match files.net().and_then(|net| net.kubeconfig) {
+            Some(path) => KubeStore::config(&path, None).await.ok(),
+            None => None,
+        },
+    };
+    let Some(store) = config.and_then(|config| KubeStore::from_config(config).ok()) else { return Pools::Unasked };
+    match store.list::<IPPool>("").await {
+        Ok(pools) if !pools.is_empty() => Pools::Known(pools),
+        Ok(_) => Pools::Unasked,
+        Err(error) => {
+            println!("the section is not held against Calico's IPPools: {error}");
+            Pools::Unasked
+        }
     }
 }
 

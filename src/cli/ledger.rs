@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use super::connect::Site;
@@ -21,53 +21,71 @@ pub(super) enum LedgerKind {
     Objects,
 }
 
-/// What the flags and the list come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What the flags, the list and the search come to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) enum Choice {
-    /// Nothing says it: IPClaims, if there are any of the network. That there are none tells nothing, since the
-    /// network's claims may be in an etcd that is not named.
+    /// Nothing says it yet.
     #[default]
     Unsaid,
-    /// A list that names no etcd: IPClaims, if the cluster serves them.
+    /// A configuration that names no etcd, or IPClaims that exist: IPClaims, if the cluster serves them.
     Implied,
     /// A flag says it, or etcd is named.
     Said(LedgerKind),
+    /// It was looked for, and why it was not found.
+    Unknown(String),
 }
 
+/// The ledger, or why none is known: then nothing may be concluded about claims.
+pub(super) type Found = Result<AnyLedger, String>;
+
 /// The flags that name a ledger, for errors.
-pub(super) const LEDGER: &str =
-    "no ledger of claims is named; give --conflist, --etcd-url, or --ledger objects for IPClaims";
+pub(super) const LEDGER: &str = "name its ledger: give --conflist, --etcd-url, or --ledger objects for IPClaims";
 
 const NOT_SERVED: &str = "the API server does not know IPClaims; apply kube-ipam's yaml/ipclaims.yaml, or name etcd";
+const NO_NETWORK: &str = "no network is known; give --network, or --conflist";
+/// The network's name where nobody gave it another one: Calico's own.
+const USUAL: &str = "k8s-pod-network";
 
 impl Site {
-    /// The ledger, if one is named or found.
-    pub(super) async fn ledger(&self, store: &KubeStore) -> Result<Option<AnyLedger>> {
-        match self.choice {
-            Choice::Said(kind) => self.ledger_of(kind, store).await.map(Some),
+    /// The ledger, if one is named or was found.
+    pub(super) async fn ledger(&self, store: &KubeStore) -> Result<Found> {
+        match &self.choice {
+            Choice::Said(LedgerKind::Etcd) if self.network.is_none() => self.usual_in_etcd(store).await,
+            Choice::Said(kind) if self.network.is_some() => self.ledger_of(*kind, store).await.map(Ok),
+            Choice::Said(_) => Ok(Err(NO_NETWORK.to_owned())),
             Choice::Implied => {
-                let claims = self.claims(store);
-                Ok(claims.is_served().await?.then_some(AnyLedger::Objects(claims)))
+                let claims = self.claims(store)?;
+                Ok(match claims.is_served().await? {
+                    true => Ok(AnyLedger::Objects(claims)),
+                    false => Err(NOT_SERVED.to_owned()),
+                })
             }
-            Choice::Unsaid => {
-                let claims = self.claims(store);
-                match claims.all().await {
-                    Ok(found) if found.is_empty() => Ok(None),
-                    Err(error) if error.is_no_ledger() => Ok(None),
-                    // A read that fails is said by whoever reads next.
-                    _ => Ok(Some(AnyLedger::Objects(claims))),
-                }
-            }
+            Choice::Unsaid => Ok(Err(LEDGER.to_owned())),
+            Choice::Unknown(why) => Ok(Err(why.clone())),
         }
+    }
+
+    /// An etcd without a network: the usual one, if it has claims there. That it has none tells nothing.
+    async fn usual_in_etcd(&self, store: &KubeStore) -> Result<Found> {
+        let site = Self { network: Some(USUAL.to_owned()), ..self.clone() };
+        let ledger = site.ledger_of(LedgerKind::Etcd, store).await?;
+        if ledger.all().await?.is_empty() {
+            return Ok(Err(format!("{NO_NETWORK}: etcd has no claims of network {USUAL:?}")));
+        }
+        Ok(Ok(ledger))
     }
 
     /// The ledger, which has to be there.
     pub(super) async fn needed_ledger(&self, store: &KubeStore) -> Result<AnyLedger> {
         match self.ledger(store).await? {
-            Some(ledger) => Ok(ledger),
-            None if self.choice == Choice::Implied => bail!(NOT_SERVED),
-            None => bail!(LEDGER),
+            Ok(ledger) => Ok(ledger),
+            Err(why) => bail!("where the claims are is not known: {why}"),
         }
+    }
+
+    /// The network, which has to be known.
+    pub(super) fn needed_network(&self) -> Result<&str> {
+        self.network.as_deref().context(NO_NETWORK)
     }
 
     /// The ledger of that kind.
@@ -75,11 +93,11 @@ impl Site {
         match (kind, &self.etcd) {
             (LedgerKind::Etcd, Some(etcd)) => {
                 let cluster = Arc::new(ClusterId::new(store.clone()));
-                Ok(AnyLedger::Etcd(EtcdLedger::open(etcd, &self.network, &cluster).await?))
+                Ok(AnyLedger::Etcd(EtcdLedger::open(etcd, self.needed_network()?, &cluster).await?))
             }
             (LedgerKind::Etcd, None) => bail!("no etcd is named; give --etcd-url, or --conflist with an etcdConfig"),
             (LedgerKind::Objects, _) => {
-                let claims = self.claims(store);
+                let claims = self.claims(store)?;
                 if !claims.is_served().await? {
                     bail!(NOT_SERVED);
                 }
@@ -88,7 +106,7 @@ impl Site {
         }
     }
 
-    fn claims(&self, store: &KubeStore) -> IPClaimLedger {
-        IPClaimLedger::new(store.clone(), &self.network)
+    fn claims(&self, store: &KubeStore) -> Result<IPClaimLedger> {
+        Ok(IPClaimLedger::new(store.clone(), self.needed_network()?))
     }
 }

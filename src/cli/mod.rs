@@ -15,6 +15,7 @@ mod install;
 mod ledger;
 mod output;
 mod release;
+mod search;
 mod show;
 mod status;
 
@@ -46,10 +47,11 @@ const AFTER: &str = "\
 Exit codes:
   0  done, and all is well
   1  check found violations, or release was refused or declined
-  2  an argument is wrong, or something could not be read or written
+  2  an argument is wrong, something could not be read or written, or check did not look at everything
 
-On a node, --conflist /etc/cni/net.d/10-calico.conflist says it all: where the API server and etcd are,
-the network and its ranges.";
+The network, its claims and its ranges are found on a node by its conflist, elsewhere by the add-on's ConfigMap
+or by the IPClaims that exist. --conflist FILE says it all. What was not found is not judged, and does not count
+as good.";
 
 #[derive(Subcommand)]
 enum Command {

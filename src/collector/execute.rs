@@ -44,7 +44,8 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         let begun = self.driver.now();
         let live = self.look(&finding.needs, listed).await?;
         // A node that is there after all has a longer grace than the one that was waited for.
-        let same = |again: &Finding| again.key == finding.key && again.patience <= finding.patience;
+        let same =
+            |again: &Finding| again.key == finding.key && again.patience <= finding.patience && again.is_ripe(begun);
         match self.findings(&live, begun).into_iter().find(same) {
             Some(confirmed) => self.write(confirmed.task, deadline).await,
             None => Ok(false),
@@ -105,10 +106,11 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         match task {
             Task::DropClaim(shown) => unless_changed(driver.withdraw(&shown, ClaimFate::Drop, deadline).await),
             Task::ClearHolder(shown) => unless_changed(driver.withdraw(&shown, ClaimFate::Keep, deadline).await),
-            Task::Contest(seen, contested) => driver.contest(&seen, &contested, deadline).await,
+            Task::Grace(seen, noted) => driver.note_grace(&seen, &noted, deadline).await,
             Task::Mend(address, cidr) => driver.mend_claim(address, &cidr, &self.rules.network).await,
             Task::Free(allocations) => self.free(&allocations, deadline).await,
             Task::Reserve(address, cidr) => driver.mirror(address, &cidr, deadline).await.map(|()| true),
+            Task::Mark(name, addresses) => driver.mark(&name, &addresses, deadline).await.map(|()| true),
             Task::Unreserve(name, address) => driver.unmirror(&name, address, deadline).await,
             Task::RemoveHandle(handle) => driver.remove_as_seen(&*handle, deadline).await,
             Task::Recount(id, seen, among) => driver.recount(&id, seen.as_deref(), &among, deadline).await,

@@ -11,13 +11,15 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt as _};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::{Collector, Mandate, REPAIR_TIME, Report, Unread};
+use super::{Collector, Mandate, REPAIR_TIME, Report, Standing, Unread};
 use crate::store::{Ledger, Objects};
 
 /// How a leader is elected, and how often it works.
@@ -59,6 +61,8 @@ pub struct TooShort {
     pub least: Duration,
 }
 
+/// Annotation of the Lease: what has been so since when, and waits for the end of a long grace.
+const STANDING: &str = "kube-ipam.io/standing";
 /// Pause before another attempt to take part in the election.
 const RETRY: Duration = Duration::from_secs(5);
 /// After a round the cluster is left alone for this many times as long as it took to read it: the API server has others
@@ -165,7 +169,7 @@ impl Candidate {
         hear: &mut impl FnMut(News<'_>),
     ) -> bool {
         let mut elected = self.elected.clone();
-        let mut leading = false;
+        let (mut leading, mut noted) = (false, Standing::new());
         let mut rounds = interval(election.interval);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stopped = loop {
@@ -181,6 +185,10 @@ impl Candidate {
                         tracing::info!(leading, identity = self.mandate.identity, "election of a collector");
                         // Others may have worked meanwhile: what was seen before proves nothing.
                         collector.forget();
+                        if leading {
+                            noted = self.mandate.noted().await;
+                            collector.recall(noted.clone());
+                        }
                         hear(if leading { News::Leading } else { News::Following });
                         rounds.reset_immediately();
                     }
@@ -201,8 +209,13 @@ impl Candidate {
                     break true;
                 }
             };
+            drop(round);
             match &report {
                 Ok(report) => {
+                    let standing = collector.standing();
+                    if standing != noted && self.mandate.note(&standing).await {
+                        noted = standing;
+                    }
                     let rest = LONGEST_REST.min(SPARED * report.read_in);
                     if rest > election.interval {
                         rounds.reset_after(rest);
@@ -232,6 +245,29 @@ impl Candidate {
 }
 
 // === impl Held ===
+
+impl Held {
+    /// What the last leader recorded of long graces; nothing, if that cannot be read.
+    async fn noted(&self) -> Standing {
+        let lease = timeout(CALL_TIMEOUT, self.leases.get(&self.lease)).await;
+        let text = lease.ok().and_then(Result::ok).and_then(|lease| lease.metadata.annotations?.remove(STANDING));
+        text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
+
+    /// Records it for the next one.
+    async fn note(&self, standing: &Standing) -> bool {
+        let patch = json!({"metadata": {"annotations": {STANDING: json!(standing).to_string()}}});
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+        match timeout(CALL_TIMEOUT, self.leases.patch(&self.lease, &parameters, &patch)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "graces under way are not recorded: another leader begins them again");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
 
 impl Mandate for Held {
     fn holds(&self) -> BoxFuture<'_, bool> {

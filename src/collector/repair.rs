@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Notice;
 use crate::claim::Claim;
 use crate::store::{StoreError, Versioned};
 
@@ -20,6 +21,10 @@ pub enum Kind {
     /// A claim that contradicted its block's entry, or was lost, was rewritten from that entry; or one that belonged to a
     /// controller which its pod had before follows the pod.
     ClaimMended,
+    /// The owner of a claim that nobody holds is gone: the grace was started.
+    OwnerMissed,
+    /// The owner is there again, or a pod holds the claim: the grace was ended.
+    OwnerFound,
     /// A claim whose owner is gone was dropped, with its reservation.
     ClaimDropped,
     /// An allocation that no pod uses was freed.
@@ -28,6 +33,8 @@ pub enum Kind {
     ReservationAdded,
     /// An address without claim was taken out of our IPReservation.
     ReservationRemoved,
+    /// An IPReservation was made to say in which ledger its addresses are claimed.
+    ReservationMarked,
     /// A handle that counts nothing, or whose deletion had begun, was deleted.
     HandleRemoved,
     /// A handle was made to count what the blocks bear.
@@ -94,6 +101,8 @@ pub struct Report {
     pub unread: Vec<StoreError>,
     /// The claims of the network as they were when the round began; `None` without a ledger that could be read.
     pub claims: Option<Claims>,
+    /// Pods whose annotation is not kept, and that no earlier report named.
+    pub notices: Vec<Notice>,
     /// How long it took to read everything.
     pub read_in: Duration,
     /// Whether the round ended early because it might not go on.
@@ -132,14 +141,17 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
+        Self::OwnerMissed,
+        Self::OwnerFound,
         Self::ClaimDropped,
         Self::AllocationFreed,
         Self::ReservationAdded,
         Self::ReservationRemoved,
+        Self::ReservationMarked,
         Self::HandleRemoved,
         Self::HandleCorrected,
         Self::AffinityRemoved,
@@ -155,10 +167,13 @@ impl Kind {
             Self::HolderContested => "holder_contested",
             Self::HolderCleared => "holder_cleared",
             Self::ClaimMended => "claim_mended",
+            Self::OwnerMissed => "owner_missed",
+            Self::OwnerFound => "owner_found",
             Self::ClaimDropped => "claim_dropped",
             Self::AllocationFreed => "allocation_freed",
             Self::ReservationAdded => "reservation_added",
             Self::ReservationRemoved => "reservation_removed",
+            Self::ReservationMarked => "reservation_marked",
             Self::HandleRemoved => "handle_removed",
             Self::HandleCorrected => "handle_corrected",
             Self::AffinityRemoved => "affinity_removed",

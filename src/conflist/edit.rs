@@ -42,11 +42,11 @@ pub fn with_calicos(list: &Value, before: Option<&Value>) -> Result<Option<Value
     replaced(list, before.filter(|section| is_calicos(section)).unwrap_or(&plain))
 }
 
-/// Whether a section alone is sound, before there is a list to put it in. Code 7 if not.
-pub fn check_ours(section: &Value) -> Result<(), CniError> {
+/// What a section alone says, before there is a list to put it in. Code 7 if it is not sound.
+pub fn check_ours(section: &Value) -> Result<NetConf, CniError> {
     is_named(section)?;
     let around = json!({ "cniVersion": "0.3.1", "name": "k8s-pod-network", "type": "calico", "ipam": section });
-    NetConf::parse(&around, OURS).map(drop)
+    NetConf::parse(&around, OURS)
 }
 
 /// A main plugin calls what `type` names.
@@ -155,6 +155,13 @@ mod tests {
         let said = with_ours(&calicos(), &bad).unwrap_err().to_string();
         assert!(said.contains("rangeStart") && said.contains("10.9.0.1"), "{said}");
         assert_eq!(check_ours(&bad).unwrap_err().to_string(), said);
+        // A list whose records Calico would look for elsewhere, or whose fields nobody reads where they stand.
+        for (field, value) in [("etcd_endpoints", "https://10.0.0.1:2379"), ("kubeConfig", "/x"), ("nodeName", "n1")] {
+            let mut elsewhere = calicos();
+            elsewhere["plugins"][0][field] = value.into();
+            let said = with_ours(&elsewhere, &ours()).unwrap_err().to_string();
+            assert!(said.contains(field), "{said}");
+        }
         // By a list that is one plugin the section would be found without its type; its caller would not be.
         let single = json!({"name": "n", "cniVersion": "0.3.1", "type": "calico", "ipam": {"type": "calico-ipam"}});
         assert!(with_ours(&single, &json!({"type": null, "subnet": "10.244.0.0/16"})).is_err());

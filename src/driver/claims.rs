@@ -488,6 +488,12 @@ impl Blocked {
                  addresses in kube-ipam.ip."
                     .into()
             }
+            (Obstacle::InUse, None) if self.claim.owner.kind == "DaemonSet" => {
+                "An update of this DaemonSet starts a node's new pod beside the old one, and waits for itself: set \
+                 updateStrategy.rollingUpdate.maxSurge to 0 and maxUnavailable to 1, or list more addresses in \
+                 kube-ipam.ip."
+                    .into()
+            }
             (Obstacle::InUse, None) => "Delete the pod that holds it, or list more addresses in kube-ipam.ip.".into(),
             (Obstacle::Leaving(_, NodeState::Ready) | Obstacle::Grace(_), _) => {
                 "The address passes on as soon as the old pod is down; this is tried again by itself.".into()

@@ -137,6 +137,7 @@ impl Recorded {
             created: now,
             generation: self.generation,
             contested: None,
+            owner_gone: None,
             moved: None,
             unknown: Map::new(),
         };
@@ -146,6 +147,7 @@ impl Recorded {
             holder: Some(self.holder.clone()),
             generation: before.generation.max(self.generation),
             contested: None,
+            owner_gone: None,
             ..before
         }
     }
@@ -351,7 +353,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let pod_state = if own { PodState::Gone } else { pod_state(pod.as_ref(), &recorded.holder.pod_uid) };
         let evidence =
             Evidence { pod: pod_state, node: node_state(node.as_ref(), None), in_block: true, elsewhere: false };
-        let claim = Claim { holder: Some(recorded.holder.clone()), contested: None, ..right.claim.value.clone() };
+        let held = Some(recorded.holder.clone());
+        let claim = Claim { holder: held, contested: None, owner_gone: None, ..right.claim.value.clone() };
         match standing(&claim, &evidence, &attachment.policy, now) {
             Standing::Lost => Ok(Verdict::GivesWay(recorded.judged)),
             // The claim has passed on since this entry was made, so its node has had the grace already.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
 use super::handle::Counts;
+use super::reservation::Asks;
 use super::{Driver, Error, NotWithdrawn};
 use crate::claim::Claim;
 use crate::store::{Ledger, Object, Objects, Swap, Versioned};
@@ -34,20 +35,20 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(released)
     }
 
-    /// Starts the grace of a claim's holder; false if the claim is not as seen any more.
-    pub(crate) async fn contest(
+    /// Writes a claim in which a grace begins or ends; false if the claim is not as seen any more.
+    pub(crate) async fn note_grace(
         &self,
         seen: &Versioned<Claim>,
-        contested: &Claim,
+        noted: &Claim,
         deadline: Instant,
     ) -> Result<bool, Error> {
         let Some(ledger) = &self.ledger else { return Ok(false) };
         let mut backoff = Backoff::new(deadline);
         loop {
-            match ledger.swap(seen.value.address, Some(seen.revision), Some(contested)).await {
+            match ledger.swap(seen.value.address, Some(seen.revision), Some(noted)).await {
                 Ok(Swap::Done(_)) => return Ok(true),
                 // The answer of an earlier attempt was lost.
-                Ok(Swap::Lost(standing)) => return Ok(standing.is_some_and(|s| s.value == *contested)),
+                Ok(Swap::Lost(standing)) => return Ok(standing.is_some_and(|s| s.value == *noted)),
                 Err(error) => backoff.pause(error).await?,
             }
         }
@@ -56,15 +57,20 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Mirrors a claim as a reservation. A claim that went meanwhile takes its reservation along; a claim that
     /// came back then gets it again.
     pub(crate) async fn mirror(&self, address: IpAddr, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
-        self.reserve(address, block, deadline).await?;
+        self.reserve(address, block, Asks::ForClaim, deadline).await?;
         if self.is_claimed(address).await? {
             return Ok(());
         }
         self.unreserve(address, block, deadline).await?;
         if self.is_claimed(address).await? {
-            self.reserve(address, block, deadline).await?;
+            self.reserve(address, block, Asks::ForClaim, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Says in the reservation of that name that the claims on these addresses lie in this driver's ledger.
+    pub(crate) async fn mark(&self, name: &str, addresses: &[IpAddr], deadline: Instant) -> Result<(), Error> {
+        self.reserve_in(name, addresses, Asks::ForClaim, deadline).await
     }
 
     /// Takes `address` out of the reservation of that name; false if there is a claim on it, or there was one
@@ -76,7 +82,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.unreserve_in(name, address, deadline).await?;
         let claimed = self.is_claimed(address).await?;
         if claimed {
-            self.reserve_in(name, address, deadline).await?;
+            self.reserve_in(name, &[address], Asks::ForClaim, deadline).await?;
         }
         Ok(!claimed)
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{InstallError, Written, read_json, replace};
 use crate::cni::CniError;
 use crate::conflist;
+use crate::netconf::NetConf;
 
 /// Calico's own section of a list is kept beside it, under its name with this behind: a runtime does not read it.
 const BEFORE: &str = ".before-kube-ipam";
@@ -46,6 +47,14 @@ pub fn restore_calico(directory: &Path) -> Vec<Result<Vec<Written>, InstallError
         }
     });
     edits
+}
+
+/// What the first list of Calico's would be with our section.
+pub(super) fn network_with(directory: &Path, section: &Value) -> Option<NetConf> {
+    let mut lists = configurations(directory).ok()?.into_iter().filter_map(|path| read_json(&path).ok());
+    let list = lists.find(|list| conflist::ipam_section(list).is_some())?;
+    let edited = conflist::with_ours(&list, section).ok()?.unwrap_or(list);
+    NetConf::parse(&conflist::plugin_conf(&edited, "kube-ipam").ok()?, "kube-ipam").ok()
 }
 
 /// Applies `edit` to each configuration whose addresses come from Calico's IPAM or from ours.

@@ -4,6 +4,7 @@
 //! `install` and `uninstall` do it once; the agent does it whenever somebody else has written these files.
 
 mod binary;
+mod judge;
 mod kubeconfig;
 mod lists;
 mod token;
@@ -18,8 +19,10 @@ use serde_json::Value;
 
 use crate::cni::CniError;
 use crate::conflist;
+use crate::netconf::NetConf;
 
 pub use self::binary::place_binary;
+pub use self::judge::{Judge, Pools};
 pub use self::kubeconfig::SERVICE_ACCOUNT;
 pub(crate) use self::lists::configurations;
 pub use self::lists::restore_calico;
@@ -108,8 +111,15 @@ impl NodeFiles {
         self.ipam.as_deref().map_or(Ok(()), |path| read_section(path).map(drop))
     }
 
+    /// The network as it would be with the section, if that is sound.
+    pub fn net(&self) -> Option<NetConf> {
+        let (section, alone) = read_section(self.ipam.as_deref()?).ok()?;
+        Some(lists::network_with(&self.cni_conf_dir, &section).unwrap_or(alone))
+    }
+
     /// Makes the files what they should be. What is so already is not touched. `token` is what [`NodeFiles::token`] gave.
-    pub fn put(&self, token: Option<&PluginToken>) -> Outcome {
+    /// A section that `judge` does not find good is not put in place; the last good one stays there.
+    pub fn put(&self, token: Option<&PluginToken>, judge: &mut Judge) -> Outcome {
         let mut outcome = Outcome { has_list: true, ..Outcome::default() };
         // First, so that a plugin that is called by the new list finds it.
         if let Some(path) = &self.kubeconfig {
@@ -119,13 +129,14 @@ impl NodeFiles {
             );
         }
         if let Some(path) = &self.ipam {
-            match read_section(path) {
-                Ok(section) => {
-                    let (lists, edits) = lists::put_ours(&self.cni_conf_dir, &section);
-                    outcome.has_list = lists > 0;
-                    edits.into_iter().for_each(|edit| outcome.take(edit));
-                }
-                Err(error) => outcome.failed.push(error),
+            let section = judge.section(path).map(Some).unwrap_or_else(|(error, good)| {
+                outcome.failed.push(error);
+                good
+            });
+            if let Some(section) = section {
+                let (lists, edits) = lists::put_ours(&self.cni_conf_dir, &section);
+                outcome.has_list = lists > 0;
+                edits.into_iter().for_each(|edit| outcome.take(edit));
             }
         }
         outcome
@@ -163,10 +174,11 @@ impl Outcome {
 }
 
 /// The section that a file holds, if it is sound.
-fn read_section(path: &Path) -> Result<Value, InstallError> {
+fn read_section(path: &Path) -> Result<(Value, NetConf), InstallError> {
     let section = read_json(path)?;
-    conflist::check_ours(&section).map_err(|error| InstallError::Invalid { path: path.to_owned(), error })?;
-    Ok(section)
+    let checked = conflist::check_ours(&section);
+    let net = checked.map_err(|error| InstallError::Invalid { path: path.to_owned(), error })?;
+    Ok((section, net))
 }
 
 fn read_json(path: &Path) -> Result<Value, InstallError> {

@@ -3,6 +3,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use calico::IPPool;
 use serde_json::{Value, json};
 
 use super::*;
@@ -71,7 +72,7 @@ fn calicos_list_gets_our_section_and_has_its_own_again() {
     fs::set_permissions(node.path("net.d/10-calico.conflist"), Permissions::from_mode(0o640)).unwrap();
     node.write("net.d/00-multus.conf", r#"{"name": "multus", "type": "multus"}"#);
     node.write("net.d/99-broken.conflist", "{");
-    let outcome = node.files.put(None);
+    let outcome = node.files.put(None, &mut Judge::default());
     assert!(outcome.failed.is_empty() && outcome.has_list, "{outcome:?}");
     assert_eq!(outcome.written.len(), 1);
     let mut expected = calicos();
@@ -79,7 +80,7 @@ fn calicos_list_gets_our_section_and_has_its_own_again() {
     assert_eq!(node.read("net.d/10-calico.conflist"), expected);
     let mode = fs::metadata(node.path("net.d/10-calico.conflist")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
-    let again = node.files.put(None);
+    let again = node.files.put(None, &mut Judge::default());
     assert!(again.written.is_empty() && again.failed.is_empty(), "{again:?}");
     let kept = "10-calico.conflist.before-kube-ipam";
     assert_eq!(node.names(), ["00-multus.conf", "10-calico.conflist", kept, "99-broken.conflist"]);
@@ -100,7 +101,7 @@ fn a_bad_section_is_never_written() {
         (r#"{"type": "kube-ipam", "subnet": "10.244.0.0/33"}"#, "10.244.0.0/33"),
     ] {
         node.write("config/ipam.json", text);
-        let outcome = node.files.put(None);
+        let outcome = node.files.put(None, &mut Judge::default());
         let texts = outcome.failed.iter().map(ToString::to_string).collect::<String>();
         assert!(texts.contains(said) && texts.contains("ipam.json"), "{texts}");
         assert_eq!(node.read("net.d/10-calico.conflist"), calicos());
@@ -109,9 +110,46 @@ fn a_bad_section_is_never_written() {
 }
 
 #[test]
+fn a_section_that_no_pool_covers_is_not_put_in_place_and_the_last_good_one_is_kept() {
+    let node = Node::new();
+    let list = "net.d/10-calico.conflist";
+    let pool = |cidr: &str| {
+        serde_json::from_value::<IPPool>(json!({"metadata": {"name": "p"}, "spec": {"cidr": cidr}})).unwrap()
+    };
+    let ours = |node: &Node| node.read(list)["plugins"][0]["ipam"].clone();
+    node.write(list, &calicos().to_string());
+    let mut judge = Judge::by(Pools::Known(vec![pool("10.200.0.0/16")]));
+    let said = |outcome: &Outcome| outcome.failed.iter().map(ToString::to_string).collect::<String>();
+    let outcome = node.files.put(None, &mut judge);
+    assert!(said(&outcome).contains("subnet 10.244.0.0/16 of the CNI config is not covered"), "{outcome:?}");
+    assert!(said(&outcome).contains("p 10.200.0.0/16") && said(&outcome).contains("ipam.json"), "{outcome:?}");
+    assert_eq!(node.read(list), calicos());
+    judge.pools = Pools::Unknown;
+    assert!(said(&node.files.put(None, &mut judge)).contains("not known yet"));
+    assert_eq!(node.read(list), calicos());
+
+    judge.pools = Pools::Known(vec![pool("10.244.0.0/16")]);
+    assert_eq!(said(&node.files.put(None, &mut judge)), "");
+    assert_eq!(ours(&node), section());
+    // Another section that no pool covers; Calico's installer writes its list anew meanwhile.
+    node.write("config/ipam.json", &json!({"type": "kube-ipam", "subnet": "10.99.0.0/16"}).to_string());
+    assert!(said(&node.files.put(None, &mut judge)).contains("subnet 10.99.0.0/16"));
+    assert_eq!(ours(&node), section());
+    node.write(list, &calicos().to_string());
+    assert!(said(&node.files.put(None, &mut judge)).contains("subnet 10.99.0.0/16"));
+    assert_eq!(ours(&node), section());
+    // What was good is not left for a pool that went.
+    node.write("config/ipam.json", &section().to_string());
+    judge.pools = Pools::Known(Vec::new());
+    node.write(list, &calicos().to_string());
+    assert_eq!(said(&node.files.put(None, &mut judge)), "");
+    assert_eq!(ours(&node), section());
+}
+
+#[test]
 fn without_a_list_there_is_nothing_to_do_yet() {
     let node = Node::new();
-    let outcome = node.files.put(None);
+    let outcome = node.files.put(None, &mut Judge::default());
     assert!(outcome.failed.is_empty() && outcome.written.is_empty() && !outcome.has_list, "{outcome:?}");
 }
 

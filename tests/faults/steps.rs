@@ -277,6 +277,7 @@ async fn wanted(world: &World) -> Wanted {
         created,
         generation: BY_HAND,
         contested: None,
+        owner_gone: None,
         moved: None,
         unknown: Map::new(),
     };

@@ -131,6 +131,24 @@ async fn whoever_rewrites_the_conflist_ipam_comes_back() {
     let flags = ["--state-dir".to_owned(), node.path("state").display().to_string()];
     let status = std::process::Command::new(tools::kube_ipam().unwrap()).arg("status").args(&flags).output().unwrap();
     assert!(said(&status).contains("10.244.0.0/160"), "{}", said(&status));
+    // So does one under which no pod could start, and calico-node gets the last good one all the same.
+    let mut uncovered = later.clone();
+    for (field, value) in [("subnet", "10.99.0.0/16"), ("rangeStart", "10.99.0.10"), ("rangeEnd", "10.99.0.20")] {
+        uncovered[field] = value.into();
+    }
+    uncovered.as_object_mut().unwrap().remove("gateway");
+    node.write("config/ipam.json", &uncovered.to_string());
+    let status = async || {
+        let status =
+            std::process::Command::new(tools::kube_ipam().unwrap()).arg("status").args(&flags).output().unwrap();
+        said(&status)
+            .contains("subnet 10.99.0.0/16 of the CNI config is not covered by any Calico IPPool")
+            .then_some(())
+    };
+    until("the agent says why it is not ready", status).await;
+    assert_eq!(node.ipam(), later);
+    node.calico_writes();
+    node.is_ours("calico-node's list is edited", &later).await;
     // Pods are served all the same.
     node.ground.random("a");
     assert_ok(&node.ground.add_pod("a", "a").await);
@@ -184,6 +202,17 @@ async fn an_install_that_cannot_be_done_says_why_and_leaves_the_list() {
     assert!(said(&refused).contains("ipam.json: ipam.rangeEnd: \"10.9.0.1\""), "{}", said(&refused));
     assert_eq!(node.ipam(), node.calicos()["plugins"][0]["ipam"]);
     assert_eq!(std::fs::read_dir(node.path("bin")).unwrap().count(), 0, "nothing was begun");
+    // Sound, and no pod could start under it.
+    let mut uncovered = node.ours.clone();
+    for (field, value) in [("subnet", "10.99.0.0/16"), ("rangeStart", "10.99.0.10"), ("rangeEnd", "10.99.0.20")] {
+        uncovered[field] = value.into();
+    }
+    uncovered.as_object_mut().unwrap().remove("gateway");
+    node.write("config/ipam.json", &uncovered.to_string());
+    let refused = node.run("install", &flags);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("subnet 10.99.0.0/16 of the CNI config is not covered"), "{}", said(&refused));
+    assert_eq!(node.ipam(), node.calicos()["plugins"][0]["ipam"]);
     node.write("config/ipam.json", &node.ours.to_string());
     std::fs::remove_dir_all(node.path("bin")).unwrap();
     let refused = node.run("install", &flags);

@@ -4,6 +4,7 @@
 
 mod absent;
 mod adopt;
+mod found;
 mod import;
 mod moving;
 

@@ -224,6 +224,7 @@ fn unheld(address: IpAddr, owner: &Owner, now: Timestamp) -> Claim {
         created: now,
         generation: BY_HAND,
         contested: None,
+        owner_gone: None,
         moved: None,
         unknown: Map::new(),
     }

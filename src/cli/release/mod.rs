@@ -62,7 +62,7 @@ impl Release {
         let (site, store) = connection.open().await?;
         let ledger = match self.claim {
             true => Some(site.needed_ledger(&store).await.context("release --claim")?),
-            false => site.ledger(&store).await?,
+            false => site.ledger(&store).await?.ok(),
         };
         let snapshot = self.read(&store, ledger.as_ref()).await.context("could not be read, so nothing was done")?;
         let plan = match Plan::of(&snapshot, self.address, self.fate()) {

@@ -52,7 +52,7 @@ impl Show {
         if !self.what.ip.is_empty() {
             return addresses(&self.what.ip, connection, format).await;
         }
-        let store = connection.site()?.store().await?;
+        let store = connection.store().await?;
         let progress = Progress::new();
         progress.reading("blocks");
         let blocks: Vec<IPAMBlock> = store.list("").await?;
@@ -77,7 +77,7 @@ impl Show {
 
 async fn addresses(addresses: &[IpAddr], connection: &Connection, format: Format) -> Result<Outcome> {
     let (site, store) = connection.open().await?;
-    let ledger = site.ledger(&store).await?;
+    let ledger = site.ledger(&store).await?.ok();
     let pools: Vec<IPPool> = store.list("").await?;
     let reservations = Reservations::new(&optional(store.list::<IPReservation>("").await)?);
     let blocks = blocks_around(&store, &pools, addresses).await?;

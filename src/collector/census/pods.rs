@@ -10,6 +10,7 @@ use kube::ResourceExt as _;
 use crate::audit::party::Seen;
 use crate::audit::view::own_addresses;
 use crate::claim::PodState;
+use crate::collector::notice::Notice;
 use crate::driver::pod_state;
 use crate::pod::{IP, Owner};
 
@@ -23,6 +24,8 @@ pub(in crate::collector) struct Pods {
     missing: BTreeSet<Owner>,
     /// Those of them whose pods do.
     running: BTreeSet<Owner>,
+    /// Pods whose annotation is not kept.
+    notices: Vec<Notice>,
 }
 
 struct Record {
@@ -52,6 +55,7 @@ impl Pods {
         if !self.missing.is_empty() {
             self.running.extend(Owner::of(&pod).ok().filter(|owner| self.missing.contains(owner)));
         }
+        self.notices.extend(Notice::of(&pod));
         let Some(addresses) = own_addresses(&pod) else { return };
         let state = pod_state(Some(&pod), pod.metadata.uid.as_deref().unwrap_or_default());
         let owner = pod.annotations().contains_key(IP).then(|| Owner::of(&pod).ok()).flatten();
@@ -64,6 +68,11 @@ impl Pods {
             addresses: addresses.into(),
             owner: owner.map(Box::new),
         });
+    }
+
+    /// What is to be said of pods whose annotation is not kept.
+    pub(in crate::collector) fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// To be called once all are in: only then they are found.

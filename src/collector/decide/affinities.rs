@@ -31,6 +31,7 @@ fn judge_block(scene: &Scene<'_>, block: &Block) -> Option<Finding> {
     Some(Finding {
         key: (kind, affinity.clone()),
         patience: Some(options.half_done_grace.max(options.settle)),
+        not_before: None,
         needs: Needs {
             nodes: vec![node.to_owned()],
             affinities: vec![affinity.clone()],
@@ -94,6 +95,7 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> 
     Some(Finding {
         key: (kind, format!("{} {uid} {version}", affinity.name_any())),
         patience: Some(patience.max(options.settle)),
+        not_before: None,
         needs: Needs {
             nodes: vec![spec.node.clone()],
             affinities: vec![affinity.name_any()],

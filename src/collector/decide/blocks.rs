@@ -32,6 +32,7 @@ fn judge(scene: &Scene<'_>, block: &IPAMBlock) -> Option<Finding> {
     Some(Finding {
         key: (kind, format!("{} {version}", block.name_any())),
         patience: Some(scene.rules.options.settle),
+        not_before: None,
         needs: Needs { nodes: node.clone().into_iter().collect(), blocks: vec![spec.cidr], ..Needs::default() },
         repair: Repair { kind, object: format!("IPAMBlock/{}", block.name_any()), detail: why, pod: None, node },
         task,

@@ -5,19 +5,22 @@ use std::collections::BTreeSet;
 
 use calico::{Expect, Family};
 use ipnetwork::IpNetwork;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Finding, Key, Needs, Scene, Task};
 use crate::claim::{Claim, Evidence, Holder, NodeState, PodState, Standing, standing};
 use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
-use crate::driver::Shown;
+use crate::driver::{Shown, reservation_name};
 use crate::store::Versioned;
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let claims: Vec<&Versioned<Claim>> = scene.census.claims.iter().flatten().collect();
     let mut found: Vec<Finding> = claims.iter().filter_map(|claim| lost(scene, claim)).collect();
-    let orphans = claims.into_iter().filter(|claim| is_orphan(scene, &claim.value));
-    found.extend(orphans.map(|claim| orphan(scene, claim)));
+    found.extend(claims.into_iter().filter_map(|claim| match is_orphan(scene, &claim.value) {
+        true => Some(orphan(scene, claim)),
+        false => found_again(scene, claim),
+    }));
     if scene.census.claims.is_some() {
         found.extend(scene.census.blocks.all(&scene.census.pods).filter_map(|used| mend(scene, &used)));
     }
@@ -32,11 +35,12 @@ fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
     let generation = used.party.fixed.filter(|_| used.party.is_of_network(network))?;
     let pod = scene.census.pods.get(namespace, name)?;
     let alive = matches!(pod.state, PodState::Alive | PodState::Terminating) && pod.addresses.contains(&used.address);
-    if !alive || scene.census.staleness(used).is_some() {
+    if !alive || scene.census.staleness(used).is_some() || scene.census.is_unread(used.address) {
         return None;
     }
     let claim = scene.census.claim(used.address);
     let says = match claim {
+        None if scene.claimed_elsewhere(used.address).is_some() => return None,
         None => "its claim was lost".to_owned(),
         Some(claim) if claim.moved.is_some() => return None,
         Some(claim) => match &claim.holder {
@@ -58,10 +62,12 @@ fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
     Some(Finding {
         key: (kind, format!("{} {}", used.address, used.party.handle.unwrap_or_default())),
         patience: Some(scene.rules.options.settle),
+        not_before: None,
         needs: Needs {
             pods: vec![(namespace.to_owned(), name.to_owned())],
             claims: vec![used.address],
             blocks: vec![used.block.cidr],
+            reservations: vec![reservation_name(&used.block.cidr)],
             nodes: used.party.node.map(str::to_owned).into_iter().collect(),
             ..Needs::default()
         },
@@ -99,7 +105,7 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
                 Some(_) => "no ADD answers for it any more",
                 None => "that node's time to release it begins",
             };
-            (Kind::HolderContested, patience, so, Task::Contest(claim.clone(), contested))
+            (Kind::HolderContested, patience, so, Task::Grace(claim.clone(), contested))
         }
         Standing::Lost => {
             let entry = entry.map(|used| {
@@ -117,6 +123,7 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
     Some(Finding {
         key: key(kind, value, &format!("{} {}", value.generation, holder.container_id)),
         patience,
+        not_before: None,
         needs: Needs {
             pods: vec![(value.owner.namespace.clone(), holder.pod.clone())],
             nodes: vec![holder.node.clone()],
@@ -159,22 +166,55 @@ fn is_orphan(scene: &Scene<'_>, claim: &Claim) -> bool {
         && !scene.census.pods.outlive(&claim.owner)
 }
 
+/// The claim of an owner that is gone: dropped once its grace is over, which begins with a note in the claim. So it is
+/// the same grace for every leader, and for every configuration.
 fn orphan(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Finding {
     let (value, options) = (&claim.value, &scene.rules.options);
-    let cidr = scene.block_of(value.address);
-    let kind = Kind::ClaimDropped;
-    let detail = format!("belonged to {}, which does not exist any more; nobody held it", value.owner);
+    let grace = SignedDuration::try_from(options.owner_grace.max(options.settle)).unwrap_or(SignedDuration::MAX);
+    let end = |since: Timestamp| since.saturating_add(grace).unwrap_or(Timestamp::MAX);
+    // A clock that was set back since, or went ahead then, does not make the grace longer.
+    match value.owner_gone.filter(|since| *since <= scene.now) {
+        None if options.owner_grace > options.settle => {
+            let noted = Claim { owner_gone: Some(scene.now), ..value.clone() };
+            let detail = format!("belongs to {}, which does not exist any more; its grace begins", value.owner);
+            of_owner(scene, claim, Kind::OwnerMissed, detail, Task::Grace(claim.clone(), Box::new(noted)))
+        }
+        since => {
+            let cidr = scene.block_of(value.address);
+            let shown = Shown { address: value.address, entry: None, claim: Some(claim.clone()), cidr };
+            let detail = format!("belonged to {}, which does not exist any more; nobody held it", value.owner);
+            let dropped = of_owner(scene, claim, Kind::ClaimDropped, detail, Task::DropClaim(shown));
+            Finding { not_before: since.map(end), ..dropped }
+        }
+    }
+}
+
+/// A grace that is on record though the owner is there, or a pod holds the address: nodes of older releases keep the note.
+fn found_again(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
+    let value = &claim.value;
+    value.owner_gone?;
+    let found = value.holder.is_some() || scene.census.owners.get(&value.owner) == Some(&true);
+    found.then(|| {
+        let noted = Claim { owner_gone: None, ..value.clone() };
+        let detail = format!("was to be dropped, and {} is there again", value.owner);
+        of_owner(scene, claim, Kind::OwnerFound, detail, Task::Grace(claim.clone(), Box::new(noted)))
+    })
+}
+
+fn of_owner(scene: &Scene<'_>, claim: &Versioned<Claim>, kind: Kind, detail: String, task: Task) -> Finding {
+    let value = &claim.value;
     Finding {
         key: key(kind, value, &format!("{} {}", value.owner, value.created)),
-        patience: Some(options.owner_grace.max(options.settle)),
+        patience: Some(scene.rules.options.settle),
+        not_before: None,
         needs: Needs {
             owners: vec![value.owner.clone()],
             claims: vec![value.address],
-            blocks: cidr.into_iter().collect(),
+            blocks: scene.block_of(value.address).into_iter().collect(),
             ..Needs::default()
         },
         repair: Repair { kind, object: object(value), detail, pod: None, node: None },
-        task: Task::DropClaim(Shown { address: value.address, entry: None, claim: Some(claim.clone()), cidr }),
+        task,
     }
 }
 

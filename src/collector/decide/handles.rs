@@ -76,6 +76,7 @@ fn unfinished(scene: &Scene<'_>, handle: &IPAMHandle) -> Finding {
     Finding {
         key: (kind, version(handle)),
         patience: Some(scene.rules.options.settle),
+        not_before: None,
         needs: Needs { handles: vec![handle.name_any()], ..Needs::default() },
         repair: repair(kind, &handle.name_any(), "was marked deleted and had not been deleted".into(), None),
         task: Task::RemoveHandle(Box::new(handle.clone())),
@@ -91,6 +92,7 @@ fn miscounted(scene: &Scene<'_>, handle: &IPAMHandle, counted: &Counts, bears: &
         key: (kind, version(handle)),
         // An ADD counts up before it writes its block.
         patience: Some(scene.rules.options.longest_add()),
+        not_before: None,
         needs: Needs { handles: vec![handle.name_any()], blocks: among.clone(), ..Needs::default() },
         repair: repair(kind, &handle.name_any(), detail, bears.pod.clone()),
         task: Task::Recount(handle.spec.handle_id.clone(), Some(Box::new(handle.clone())), among),
@@ -105,6 +107,7 @@ fn absent(scene: &Scene<'_>, bears: &Borne) -> Finding {
     Finding {
         key: (kind, format!("{name} absent")),
         patience: Some(scene.rules.options.longest_add()),
+        not_before: None,
         needs: Needs { handles: vec![name.clone()], blocks: among.clone(), ..Needs::default() },
         repair: repair(kind, &name, detail, bears.pod.clone()),
         task: Task::Recount(bears.id.clone(), None, among),
