@@ -17,8 +17,8 @@ use kube_ipam::claim::{Claim, Obstacle};
 use kube_ipam::collector::Kind;
 use kube_ipam::driver::{CONTAINERS_POD_KEY, Driver, Error, Impasse};
 use kube_ipam::store::cached::{Cached, Shelves};
-use kube_ipam::store::faulty::Faults;
-use kube_ipam::store::{Ledger as _, Swap};
+use kube_ipam::store::faulty::{Fault, Faults};
+use kube_ipam::store::{Failure, Ledger as _, Swap};
 use serde_json::json;
 
 const FIXED: &str = "10.244.0.216";
@@ -291,6 +291,41 @@ async fn the_collector_mends_what_a_restored_or_edited_claim_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_claim_that_only_lost_its_generation_gets_that_of_its_entry_back() {
+    let mut town = Town::new();
+    running(&town, "live", "c1").await;
+    town.world.add("n1", "live", "c2").await.unwrap();
+    let before = claim(&town.world, FIXED).await;
+    assert_eq!(before.generation, 2);
+    restore(&town.world, FIXED, Some(&Claim { generation: 1, ..before.clone() })).await;
+    let repairs = town.rounds_for(120).await;
+    assert!(repairs.iter().any(|repair| repair.kind == Kind::ClaimMended), "{repairs:#?}");
+    let after = claim(&town.world, FIXED).await;
+    assert!(after.generation == 2 && after.is_held_by("c2", "eth0"), "{after:?}");
+    town.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_collector_lets_a_claim_follow_its_running_pod_to_another_controller() {
+    let mut town = Town::new();
+    let mut pod = running(&town, "live", "c2").await;
+    let before = claim(&town.world, FIXED).await;
+    pod.metadata.owner_references.as_mut().unwrap()[0].name = "other-h1".into();
+    town.world.objects.put::<Pod>(&pod);
+    let repairs = town.rounds_for(120).await;
+    assert_eq!(repairs.len(), 1, "{repairs:#?}");
+    assert!(repairs[0].detail.contains("Deployment default/other"), "{}", repairs[0].detail);
+    let after = claim(&town.world, FIXED).await;
+    assert_eq!(after.owner.to_string(), "Deployment default/other");
+    assert_eq!(Claim { owner: before.owner.clone(), ..after }, before);
+    town.assert_clean().await;
+    // Its next sandbox has the address still, though that of before has given it back.
+    town.world.del("n1", "live", "c2").await.unwrap();
+    town.world.add("n1", "live", "c3").await.unwrap();
+    assert!(claim(&town.world, FIXED).await.is_held_by("c3", "eth0"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_holder_that_a_backup_brought_back_is_cleared_without_the_address_passing_on() {
     let mut town = Town::new();
     running(&town, "live", "c2").await;
@@ -357,6 +392,22 @@ async fn a_claim_follows_its_pod_though_the_same_container_asks_again() {
     let claim = claim(&world, FIXED).await;
     assert_eq!((claim.owner.to_string().as_str(), claim.generation), ("StatefulSet default/web #0", 1));
     world.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_followed_its_running_pod_stays_held_though_the_add_fails() {
+    let world = World::new();
+    web_0(&world, "u1", None);
+    world.add("n1", "web-0", "c1").await.unwrap();
+    web_0(&world, "u1", Some("web"));
+    // The second ADD of the container gets no further than the handle.
+    let faults = Faults::new(|call| {
+        let refused = || Fault::Fail(Failure::Refused("no".into()));
+        (call.object.starts_with("ipamhandles") && call.verb == "get").then(refused)
+    });
+    common::add(&world.faulty(&faults), &world.net(), "n1", "web-0", "c1").await.unwrap_err();
+    let claim = claim(&world, FIXED).await;
+    assert!(claim.is_held_by("c1", "eth0") && claim.owner.to_string() == "StatefulSet default/web #0", "{claim:?}");
 }
 
 #[tokio::test(start_paused = true)]

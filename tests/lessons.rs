@@ -93,6 +93,28 @@ async fn a_claim_that_passed_on_while_a_del_was_at_work_is_left_alone() {
     world.assert_sound().await;
 }
 
+#[tokio::test]
+async fn a_release_that_lost_to_another_sandbox_clears_no_claim() {
+    let world = World::new();
+    world.fixed("f", "app", FIXED);
+    let net = world.net();
+    let mut ahead = attachment(&net, "n1", "f", "").ahead();
+    ahead.pod = Some(PodRef { namespace: "default", name: "f", uid: Some("uid-of-f") });
+    world.driver().add(&ahead).await.unwrap();
+    // Between the look at the block and the write, the plugin gives the address to the pod's container by itself.
+    let (other, given) = (world.clone(), std::sync::atomic::AtomicBool::new(false));
+    let faults = Faults::new(move |call| {
+        if call.verb == "update" && call.object.starts_with("ipamblocks") && !given.swap(true, Relaxed) {
+            other.add("n1", "f", "c1").now_or_never().unwrap().unwrap();
+        }
+        None
+    });
+    world.faulty(&faults).del(&ahead).await.unwrap();
+    assert_eq!(world.allocated().await, [(ip(FIXED), "k8s-pod-network.c1".to_owned())]);
+    assert!(world.claim(FIXED).await.unwrap().value.is_held_by("c1", "eth0"));
+    world.assert_sound().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_passes_on_between_block_and_answer_is_not_answered() {
     let world = World::new();

@@ -67,7 +67,7 @@ fn judge(view: &View<'_>, claim: &Claim) -> Option<Violation> {
         return None;
     }
     let detail = format!("belongs to {}, and is held by {holder}, a pod of {owner}", claim.owner);
-    let remedy = "give the pod its owner back by the annotation kube-ipam.owner, or delete it";
+    let remedy = by_itself("give the pod its owner back by the annotation kube-ipam.owner, or delete it");
     Some(Violation::new(Class::ForeignHolder, object(claim), detail, remedy))
 }
 

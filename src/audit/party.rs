@@ -18,8 +18,8 @@ pub(crate) struct Party<'a> {
     pub node: Option<&'a str>,
     /// The pod's UID, where the allocation was made ahead of a container.
     pub uid: Option<&'a str>,
-    /// Whether the allocation says that its address is fixed.
-    pub fixed: bool,
+    /// The generation of the claim under which it was made, if the allocation says that its address is fixed.
+    pub fixed: Option<u64>,
 }
 
 /// What was seen of a pod.
@@ -83,7 +83,7 @@ impl<'a> Party<'a> {
             pod: attribute.secondary("pod"),
             node: attribute.secondary("node"),
             uid: attribute.secondary(POD_UID_KEY),
-            fixed: attribute.secondary(CLAIM_KEY).is_some(),
+            fixed: attribute.secondary(CLAIM_KEY).map(|generation| generation.parse().unwrap_or_default()),
         }
     }
 

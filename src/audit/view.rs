@@ -123,7 +123,7 @@ impl<'a> Use<'a> {
     }
 
     pub(crate) fn is_fixed(&self) -> bool {
-        self.party().fixed
+        self.party().fixed.is_some()
     }
 
     /// Whether the allocation is of `network`: by its handle, or because it was made ahead for a pod.

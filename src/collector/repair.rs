@@ -18,7 +18,8 @@ pub enum Kind {
     HolderContested,
     /// A claim's holder lost the address by the rules; the claim stays with its owner.
     HolderCleared,
-    /// A claim that contradicted its block's entry, or was lost, was rewritten from that entry.
+    /// A claim that contradicted its block's entry, or was lost, was rewritten from that entry; or one that belonged to a
+    /// controller which its pod had before follows the pod.
     ClaimMended,
     /// The owner of a claim that nobody holds is gone: the grace was started.
     OwnerMissed,

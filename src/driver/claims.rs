@@ -206,7 +206,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 Decision::Contest(claim) => (claim, true),
             };
             let expected = standing.map(|v| v.revision);
-            let taken = Some(if expected.is_none() { Taken::New } else { Taken::Existing });
+            // What this container holds already follows its pod to another owner, and is not this call's to take back.
+            let follows = standing.is_some_and(|v| attachment.is_holder(&v.value));
+            let taken = match expected {
+                None => Some(Taken::New),
+                Some(_) => (!follows).then_some(Taken::Existing),
+            };
             let superseded = standing.and_then(|v| v.value.holder.clone());
             let revision = match ledger.swap(candidate.address, expected, Some(&claim)).await {
                 Ok(Swap::Done(revision)) => {

@@ -129,8 +129,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut outcomes: Vec<Result<Outcome, Error>> = Vec::new();
         let (mut looks, mut proven) = (0, false);
         let settled = self
-            .converge::<IPAMBlock, (), Failed>(&cidr_name(&cidr), known, deadline, |current| {
+            .converge_told::<IPAMBlock, (), Failed>(&cidr_name(&cidr), known, deadline, |current, refused| {
                 looks += 1;
+                batch.iter_mut().for_each(|waiting| waiting.edit.heard(refused));
                 let Some(mut block) = current else {
                     outcomes = batch.iter().map(|w| Ok(w.edit.without_block())).collect();
                     return Ok(Step::Done(()));

@@ -62,8 +62,25 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         K: Object,
         E: From<StoreError>,
     {
+        self.converge_told(name, known, deadline, |current, _| decide(current)).await
+    }
+
+    /// The same for a decision that is told whether its last write was refused: then what it was to do has not happened,
+    /// or somebody else did it.
+    pub(super) async fn converge_told<K, T, E>(
+        &self,
+        name: &str,
+        known: Known<K>,
+        deadline: Instant,
+        mut decide: impl FnMut(Option<K>, bool) -> Result<Step<K, T>, E>,
+    ) -> Result<Settled<K, T>, E>
+    where
+        K: Object,
+        E: From<StoreError>,
+    {
         let mut known = known;
         let mut first = !matches!(known, Known::Doubted);
+        let mut refused = false;
         let mut backoff = Backoff::new(deadline);
         loop {
             let current = match std::mem::replace(&mut known, Known::Unread) {
@@ -77,7 +94,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     }
                 },
             };
-            let written = match decide(current.clone())? {
+            let written = match decide(current.clone(), std::mem::take(&mut refused))? {
                 Step::Done(value) => return Ok(Settled { value, object: current }),
                 Step::Create(object, value) => {
                     self.objects.create(&object).await.map(|stored| Some((value, Some(stored))))
@@ -91,7 +108,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             match written {
                 Ok(Some((value, object))) => return Ok(Settled { value, object }),
                 Ok(None) => known = Known::Absent,
-                Err(error) => self.again::<K>(&mut backoff, error).await?,
+                Err(error) => {
+                    refused = is_refusal(&error);
+                    self.again::<K>(&mut backoff, error).await?;
+                }
             }
             first = false;
         }
@@ -99,7 +119,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     async fn again<K: Object>(&self, backoff: &mut Backoff, error: StoreError) -> Result<(), StoreError> {
         let kind = K::plural(&());
-        if matches!(error.failure, Failure::Conflict | Failure::Exists | Failure::Absent) {
+        if is_refusal(&error) {
             self.observer.conflict(&kind);
         }
         backoff.pause(error).await?;
@@ -111,6 +131,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     async fn read_for_write<K: Object>(&self, first: bool, name: &str) -> Result<Option<K>, StoreError> {
         if first { self.objects.get(None, name).await } else { self.objects.fresh(None, name).await }
     }
+}
+
+/// Whether the server says that a write's precondition did not hold.
+fn is_refusal(error: &StoreError) -> bool {
+    matches!(error.failure, Failure::Conflict | Failure::Exists | Failure::Absent)
 }
 
 /// Bounded, jittered pauses between attempts.

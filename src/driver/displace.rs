@@ -112,11 +112,12 @@ impl Recorded {
         claim.holder.as_ref().is_some_and(|holder| is_holders(&self.attribute, network, holder))
     }
 
-    /// Whether the claim is missing, or not newer than the entry and yet another holder's. By the order of writes, claim
-    /// before block on ADD and block before claim on DEL, no call leaves that behind.
+    /// Whether the claim is missing, older than the entry, or of its generation and yet another holder's. By the order of
+    /// writes, claim before block on ADD and block before claim on DEL, no call leaves that behind.
     pub(crate) fn contradicts(&self, claim: Option<&Claim>, network: &str) -> bool {
         claim.is_none_or(|claim| {
-            claim.moved.is_none() && claim.generation <= self.generation && !self.is_of(claim, network)
+            let same = claim.generation == self.generation && self.is_of(claim, network);
+            claim.moved.is_none() && claim.generation <= self.generation && !same
         })
     }
 
@@ -255,7 +256,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Rewrites the claim on an address from its block's entry, if the entry's pod is alive and says that it has the
-    /// address, while the claim is missing, has no holder, or is not newer and names another holder. Whether it was written.
+    /// address, while the claim is missing, has no holder, contradicts the entry, or belongs to a controller that the pod had
+    /// before. Whether it was written.
     ///
     /// # Errors
     /// A store failed.
@@ -268,11 +270,19 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(false);
         };
         let free = claim.is_some_and(|claim| claim.holder.is_none() && claim.moved.is_none());
-        let pod = self.pod_of(&recorded).await?.filter(|_| free || recorded.contradicts(claim, network));
-        let Some(pod) = pod.filter(|pod| has_address(pod, address)) else { return Ok(false) };
+        let pod = self.pod_of(&recorded).await?.filter(|pod| has_address(pod, address));
+        let Some(pod) = pod else { return Ok(false) };
         recorded.identify(Some(&pod));
         let owner = Owner::of(&pod)?;
-        let mended = recorded.mended(claim, Some(owner.clone()), &owner, self.now());
+        let mended = match claim {
+            Some(claim) if !free && !recorded.contradicts(Some(claim), network) => {
+                if claim.moved.is_some() || claim.owner == owner || !recorded.is_of(claim, network) {
+                    return Ok(false);
+                }
+                Claim { owner, ..claim.clone() }
+            }
+            _ => recorded.mended(claim, Some(owner.clone()), &owner, self.now()),
+        };
         match ledger.swap(address, before.as_ref().map(|before| before.revision), Some(&mended)).await? {
             Swap::Done(_) => self.mark_mended(&mended, &recorded, cidr).await.map(|()| true),
             Swap::Lost(_) => Ok(false),

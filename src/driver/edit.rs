@@ -72,8 +72,10 @@ pub struct Release {
     pub whose: Whose,
     /// `ipCooldownSeconds`.
     pub cooldown: i64,
-    /// What an attempt without an answer released is gone at the next look, so it is remembered.
+    /// What the last attempt was to release.
     attempted: Vec<Freed>,
+    /// What attempts without an answer may have released is gone at the next look, so it is remembered.
+    unanswered: Vec<Freed>,
     others: bool,
 }
 
@@ -124,6 +126,14 @@ impl Edit {
         match self {
             Self::Assign(assign) => assign.cooldown,
             Self::Release(release) => release.cooldown,
+        }
+    }
+
+    /// Whether the write of its last attempt was refused, or got no answer.
+    pub(super) fn heard(&mut self, refused: bool) {
+        if let Self::Release(release) = self {
+            let attempted = std::mem::take(&mut release.attempted);
+            release.unanswered.extend(attempted.into_iter().filter(|_| !refused));
         }
     }
 
@@ -211,7 +221,14 @@ impl Assign {
 impl Release {
     /// Gives back what bears `handle`, as far as it is `whose`.
     pub fn new(handle: &str, whose: Whose, cooldown: i64) -> Self {
-        Self { handle: handle.to_owned(), whose, cooldown, attempted: Vec::new(), others: false }
+        Self {
+            handle: handle.to_owned(),
+            whose,
+            cooldown,
+            attempted: Vec::new(),
+            unanswered: Vec::new(),
+            others: false,
+        }
     }
 
     fn apply(&mut self, block: &mut IPAMBlockSpec, now: Timestamp) -> bool {
@@ -229,7 +246,9 @@ impl Release {
     }
 
     fn outcome(&self) -> Outcome {
-        Outcome::Released { freed: self.attempted.clone(), others: self.others }
+        let mut freed = self.attempted.clone();
+        freed.extend(self.unanswered.iter().filter(|before| !self.attempted.contains(before)).cloned());
+        Outcome::Released { freed, others: self.others }
     }
 }
 

@@ -107,24 +107,30 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let cooldown = config.map_or_else(IPAMConfigSpec::default, |c| c.spec).cooldown_seconds();
         let now = self.now();
         // Also after an attempt without an answer, whose effect the next look takes for somebody else's.
-        let mut attempted = false;
-        self.converge::<IPAMBlock, _, NotWithdrawn>(&cidr_name(&cidr), Known::Unread, deadline, |current| {
-            let Some(mut block) = current else { return Ok(Step::Done(attempted)) };
-            if block.spec.is_deleted() {
-                return Ok(Step::Finish(block));
-            }
-            block.spec.validate().map_err(|reason| Error::Damaged { block: cidr, reason })?;
-            block.spec.collect(cooldown, now);
-            if block.spec.release_address(address, expect, cooldown, now)?.is_none() {
-                return Ok(Step::Done(attempted));
-            }
-            attempted = true;
-            if block.spec.is_empty() && block.spec.affinity().is_none() {
-                return Ok(Step::Delete(block, true));
-            }
-            block.spec.advance();
-            Ok(Step::Replace(block, true))
-        })
+        let (mut attempted, mut unanswered) = (false, false);
+        self.converge_told::<IPAMBlock, _, NotWithdrawn>(
+            &cidr_name(&cidr),
+            Known::Unread,
+            deadline,
+            |current, refused| {
+                unanswered |= std::mem::take(&mut attempted) && !refused;
+                let Some(mut block) = current else { return Ok(Step::Done(unanswered)) };
+                if block.spec.is_deleted() {
+                    return Ok(Step::Finish(block));
+                }
+                block.spec.validate().map_err(|reason| Error::Damaged { block: cidr, reason })?;
+                block.spec.collect(cooldown, now);
+                if block.spec.release_address(address, expect, cooldown, now)?.is_none() {
+                    return Ok(Step::Done(unanswered));
+                }
+                attempted = true;
+                if block.spec.is_empty() && block.spec.affinity().is_none() {
+                    return Ok(Step::Delete(block, true));
+                }
+                block.spec.advance();
+                Ok(Step::Replace(block, true))
+            },
+        )
         .await
         .map(|settled| settled.value)
     }

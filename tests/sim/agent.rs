@@ -16,7 +16,7 @@ use calico::{Entry, IPAMBlock, IPAMHandle, cidr_name};
 use futures::future::{BoxFuture, FutureExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube_ipam::cni::{CniArgs, CniError, Invocation, Verb};
-use kube_ipam::driver::{Assigned, Attachment, Driver, Gate, GatedDriver, POD_UID_KEY, Pass, PodRef, Trace};
+use kube_ipam::driver::{Assigned, Attachment, Driver, Error, Gate, GatedDriver, POD_UID_KEY, Pass, PodRef, Trace};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::service::state::State;
 use kube_ipam::service::{Call, Held, Served};
@@ -39,6 +39,8 @@ const WORK_TIME: Duration = Duration::from_secs(9);
 const RELEASES_WAIT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often is looked whether Calico's datastore is unlocked.
+const LOOK: Duration = Duration::from_secs(2);
 
 type AgentDriver = GatedDriver<Cached<Wire>, Wire>;
 
@@ -225,6 +227,21 @@ impl Agent {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    async fn is_locked(&self) -> bool {
+        self.driver.may_write().await.is_err_and(|error| error.is_locked())
+    }
+
+    /// Waits until something may be written again; false if the agent stops before.
+    async fn unlocked(&self) -> bool {
+        while !self.is_stopping() {
+            sleep(LOOK).await;
+            if self.driver.may_write().await.is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = lock(&self.tasks);
         tasks.retain(|task| !task.is_finished());
@@ -345,10 +362,20 @@ impl Agent {
                 Some((held, under_way)) => Some((held, Some(under_way))),
                 None => call.hold_owed().await.map(|held| (held, None)),
             };
-            match attempt {
-                Some((held, _under_way)) if self.carry_out(&invocation, &held).await.is_ok() => return,
+            let locked = match attempt {
+                Some((held, _under_way)) => match self.carry_out(&invocation, &held).await {
+                    Ok(()) => return,
+                    Err(_) => self.is_locked().await,
+                },
                 None if !call.container().is_owed() => return,
-                _ => {}
+                None => false,
+            };
+            if locked {
+                if !self.unlocked().await {
+                    return;
+                }
+                pause = FIRST_PAUSE;
+                continue;
             }
             sleep(pause).await;
             if self.is_stopping() {
@@ -369,8 +396,12 @@ impl Agent {
 
     async fn finish(self: Arc<Self>, handle: IPAMHandle) {
         let id = handle.spec.handle_id.clone();
-        if self.driver.finish_handle(handle).boxed().await.is_ok() {
-            self.ground.state.drop_pending(&id);
+        loop {
+            match self.driver.finish_handle(handle.clone()).boxed().await {
+                Ok(()) => return self.ground.state.drop_pending(&id),
+                Err(Error::Locked) if self.unlocked().await => {}
+                Err(_) => return,
+            }
         }
     }
 
@@ -406,24 +437,51 @@ impl Agent {
                 self.sim.seen("taken ahead");
                 *stage = Stage::Taken(taken);
             }
-            Err(error) => self.tell("ahead", &uid, || format!("not: {error}")),
+            Err(error) => {
+                self.tell("ahead", &uid, || format!("not: {error}"));
+                if matches!(error, Error::Locked) {
+                    self.spawn(self.clone().undo_later(name, uid));
+                }
+            }
+        }
+    }
+
+    async fn undo_later(self: Arc<Self>, name: String, uid: String) {
+        while self.unlocked().await {
+            if self.ground.state.note(&uid).is_some() {
+                return;
+            }
+            let live = self.driver.objects().inner().inner().get::<Pod>(Some("default"), &name).await;
+            let Ok(found) = live else { continue };
+            let waits = found.is_some_and(|found| found.metadata.uid.as_ref() == Some(&uid) && !is_ending(&found));
+            if waits || !self.release(&name, &uid).await {
+                return;
+            }
         }
     }
 
     async fn give_back(self: Arc<Self>, pod: Pod, gone: bool) {
         let (uid, name) = uid_and_name(&pod);
         let stage = self.stage(&uid);
-        let mut stage = stage.lock().await;
-        if let Stage::Taken(taken) = std::mem::replace(&mut *stage, Stage::Over) {
-            if self.ground.state.note(&uid).is_some() {
-                *stage = Stage::Taken(taken);
-            } else {
-                self.release(&name, &uid).await;
+        while self.is_unused(&mut *stage.lock().await, &name, &uid).await {
+            if !self.unlocked().await {
+                return;
             }
         }
         if gone {
             lock(&self.stages).remove(&uid);
         }
+    }
+
+    /// Gives back what a pod has that no sandbox took on; true if that has to wait for Calico's datastore.
+    async fn is_unused(&self, stage: &mut Stage, name: &str, uid: &str) -> bool {
+        let Stage::Taken(taken) = std::mem::replace(stage, Stage::Over) else { return false };
+        let noted = self.ground.state.note(uid).is_some();
+        let waits = !noted && self.release(name, uid).await;
+        if noted || waits {
+            *stage = Stage::Taken(taken);
+        }
+        waits
     }
 
     async fn give_back_if_other(self: Arc<Self>, pod: Pod) {
@@ -438,13 +496,19 @@ impl Agent {
         }
     }
 
-    async fn release(&self, name: &str, uid: &str) {
+    /// Whether it has to be tried again once Calico's datastore is unlocked.
+    async fn release(&self, name: &str, uid: &str) -> bool {
         let freed = self.driver.del(&self.attachment(&self.sim.net, name, uid, &|| false)).boxed().await;
+        let locked = matches!(freed, Err(Error::Locked));
         self.tell("unused", uid, || format!("{:?}", freed.map(|freed| freed.len()).map_err(|e| e.to_string())));
+        locked
     }
 
     /// What an earlier agent had begun or taken, once the node's blocks are known.
     async fn clean_up(self: Arc<Self>) {
+        if self.is_locked().await && !self.unlocked().await {
+            return;
+        }
         let (host, deadline) = (&self.sim.hosts[self.node].name, Instant::now() + Duration::from_secs(30));
         drop(self.driver.settle_affinities(host, deadline).boxed().await);
         if !self.sim.plan.ahead {
@@ -467,7 +531,7 @@ impl Agent {
                 let Ok(pod) = live else { continue };
                 let same = pod.as_ref().filter(|pod| pod.metadata.uid.as_deref() == Some(uid));
                 if !same.is_some_and(|pod| is_waiting(pod) || addresses(pod).contains(&address)) {
-                    self.release(name, uid).await;
+                    let _locked = self.release(name, uid).await;
                 }
             }
         }

@@ -1,10 +1,12 @@
 //! Controllers that keep their pods, a scheduler, and whoever looks after Nodes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use kube_ipam::claim::Claim;
 use tokio::time::sleep;
 
 use super::kubelet;
@@ -104,15 +106,44 @@ pub fn remove_workload(sim: &Sim, workload: usize) {
     }
 }
 
-/// A pod passes to another controller, which goes when the pod is gone, and gets a new sandbox.
-pub async fn change_controller(sim: Arc<Sim>, pod: Arc<PodCell>) {
+/// A pod passes to another controller, which goes when the pod is gone, and gets a new sandbox: at once, or when its claims
+/// have followed it.
+pub async fn change_controller(sim: Arc<Sim>, pod: Arc<PodCell>, at_once: bool) {
     let by = format!("adopter-{}", pod.uid);
     let owner = ("Deployment".to_owned(), by.clone());
     sim.truth().owners.insert(owner.clone());
     pods::adopt(&sim, &pod, &by);
+    pod.adopted.store(true, Ordering::Relaxed);
+    let follows = |address: &IpAddr| {
+        let claim = sim.truth().claim(*address).map(|claim| claim.value);
+        let holds = |claim: &Claim| claim.holder.as_ref().is_some_and(|holder| holder.pod_uid == pod.uid);
+        claim.is_some_and(|claim| holds(&claim) && claim.owner.name == by)
+    };
+    while !at_once && pod.stage() == Stage::Alive && !pod.wanted.iter().any(follows) {
+        sleep(Duration::from_millis(500)).await;
+    }
+    if pod.wanted.iter().any(follows) {
+        sim.seen("claims that followed their pods");
+    }
     pod.new_sandbox.notify_one();
     pod.reaches(Stage::Gone).await;
     sim.truth().owners.remove(&owner);
+}
+
+/// Somebody locks Calico's datastore for a while, as for a migration.
+pub async fn lock(sim: Arc<Sim>, long: u64) {
+    if sim.truth().lock(true) {
+        sim.seen("locks");
+        sim.tell("somebody", "lock", "", String::new);
+        sleep(Duration::from_millis(long)).await;
+        unlock(&sim);
+    }
+}
+
+pub fn unlock(sim: &Sim) {
+    if sim.truth().lock(false) {
+        sim.tell("somebody", "unlock", "", String::new);
+    }
 }
 
 // === nodes ===

@@ -119,12 +119,14 @@ fn act(sim: &Arc<Sim>, what: What) {
             let all: Vec<IpAddr> = sim.truth().backups.iter().flat_map(|all| all.keys().copied()).collect();
             pick(which, &all).into_iter().for_each(|address| harm_claim(sim, *address, None));
         }
+        What::Lock(long) => drop(tokio::spawn(controllers::lock(sim.clone(), long))),
         What::ChangeController(which) => {
             // A StatefulSet's pod would ask for another address under a controller that counts no ordinals.
             let by_name = |pod: &PodCell| sim.plan.workloads[pod.workload].kind == Kind::StatefulSet;
             let own: Vec<_> = alive.into_iter().filter(|pod| !pod.wanted.is_empty() && !by_name(pod)).collect();
             if let Some(pod) = pick(which, &own) {
-                tokio::spawn(controllers::change_controller(sim.clone(), pod.clone()));
+                let at_once = (which >> 32) % 2 == 0;
+                tokio::spawn(controllers::change_controller(sim.clone(), pod.clone(), at_once));
             }
         }
     }

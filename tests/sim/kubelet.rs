@@ -175,6 +175,9 @@ impl Worker {
             () = leaves => Answer::Nothing,
         };
         self.sim.tell(&who, "answer", &id, || format!("{answer:?}"));
+        if matches!(answer, Answer::Refused(_)) && self.sim.truth().is_locked() {
+            self.sim.seen("ADDs refused under the lock");
+        }
         if let Answer::Given(addresses) = answer {
             self.backoff = 800;
             self.sim.truth().oracle.answered(&id, &addresses);

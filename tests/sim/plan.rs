@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::LazyLock;
 
 use super::rng::{Rng, mix};
 use super::time::{Drift, NODES};
@@ -45,6 +44,23 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// Whether claims are restored or lost, so that earlier ones have to be kept.
     pub harms_claims: bool,
+    /// Whether Calico's datastore is locked at times. Then no caller waits for longer than a real one does.
+    pub locks: bool,
+    /// Which release of Calico the definitions are of.
+    pub definitions: Definitions,
+}
+
+/// Releases of Calico by their definitions: the API server drops what these do not know with every write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum Definitions {
+    /// v3.24 to v3.29: no `BlockAffinity.spec.type`.
+    V3_24,
+    /// v3.30 and v3.31: no `IPAMBlock.spec.affinityClaimTime` and no `alternateOwnerAttrs`.
+    V3_30,
+    /// v3.32: no `releasedAt`, and no `IPAMConfig.spec.ipCooldownSeconds`.
+    V3_32,
+    /// Nothing that we write is dropped.
+    Newest,
 }
 
 /// A controller with the pods that it keeps.
@@ -102,33 +118,8 @@ pub enum What {
     LoseClaim(u64),
     /// A pod is orphaned and adopted by another controller, and gets a new sandbox.
     ChangeController(u64),
-}
-
-/// Harms that come from outside. What is not tried by default finds what is not mended yet: `HARMS=restored,owner` tries
-/// it, too.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Harms {
-    pub restored: bool,
-    pub lost: bool,
-    pub owner: bool,
-}
-
-/// What is tried by default.
-const DEFAULT_HARMS: Harms = Harms { restored: false, lost: true, owner: false };
-
-impl Harms {
-    fn tried() -> Self {
-        static TRIED: LazyLock<Harms> = LazyLock::new(|| {
-            let named = std::env::var("HARMS").unwrap_or_default();
-            let is_named = |harm: &str| named.split(',').any(|name| name == harm);
-            Harms {
-                restored: DEFAULT_HARMS.restored || is_named("restored"),
-                lost: DEFAULT_HARMS.lost || is_named("lost"),
-                owner: DEFAULT_HARMS.owner || is_named("owner"),
-            }
-        });
-        *TRIED
-    }
+    /// Somebody locks Calico's datastore for so many milliseconds.
+    Lock(u64),
 }
 
 /// What is left out of a plan.
@@ -188,34 +179,46 @@ impl Plan {
             workloads,
             actions,
             harms_claims: false,
+            locks: false,
+            definitions: Definitions::Newest,
         };
         // Not drawn, for the same reason.
         plan.behind = plan.agents && matches!(seed % 8, 2 | 4..);
         if matches!(seed % 16, 4..=7 | 10 | 13) {
             plan.make_whole(&mut Rng::new(mix(&[seed, 1])));
         }
-        plan.add_harms(Harms::tried());
+        plan.add_harms();
         plan
     }
 
     /// Each harm in an eighth of the seeds, which have runs like any others until it happens. Not drawn either.
-    fn add_harms(&mut self, harms: Harms) {
+    fn add_harms(&mut self) {
         type Make = fn(u64) -> What;
-        let all: [(bool, [u64; 4], Make); 3] = [
-            (harms.restored, [4, 8, 21, 26], What::RestoreClaim),
-            (harms.lost, [6, 11, 13, 17], What::LoseClaim),
-            (harms.owner, [10, 14, 22, 25], What::ChangeController),
+        let all: [([u64; 4], u64, Make); 4] = [
+            ([4, 8, 12, 26], 3, What::RestoreClaim),
+            ([6, 11, 13, 17], 3, What::LoseClaim),
+            ([10, 14, 22, 25], 3, What::ChangeController),
+            ([3, 18, 20, 22], 4, |which| What::Lock(2_000 + which % 28_000)),
         ];
-        for (tried, seeds, what) in all {
-            if !tried || !seeds.contains(&(self.seed % 32)) {
+        for (seeds, salt, what) in all {
+            if !seeds.contains(&(self.seed % 32)) {
                 continue;
             }
-            let mut rng = Rng::new(mix(&[self.seed, 3]));
+            let mut rng = Rng::new(mix(&[self.seed, salt]));
             let harm = |_| Action { at: rng.between(4_000, EVENTFUL), what: what(rng.next()) };
             self.actions.extend((0..1 + self.seed % 3).map(harm));
-            self.harms_claims |= !matches!(what(0), What::ChangeController(_));
+            self.harms_claims |= matches!(what(0), What::RestoreClaim(_) | What::LoseClaim(_));
+            self.locks |= matches!(what(0), What::Lock(_));
         }
         self.actions.sort_by_key(|action| action.at);
+        if [0, 5, 23, 31].contains(&(self.seed % 32)) {
+            self.definitions = match self.seed / 32 % 3 {
+                0 => Definitions::V3_24,
+                1 => Definitions::V3_30,
+                _ => Definitions::V3_32,
+            };
+            self.cooldown = 0;
+        }
     }
 
     /// Nodes as they are by default.

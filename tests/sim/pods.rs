@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -34,6 +34,9 @@ pub struct PodCell {
     stage: Signal<Stage>,
     /// Its sandbox is to die.
     pub new_sandbox: Notify,
+    /// Whether its controller has changed. If it had no sandbox from then until the collector's next round, nothing says
+    /// any more that the address was this pod's, and its earlier controller has it.
+    pub adopted: AtomicBool,
 }
 
 const TEMPLATE: &str = "h1";
@@ -119,6 +122,7 @@ pub fn create(sim: &Sim, workload: usize, slot: &str) -> Arc<PodCell> {
         node: Mutex::new(None),
         stage: Signal::new(Stage::Alive),
         new_sandbox: Notify::new(),
+        adopted: AtomicBool::new(false),
     });
     let (spec, status) =
         (Some(PodSpec::default()), Some(PodStatus { phase: Some("Pending".into()), ..PodStatus::default() }));

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::LazyLock;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use calico::IPAMBlock;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube_ipam::audit::{self, Violation as Finding, audit};
+use kube_ipam::claim::Claim;
 use kube_ipam::netconf::NetConf;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -18,8 +20,8 @@ use super::events;
 use super::kube_controllers;
 use super::kubelet;
 use super::oracle::{self, Container, Life, Oracle, Violation};
-use super::plan::{self, EVENTFUL, Plan, Skip};
-use super::pods;
+use super::plan::{self, Definitions, EVENTFUL, Plan, Skip};
+use super::pods::{self, PodCell};
 use super::rng::mix;
 use super::sim::Sim;
 use super::time;
@@ -83,6 +85,7 @@ pub fn run(seed: u64, skip: Skip, tell: bool) -> Outcome {
         time::begin(plan.drift);
         let nodes = (0..plan.nodes).map(|index| format!("n{}", index + 1)).collect();
         let mut truth = Truth::new(Oracle::new(&NET.network, nodes, ranges(), plan.cooldown));
+        truth.definitions = plan.definitions;
         truth.backups = plan.harms_claims.then(BTreeMap::new);
         let net = net(plan.dual);
         let sim = Sim::new(plan, skip, net, truth, tell);
@@ -125,7 +128,7 @@ fn furnish(sim: &Sim) {
     let config = json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "IPAMConfig", "metadata": {"name": "default"},
         "spec": {
-            "strictAffinity": sim.plan.strict_affinity, "autoAllocateBlocks": true, "ipCooldownSeconds": sim.plan.cooldown,
+            "strictAffinity": sim.plan.strict_affinity, "autoAllocateBlocks": true, "ipCooldownSeconds": if sim.plan.definitions < Definitions::Newest { 30 } else { sim.plan.cooldown },
         },
     });
     truth.put(serde_json::from_value::<calico::IPAMConfig>(config).unwrap());
@@ -148,6 +151,7 @@ async fn live(sim: &Arc<Sim>) {
         return;
     }
     sim.be_calm();
+    controllers::unlock(sim);
     sim.tell("run", "calm", "", || "nothing goes wrong any more".to_owned());
     // Whatever is still down comes back.
     if !passes(sim, 30_000).await {
@@ -161,7 +165,8 @@ async fn live(sim: &Arc<Sim>) {
         if !passes(sim, 15_000).await {
             return;
         }
-        if sim.collector_is_idle() {
+        // A kubelet that has failed to make a sandbox may be in a long pause.
+        if sim.collector_is_idle() && sim.pods().values().all(|pod| pod.stage() != pods::Stage::Terminating) {
             break;
         }
     }
@@ -240,15 +245,27 @@ fn every_pod_runs(sim: &Sim) {
     let mut truth = sim.truth();
     let running: BTreeSet<String> = truth.oracle.running().map(|c| c.pod_uid.clone()).collect();
     let taken: BTreeSet<IpAddr> = truth.oracle.running().flat_map(|c| c.addresses.clone()).collect();
-    for pod in sim.pods().values().filter(|pod| pod.stage() != pods::Stage::Gone) {
+    let present: Vec<Arc<PodCell>> =
+        sim.pods().values().filter(|pod| pod.stage() != pods::Stage::Gone).cloned().collect();
+    for pod in &present {
         // The first address that nobody has claimed is tried and no other, even if a random pod has it.
-        let others = pod.wanted.iter().any(|address| taken.contains(address)) || sim.plan.strict_affinity;
+        let others =
+            pod.wanted.iter().any(|address| taken.contains(address) || stayed_behind(&truth, &present, *address));
+        let others = others || sim.plan.strict_affinity;
         let kept_out = !pod.wanted.is_empty() && others;
         if !running.contains(&pod.uid) && !kept_out {
             let what = format!("pod {} ({:?}) does not run in the end", pod.uid, pod.stage());
             truth.oracle.fail("liveness", what);
         }
     }
+}
+
+/// Whether a claim stayed with the controller that a pod had before. It is idle until that has a pod again, which here it
+/// has only when the one that it lost is gone.
+fn stayed_behind(truth: &Truth, pods: &[Arc<PodCell>], address: IpAddr) -> bool {
+    let idle = |claim: Claim| claim.holder.is_none() && truth.owners.contains(&(claim.owner.kind, claim.owner.name));
+    let lost = |pod: &Arc<PodCell>| pod.adopted.load(Ordering::Relaxed) && pod.wanted.contains(&address);
+    pods.iter().any(lost) && truth.claim(address).is_some_and(|claim| idle(claim.value))
 }
 
 /// What is allocated is what runs.

@@ -161,16 +161,18 @@ impl Sim {
             return None;
         }
         lock(&self.tale).struck.push(call);
+        // A real call gives up by then, and so does the server.
+        let longest = if self.plan.locks { 3_000 } else { 20_000 };
         Some(match kind {
             0..=11 => Fault::Fail,
             12..=19 => Fault::Busy(long % 2000 + 1),
-            20..=25 => Fault::Pause(long % 20_000),
+            20..=25 => Fault::Pause(long % longest),
             26..=37 => Fault::DieBefore,
             38..=52 => Fault::DieAfter,
             53..=62 if matches!(verb, "update" | "delete") => Fault::Conflict,
             63..=79 if writes => Fault::LoseReply,
             80..=91 if writes => Fault::Repeat,
-            92..=99 if writes => Fault::Late(long % 12_000),
+            92..=99 if writes => Fault::Late(long % longest.min(12_000)),
             _ => Fault::Fail,
         })
     }

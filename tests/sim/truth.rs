@@ -6,13 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use calico::IPAMBlock;
+use calico::{BlockAffinity, ClusterInformation, ClusterInformationSpec, IPAMBlock, IPAMConfig, cluster_information};
 use kube_ipam::claim::Claim;
 use kube_ipam::store::{Failure, Object, StoreError, Swap, Versioned};
 
 use super::oracle::Oracle;
+use super::plan::Definitions;
 use super::signal::Signal;
 use super::time;
+
+/// Milliseconds after which nothing is written any more once Calico's datastore is locked.
+const DRAINED: u64 = 10_000;
 
 /// An object as it is handed around: a version of it is never changed.
 pub type Shared = Arc<dyn Any + Send + Sync>;
@@ -52,6 +56,9 @@ pub struct Truth {
     claim_revision: Arc<Signal<i64>>,
     /// Every value that a claim has had, where some of them are to come back.
     pub backups: Option<BTreeMap<IpAddr, Vec<Claim>>>,
+    pub definitions: Definitions,
+    /// Since when Calico's datastore is locked, if it is.
+    locked: Option<u64>,
     /// Kind and name of the owners of pods that exist.
     pub owners: BTreeSet<(String, String)>,
     pub oracle: Oracle,
@@ -92,6 +99,8 @@ impl Truth {
             claims: BTreeMap::new(),
             claim_revision: Arc::new(Signal::new(0)),
             backups: None,
+            definitions: Definitions::Newest,
+            locked: None,
             owners: BTreeSet::new(),
             oracle,
         }
@@ -127,6 +136,7 @@ impl Truth {
 
     /// Writes without a precondition, as somebody of no interest here.
     pub fn put<K: Object>(&mut self, mut object: K) -> Shared {
+        self.prune(&mut object);
         self.revision += 1;
         let uid = object.meta().uid.clone().unwrap_or_else(|| {
             self.uids += 1;
@@ -145,6 +155,23 @@ impl Truth {
         }
         self.log::<K>(&object, false);
         object
+    }
+
+    /// Drops what the definitions do not know.
+    fn prune<K: Object>(&self, object: &mut K) {
+        let (object, of) = (object as &mut dyn Any, self.definitions);
+        if let Some(affinity) = object.downcast_mut::<BlockAffinity>().filter(|_| of < Definitions::V3_30) {
+            affinity.spec.type_ = None;
+        }
+        if let Some(config) = object.downcast_mut::<IPAMConfig>().filter(|_| of < Definitions::Newest) {
+            config.spec.ip_cooldown_seconds = None;
+        }
+        if let Some(block) = object.downcast_mut::<IPAMBlock>().filter(|_| of < Definitions::V3_32) {
+            block.spec.affinity_claim_time = None;
+        }
+        if let Some(block) = object.downcast_mut::<IPAMBlock>().filter(|_| of < Definitions::Newest) {
+            block.spec.attributes.iter_mut().for_each(|attribute| attribute.released_at = None);
+        }
     }
 
     pub fn remove<K: Object>(&mut self, namespace: Option<&str>, name: &str) -> bool {
@@ -224,6 +251,31 @@ impl Truth {
         self.check("delete", object)?;
         self.remove::<K>(None, name(object));
         Ok(())
+    }
+
+    // === the lock ===
+
+    /// Locks Calico's datastore or unlocks it; false if it was so already.
+    pub fn lock(&mut self, locked: bool) -> bool {
+        if self.locked.is_some() == locked {
+            return false;
+        }
+        self.locked = locked.then(time::now);
+        let spec = ClusterInformationSpec { datastore_ready: Some(!locked), ..ClusterInformationSpec::default() };
+        self.put(ClusterInformation::new(cluster_information::NAME, spec));
+        true
+    }
+
+    pub fn is_locked(&self) -> bool {
+        self.locked.is_some()
+    }
+
+    /// A write of ours arrives. Those that began before the lock have ended some time after it was set.
+    pub fn arrives(&mut self, caller: &str, verb: &str, object: &str) {
+        let since = self.locked.map(|since| time::now() - since).filter(|since| *since > DRAINED);
+        if let Some(since) = since {
+            self.oracle.fail("lock", format!("{verb} {object} by {caller}, {since} ms after the lock was set"));
+        }
     }
 
     // === claims ===

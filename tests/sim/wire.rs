@@ -113,8 +113,7 @@ impl Wire {
         let number = self.caller.calls.fetch_add(1, Ordering::Relaxed);
         let mut chance = Rng::new(mix(&[self.sim.plan.seed, self.caller.id, number]));
         let (there, back) = (self.sim.latency(&mut chance), self.sim.latency(&mut chance));
-        let writes = matches!(verb, "create" | "update" | "delete" | "txn");
-        let fault = self.sim.fault(&mut chance, (self.caller.id, number), writes, verb);
+        let fault = self.sim.fault(&mut chance, (self.caller.id, number), writes(verb), verb);
         let fault = fault.map(|fault| match fault {
             Fault::DieBefore if !self.caller.mortal => Fault::Fail,
             Fault::DieAfter if !self.caller.mortal => Fault::LoseReply,
@@ -159,16 +158,19 @@ impl Wire {
             Some(Fault::Busy(pause)) => return fail(Failure::Busy(Duration::from_millis(pause))),
             Some(Fault::Conflict) => return fail(Failure::Conflict),
             Some(Fault::Late(late)) => {
-                let sim = self.sim.clone();
+                let wire = self.clone();
+                let object = object.to_owned();
                 tokio::spawn(async move {
                     wait(late).await;
-                    drop(act(&mut sim.truth()));
+                    wire.arrives(verb, &object);
+                    drop(act(&mut wire.sim.truth()));
                 });
                 wait(back).await;
                 return unknown("timed out");
             }
             _ => {}
         }
+        self.arrives(verb, object);
         let mut outcome = act(&mut self.sim.truth());
         if fault == Some(Fault::Repeat) {
             wait(1).await;
@@ -197,6 +199,14 @@ impl Wire {
         Ok(found.iter().map(copy).collect())
     }
 
+    /// Calico's own writers have a way of their own to heed its lock.
+    fn arrives(&self, verb: &str, object: &str) {
+        let ours = !["calico", "kube-controllers"].iter().any(|other| self.caller.name.starts_with(other));
+        if writes(verb) && ours {
+            self.sim.truth().arrives(&self.caller.name, verb, object);
+        }
+    }
+
     fn is_cut(&self) -> bool {
         self.caller.node.is_some_and(|node| self.sim.is_cut(node))
     }
@@ -205,6 +215,10 @@ impl Wire {
         self.caller.died.notify_one();
         std::future::pending().await
     }
+}
+
+fn writes(verb: &str) -> bool {
+    matches!(verb, "create" | "update" | "delete" | "txn")
 }
 
 async fn wait(milliseconds: u64) {

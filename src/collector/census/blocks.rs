@@ -61,7 +61,7 @@ pub(in crate::collector) struct Used<'a> {
 struct Allocation {
     address: IpAddr,
     block: u32,
-    fixed: bool,
+    fixed: Option<u64>,
     sequence: Option<i64>,
     handle: Option<Box<str>>,
     node: Option<Arc<str>>,

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
 
 use crate::audit::party::Seen;
 use crate::audit::view::own_addresses;
 use crate::claim::PodState;
 use crate::collector::notice::Notice;
 use crate::driver::pod_state;
-use crate::pod::Owner;
+use crate::pod::{IP, Owner};
 
 /// The pods with addresses of their own, and some words about the others.
 #[derive(Default)]
@@ -34,6 +35,8 @@ struct Record {
     node: Option<Arc<str>>,
     state: PodState,
     addresses: Box<[IpAddr]>,
+    /// Of pods that ask for fixed addresses.
+    owner: Option<Box<Owner>>,
 }
 
 /// Texts that many records share.
@@ -55,6 +58,7 @@ impl Pods {
         self.notices.extend(Notice::of(&pod));
         let Some(addresses) = own_addresses(&pod) else { return };
         let state = pod_state(Some(&pod), pod.metadata.uid.as_deref().unwrap_or_default());
+        let owner = pod.annotations().contains_key(IP).then(|| Owner::of(&pod).ok()).flatten();
         self.records.push(Record {
             namespace: self.names.get(pod.metadata.namespace.as_deref().unwrap_or_default()),
             name: pod.metadata.name.unwrap_or_default().into(),
@@ -62,6 +66,7 @@ impl Pods {
             node: pod.spec.and_then(|spec| spec.node_name).map(|node| self.names.get(&node)),
             state,
             addresses: addresses.into(),
+            owner: owner.map(Box::new),
         });
     }
 
@@ -78,6 +83,11 @@ impl Pods {
     /// The pod of that name.
     pub(in crate::collector) fn get(&self, namespace: &str, name: &str) -> Option<Seen<'_>> {
         self.position(namespace, name).map(|at| self.records[at].seen())
+    }
+
+    /// The owner of the pod of that name, if it asks for fixed addresses.
+    pub(in crate::collector) fn owner(&self, namespace: &str, name: &str) -> Option<&Owner> {
+        self.position(namespace, name).and_then(|at| self.records[at].owner.as_deref())
     }
 
     /// The state of the pod of that UID.

@@ -90,7 +90,7 @@ fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTre
 /// Whether its claim decides about an allocation: it names this very container as its holder, or it is not known.
 fn is_left_to_claim(scene: &Scene<'_>, used: &Used<'_>) -> bool {
     if scene.census.claims.is_none() || scene.census.is_unread(used.address) {
-        return used.party.fixed;
+        return used.party.fixed.is_some();
     }
     let holder = scene.census.claim(used.address).and_then(|claim| claim.holder.as_ref());
     holder.is_some_and(|holder| used.party.is_holders(&scene.rules.network, holder))
@@ -108,7 +108,7 @@ fn disowned(scene: &Scene<'_>, used: &Used<'_>) -> Option<String> {
     let (namespace, name) = party.pod()?;
     let starting = scene.census.pods.get(namespace, name).is_some_and(|pod| pod.addresses.is_empty());
     // What was made ahead of containers is the pod's, not a container's.
-    if !party.fixed || party.uid.is_some() || !starting || scene.node(party.node?) != NodeState::Ready {
+    if party.fixed.is_none() || party.uid.is_some() || !starting || scene.node(party.node?) != NodeState::Ready {
         return None;
     }
     scene.census.claims.as_ref().filter(|_| !scene.census.is_unread(used.address))?;

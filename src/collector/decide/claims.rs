@@ -27,13 +27,12 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     found
 }
 
-/// A fixed address that a living pod has, by its block's entry and by its own status, while the claim is missing or does
-/// not name it as its holder. A holder that the claim names instead is judged first, as [`lost`] does.
+/// A fixed address that a living pod has, by its block's entry and by its own status, while the claim is missing, is older
+/// than the entry, does not name the pod as its holder, or belongs to a controller that the pod had before. A holder that
+/// the claim names instead is judged first, as [`lost`] does.
 fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
     let (network, (namespace, name)) = (&scene.rules.network, used.party.pod()?);
-    if !used.party.fixed || !used.party.is_of_network(network) {
-        return None;
-    }
+    let generation = used.party.fixed.filter(|_| used.party.is_of_network(network))?;
     let pod = scene.census.pods.get(namespace, name)?;
     let alive = matches!(pod.state, PodState::Alive | PodState::Terminating) && pod.addresses.contains(&used.address);
     if !alive || scene.census.staleness(used).is_some() || scene.census.is_unread(used.address) {
@@ -45,7 +44,16 @@ fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
         None => "its claim was lost".to_owned(),
         Some(claim) if claim.moved.is_some() => return None,
         Some(claim) => match &claim.holder {
-            Some(holder) if used.party.is_holders(network, holder) => return None,
+            Some(holder) if used.party.is_holders(network, holder) => {
+                let owner = scene.census.pods.owner(namespace, name).filter(|owner| **owner != claim.owner);
+                match owner {
+                    _ if claim.generation < generation => {
+                        format!("its claim was of generation {}, and the entry is of {generation}", claim.generation)
+                    }
+                    Some(owner) => format!("its claim belonged to {}, and its pod belongs to {owner}", claim.owner),
+                    None => return None,
+                }
+            }
             Some(holder) => format!("its claim said that {holder} held it"),
             None => "its claim said that nobody held it".to_owned(),
         },
