@@ -141,7 +141,9 @@ async fn a_pod_whose_claim_lies_in_another_clusters_ledger_by_now_is_released_al
     assert_eq!((two.leftovers("c1").await, one.claims().await), (Vec::new(), claims));
     assert_refused(&two.add("web-1", "c2").await, code::NO_LEDGER, &["etcdPrefix"]);
     // With a prefix of its own all is well, once nothing says any more that the claim is in the other one.
-    let add = |container: &str| two.call("ADD", "web-1", container).with("/ipam/etcdConfig/etcdPrefix", json!("/kube-ipam/two"));
+    let add = |container: &str| {
+        two.call("ADD", "web-1", container).with("/ipam/etcdConfig/etcdPrefix", json!("/kube-ipam/two"))
+    };
     assert_refused(&add("c3").run().await, code::NO_LEDGER, &["claims move", LEDGERS_ANNOTATION]);
     let reservations: Api<calico::IPReservation> = Api::all(two.cluster.client("test").unwrap());
     for reservation in reservations.list(&Default::default()).await.unwrap() {

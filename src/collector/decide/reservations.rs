@@ -43,7 +43,7 @@ fn reserved(scene: &Scene<'_>) -> BTreeSet<(IpAddr, String)> {
 fn is_ours(scene: &Scene<'_>, address: IpAddr) -> bool {
     let ranges = scene.rules.ipam.ranges(Family::of(address));
     let permitted = ranges.is_none_or(|ranges| ranges.permits_fixed(address).is_ok());
-    permitted && !scene.census.used(address).is_some_and(|used| used.party.fixed.is_some())
+    permitted && scene.census.used(address).is_none_or(|used| used.party.fixed.is_none())
 }
 
 fn missing_entry(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
