@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 
 use super::view::{PodView, View};
 use super::{Class, Violation, by_itself};
-use crate::pod::IP;
+use crate::pod::{FixedRequest, IP};
 
 pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
     let mut found = shared(view);
@@ -108,7 +108,7 @@ fn wrong_fixed(view: &View<'_>, pod: &PodView<'_>) -> Option<Violation> {
 /// by ADD: such a pod has no address.
 pub(crate) fn not_as_asked<'a>(pod: &'a Pod, addresses: &[IpAddr]) -> Option<(&'a str, IpAddr)> {
     let asked = pod.annotations().get(IP)?;
-    let choices: Vec<IpAddr> = asked.split(',').filter_map(|text| text.trim().parse().ok()).collect();
+    let choices = FixedRequest::listed(asked);
     let wrong = addresses.iter().find(|address| {
         let mut of_family = choices.iter().filter(|c| Family::of(**c) == Family::of(**address)).peekable();
         of_family.peek().is_some() && !of_family.any(|c| c == *address)

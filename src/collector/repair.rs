@@ -32,6 +32,8 @@ pub enum Kind {
     ReservationAdded,
     /// An address without claim was taken out of our IPReservation.
     ReservationRemoved,
+    /// An IPReservation was made to say in which ledger its addresses are claimed.
+    ReservationMarked,
     /// A handle that counts nothing, or whose deletion had begun, was deleted.
     HandleRemoved,
     /// A handle was made to count what the blocks bear.
@@ -138,7 +140,7 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
@@ -148,6 +150,7 @@ impl Kind {
         Self::AllocationFreed,
         Self::ReservationAdded,
         Self::ReservationRemoved,
+        Self::ReservationMarked,
         Self::HandleRemoved,
         Self::HandleCorrected,
         Self::AffinityRemoved,
@@ -169,6 +172,7 @@ impl Kind {
             Self::AllocationFreed => "allocation_freed",
             Self::ReservationAdded => "reservation_added",
             Self::ReservationRemoved => "reservation_removed",
+            Self::ReservationMarked => "reservation_marked",
             Self::HandleRemoved => "handle_removed",
             Self::HandleCorrected => "handle_corrected",
             Self::AffinityRemoved => "affinity_removed",

@@ -259,7 +259,7 @@ impl Lab {
             .arg("--kubeconfig")
             .arg(self.machine.admin_kubeconfig())
             .args(ledger)
-            .args(["--network", conflist::LEDGER])
+            .args(if arguments.contains(&"--network") { &[][..] } else { &["--network", conflist::LEDGER] })
             // The nodes' lists are not this machine's.
             .args(if arguments.first() == Some(&"check") { &["--skip", "ranges"][..] } else { &[] })
             .output()?;
