@@ -119,11 +119,12 @@ impl Ground {
     }
 
     /// Scales a workload, and says how that was answered.
-    async fn scale(&self, plural: &str, replicas: u64, user: Option<&str>) -> (u16, String) {
-        let path = format!("/apis/apps/v1/namespaces/open/{plural}/w/scale");
+    async fn scale(&self, workload: &str, replicas: u64, user: Option<&str>) -> (u16, String) {
+        let (plural, name) = workload.split_once('/').unwrap_or((workload, "w"));
+        let path = format!("/apis/apps/v1/namespaces/open/{plural}/{name}/scale");
         // As autoscalers do, who may not patch.
         let scale = json!({
-            "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "w", "namespace": "open"},
+            "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": name, "namespace": "open"},
             "spec": {"replicas": replicas},
         });
         let request = http::Request::put(path).header("content-type", "application/json");
@@ -527,4 +528,15 @@ async fn nobody_scales_beyond_the_addresses_by_hand_and_no_controller_is_refused
     let request = request.header("content-type", "application/json");
     let (status, body, _) = ground.send(request, Some(controllers[1]), &set).await;
     assert!(status < 300, "{status}: {body}");
+    // Ranges and CIDRs count for all of their addresses.
+    let ranged = "10.244.1.5 - 10.244.1.6, 10.244.1.9,10.244.1.16/31";
+    set = workload("apps/v1", "ReplicaSet", Some(1), json!({"kube-ipam.ip": ranged}));
+    set["metadata"]["name"] = "ranged".into();
+    let request = http::Request::post("/apis/apps/v1/namespaces/open/replicasets");
+    let request = request.header("content-type", "application/json");
+    let (status, body, _) = ground.send(request, Some(controllers[1]), &set).await;
+    assert!(status < 300, "{status}: {body}");
+    assert_eq!(ground.scale("replicasets/ranged", 5, None).await.0, 200);
+    let (status, said) = ground.scale("replicasets/ranged", 6, None).await;
+    assert!(status == 422 && said.contains("fewer addresses than 6 replicas need"), "{status}: {said}");
 }
