@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::Agent;
-use crate::install::{NodeFiles, PluginToken, Watcher};
+use crate::install::{NodeFiles, Outcome, PluginToken, Watcher};
 
 /// Until a watch that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -14,18 +14,23 @@ impl Agent {
     /// Keeps the files as they should be, for as long as the agent runs.
     pub(super) async fn keep_files(self: Arc<Self>, files: NodeFiles) {
         let pulse = self.health.pulse("files");
-        let mut token = files.token();
+        let mut given_back = self.given_back.subscribe();
         loop {
             let watching = Watcher::new(&files.directories());
             // After the watch began, so that no change is missed in between.
-            self.put_files(&files, &mut token).await;
+            self.put_files(&files).await;
             let ended = match watching {
                 Ok(mut watcher) => loop {
-                    let renewal = token.as_ref().map_or(Duration::MAX, PluginToken::rest);
-                    let changed = tokio::time::timeout(renewal, watcher.changed());
-                    match pulse.while_waiting(changed).await {
-                        Ok(Ok(())) | Err(_) => self.put_files(&files, &mut token).await,
-                        Ok(Err(error)) => break error,
+                    let renewal = self.token.lock().await.as_ref().map_or(Duration::MAX, PluginToken::rest);
+                    let next = async {
+                        tokio::select! {
+                            changed = tokio::time::timeout(renewal, watcher.changed()) => changed.unwrap_or(Ok(())),
+                            _ = given_back.changed() => Ok(()),
+                        }
+                    };
+                    match pulse.while_waiting(next).await {
+                        Ok(()) => self.put_files(&files).await,
+                        Err(error) => break error,
                     }
                 },
                 Err(error) => error,
@@ -35,21 +40,26 @@ impl Agent {
         }
     }
 
-    async fn put_files(&self, files: &NodeFiles, token: &mut Option<PluginToken>) {
-        if let Some(token) = token
+    /// Makes the files what they should be; one call at a time, so that nobody writes by what was so before.
+    pub(super) async fn put_files(&self, files: &NodeFiles) {
+        let mut token = self.token.lock().await;
+        if !self.is_given_back()
+            && let Some(token) = token.as_mut()
             && let Err(error) = token.renew().await
         {
             tracing::warn!(%error, "the plugin has no new token yet; trying again");
         }
-        let outcome = files.put(token.as_ref());
-        for written in &outcome.written {
+        let outcome = if self.is_given_back() { files.take_away() } else { files.put(token.as_ref()) };
+        let Outcome { written, failed, unused, .. } = outcome;
+        for written in &written {
             tracing::info!(file = %written.path.display(), "{}", written.what);
             self.witness.metrics.file_written();
         }
-        for error in &outcome.failed {
+        let failed = failed.into_iter().chain(unused).collect::<Vec<_>>();
+        for error in &failed {
             tracing::warn!(%error, "a file of this node is not what it should be");
         }
-        let failed = outcome.failed.iter().map(ToString::to_string).collect();
+        let failed = failed.iter().map(ToString::to_string).collect();
         *self.bad_files.lock().unwrap_or_else(PoisonError::into_inner) = failed;
     }
 }
