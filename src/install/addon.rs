@@ -216,11 +216,15 @@ async fn exchange(client: &Client, path: &str) -> Result<Answer, String> {
     let answer = client.send(request).await.map_err(|error| chain(&error))?;
     let status = answer.status().as_u16();
     if status == 401 {
-        let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
-        return Ok(Answer::Refused(date.and_then(|date| Some(rfc2822::parse(date).ok()?.timestamp()))));
+        return Ok(Answer::Refused(server_time(answer.headers())));
     }
     let body = Limited::new(answer.into_body(), LARGEST).collect().await.map_err(|error| error.to_string())?;
     Ok(Answer::Other(status, serde_json::from_slice(&body.to_bytes()).unwrap_or_default()))
+}
+
+/// A node's own clock may be slow, and a token then seem good that is not.
+fn server_time(headers: &http::HeaderMap) -> Option<Timestamp> {
+    rfc2822::parse(headers.get(http::header::DATE)?.to_str().ok()?).ok().map(|time| time.timestamp())
 }
 
 /// What an answer other than 401 says of the DaemonSet.
@@ -352,6 +356,14 @@ mod tests {
         for other in [token(r#","exp":1000"#), token(r#","kubernetes.io":{"pod":{"uid":"u"}}"#), "opaque".into()] {
             assert!(!is_evidence(&other, now), "{other}");
         }
+    }
+
+    #[test]
+    fn the_server_says_what_time_it_is() {
+        let mut headers = http::HeaderMap::new();
+        assert_eq!(server_time(&headers), None);
+        headers.insert(http::header::DATE, http::HeaderValue::from_static("Thu, 01 Jan 1970 00:01:00 GMT"));
+        assert_eq!(server_time(&headers), Timestamp::from_second(60).ok());
     }
 
     #[test]

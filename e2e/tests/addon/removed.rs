@@ -1,23 +1,29 @@
 //! The add-on is taken off two real nodes by each way that people find, while pods come and go: both are calico-ipam's
 //! within a minute, and kube-ipam's again when it is applied again. What only looks like it leaves them alone.
 //!
-//! calico-ipam, which is not here, is this program under that name.
+//! For calico-ipam, which is not here, stands a script that runs this program with Calico's credentials.
 
-use std::os::unix::fs::symlink;
+use std::fs::{Permissions, set_permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use e2e::real::node::paths;
-use e2e::real::{Cluster, Crds};
+use e2e::real::{Cluster, Crds, succeed};
 use e2e::site;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::ground::{FIXED, NODES, address, kubectl, rolled_out, running, section, tools};
+use crate::ground::{FIXED, LIMIT, NODES, address, kubectl, rolled_out, running, section, seen, tools};
 
 /// The nodes must be given back in this time.
 const MINUTE: Duration = Duration::from_secs(60);
 const LABEL: &str = "app.kubernetes.io/name=kube-ipam";
 const RANDOM: &str = "random-ip-test";
+
+/// The reference plugin cannot do with what calico-ipam answers.
+const CALICO_IPAM: &str = r#"#!/bin/sh
+sed 's|"ipam":{"type":"calico-ipam"}|"ipam":{"type":"kube-ipam","subnet":"10.244.0.0/16","stateDir":"/run/calico-ipam"}|' | /opt/cni/bin/kube-ipam
+"#;
 
 /// By which words it is taken off.
 const WAYS: [(&str, &[&str]); 4] = [
@@ -40,10 +46,12 @@ async fn whatever_way_the_add_on_is_taken_off_its_nodes_are_given_back() {
     let Some(tools) = tools() else { return };
     let cluster = site::start(tools, None, Crds::Definitions(calico::crds())).await.unwrap();
     for name in NODES {
-        let plugins = cluster.node(name).unwrap().file(paths::CNI_BIN);
-        symlink("kube-ipam", plugins.join("calico-ipam")).unwrap();
+        let plugin = format!("{}/calico-ipam", paths::CNI_BIN);
+        let node = cluster.node(name).unwrap();
+        node.write(&plugin, CALICO_IPAM).unwrap();
+        set_permissions(node.file(&plugin), Permissions::from_mode(0o755)).unwrap();
     }
-    let ours = applied(&cluster);
+    let ours = applied(&cluster).await;
     kubectl(&cluster, &["apply", "-f", "fixed-ip-test.yaml", "-f", "random-ip-test.yaml"]);
     let fixed = running(&cluster, "fixed-ip-test", 1).await.remove(0);
     running(&cluster, RANDOM, 2).await;
@@ -65,26 +73,46 @@ async fn whatever_way_the_add_on_is_taken_off_its_nodes_are_given_back() {
         } else {
             kubectl(&cluster, &["-n", "kube-system", "wait", "--for=delete", "pod", "-l", LABEL, "--timeout=60s"]);
         }
-        assert_eq!(applied(&cluster), ours);
+        assert_eq!(applied(&cluster).await, ours);
     }
     kubectl(&cluster, &["delete", "pod", "-l", "app=random-ip-test"]);
     running(&cluster, RANDOM, 2).await;
 }
 
 /// Applies the add-on and waits for both nodes; gives the section that they have.
-fn applied(cluster: &Cluster) -> Value {
+async fn applied(cluster: &Cluster) -> Value {
     kubectl(cluster, &["apply", "-f", "kube-ipam.yaml"]);
     rolled_out(cluster, "kube-ipam");
+    agents_serve(cluster).await;
     let sections = NODES.map(|name| section(cluster, name));
     assert!(sections.iter().all(|found| found["type"] == "kube-ipam"), "{sections:?}");
     sections[0].clone()
+}
+
+/// What the DaemonSet's status says may be older than its pods.
+async fn agents_serve(cluster: &Cluster) {
+    let began = Instant::now();
+    while !NODES.iter().all(|name| serves(cluster, name)) {
+        assert!(began.elapsed() < LIMIT, "the agents do not serve:\n{}", seen(cluster));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+fn serves(cluster: &Cluster, node: &str) -> bool {
+    let mut command = cluster.node(node).unwrap().command(&format!("{}/kube-ipam", paths::CNI_BIN)).unwrap();
+    let said = succeed(command.args(["status", "-o", "json"])).unwrap_or_default();
+    serde_json::from_str::<Value>(&said).is_ok_and(|status| status["notReady"] == json!([]))
 }
 
 /// Pods come and go until both nodes name calico-ipam.
 async fn given_back(cluster: &Cluster, way: &str, began: Instant) {
     while NODES.iter().any(|name| section(cluster, name) != json!({"type": "calico-ipam"})) {
         let sections = NODES.map(|name| section(cluster, name)["type"].clone());
-        assert!(began.elapsed() < MINUTE, "{way} is gone, and after a minute the nodes have {sections:?}");
+        assert!(
+            began.elapsed() < MINUTE,
+            "{way} is gone, and after a minute the nodes have {sections:?}:\n{}",
+            seen(cluster)
+        );
         kubectl(cluster, &["delete", "pod", "-l", "app=random-ip-test", "--wait=false"]);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -99,6 +127,7 @@ async fn replaced(cluster: &Cluster, ours: &Value) {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         rolled_out(cluster, "kube-ipam");
+        agents_serve(cluster).await;
     }
 }
 
@@ -116,5 +145,5 @@ async fn forbidden(cluster: &Cluster, ours: &Value) {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert_eq!(applied(cluster), *ours);
+    assert_eq!(applied(cluster).await, *ours);
 }
