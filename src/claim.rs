@@ -3,6 +3,8 @@
 //! Pure: every decision is a function of the claim, the asker and what the driver found out about the holder.
 //! Keeps I2 (a fixed address is held by at most one pod, of its owner).
 
+mod ledger;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -10,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use self::ledger::{ClaimedElsewhere, LedgerName};
 use crate::pod::Owner;
 
 /// The record of one fixed address.

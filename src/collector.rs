@@ -88,7 +88,13 @@ impl Default for Options {
 impl<O: Objects, L: Ledger> Collector<O, L> {
     /// A collector for the network of `net`, whose takeover policy holds here too.
     pub fn new(driver: Driver<O, L>, net: &NetConf, options: Options) -> Self {
-        let rules = Rules { network: net.network.clone(), policy: net.ipam.takeover, ipam: net.ipam.clone(), options };
+        let rules = Rules {
+            network: net.network.clone(),
+            policy: net.ipam.takeover,
+            ledger: driver.ledger().map(Ledger::name),
+            ipam: net.ipam.clone(),
+            options,
+        };
         Self { driver, rules, sightings: Sightings::default() }
     }
 

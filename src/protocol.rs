@@ -5,10 +5,16 @@
 //! newer protocol is declined, which sends the plugin into direct mode; so does an answer it cannot read.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::error::Category;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::cni::{MOST_VALUES, value_count};
 
@@ -23,6 +29,29 @@ pub const STATUS_SOCKET: &str = "status.sock";
 
 /// Longest line that either side reads, in bytes: a configuration and what JSON needs to quote it.
 pub const LINE_LIMIT: usize = 4 << 20;
+
+/// Longest wait for an agent to take on a connection, or a call.
+pub const ACCEPT_TIME: Duration = Duration::from_secs(2);
+
+/// Connects to an agent's socket within [`ACCEPT_TIME`]. An agent that hangs accepts nobody, and once its queue is full a
+/// connection waits: that is [`io::ErrorKind::TimedOut`], and there is an agent.
+pub fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    stream.set_write_timeout(Some(ACCEPT_TIME))?;
+    match stream.connect(&SockAddr::unix(socket)?) {
+        Ok(()) => Ok(OwnedFd::from(stream).into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an agent is at this socket, be it one that hangs.
+pub fn is_served(socket: &Path) -> bool {
+    match connect(socket) {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::TimedOut,
+    }
+}
 
 /// The variables that make up a call.
 pub const CALL_VARIABLES: [&str; 6] =

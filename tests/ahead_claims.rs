@@ -127,7 +127,7 @@ fn add_of(container: &str) -> Invocation {
         ..CniArgs::default()
     };
     let (container_id, ifname) = (container.to_owned(), "eth0".to_owned());
-    Invocation { verb: Verb::Add, container_id, ifname, netns: None, args, path: Vec::new() }
+    Invocation { verb: Verb::Add, container_id, ifname, args }
 }
 
 fn state(directory: &tempfile::TempDir) -> Arc<State> {
@@ -188,4 +188,40 @@ async fn a_second_add_of_a_container_gets_what_was_taken_ahead_or_an_error() {
     let second = call.run(&world.driver().gated(state.clone())).await.unwrap().given.unwrap();
     assert_eq!(second.addresses, taken);
     world.assert_sound().await;
+}
+
+/// Another writer, which never pauses.
+fn contended(world: &World) -> Faults {
+    let other = world.clone();
+    Faults::new(move |call| {
+        assert!(call.number < 2000, "the claim is tried without end");
+        if call.verb == "txn" && call.object == format!("claim {FIXED}") {
+            let found = other.ledger.read(ip(FIXED)).now_or_never().unwrap().unwrap().unwrap();
+            let mut claim = found.value;
+            claim.holder.iter_mut().for_each(|holder| holder.since += jiff::SignedDuration::from_nanos(1));
+            other.ledger.swap(ip(FIXED), Some(found.revision), Some(&claim)).now_or_never().unwrap().unwrap();
+        }
+        None
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_somebody_writes_without_pause_is_given_up_in_time() {
+    let (world, directory) = (World::new(), tempfile::tempdir().unwrap());
+    let state = state(&directory);
+    world.fixed("f", "app", FIXED);
+    take_ahead(&world).await;
+    let faults = contended(&world);
+    state.put_note("uid-of-f", &Note::of(&add_of("c1")));
+    let naming = world.faulty(&faults).gated(state.clone());
+    let refused = naming.name_container(ip(FIXED), "uid-of-f", "c1", "eth0").await.unwrap_err();
+    assert!(refused.to_string().contains("changed by somebody else"), "{refused}");
+    let net = world.net();
+    let begun = tokio::time::Instant::now();
+    let refused = world.faulty(&contended(&world)).del(&of_pod(&net, "")).await.unwrap_err();
+    assert!(refused.to_string().contains("changed by somebody else"), "{refused}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
+    // What is left of it is found by the next one.
+    world.driver().del(&of_pod(&net, "")).await.unwrap();
+    assert!(world.claim(FIXED).await.unwrap().value.holder.is_none() && world.allocated().await.is_empty());
 }

@@ -458,6 +458,25 @@ async fn an_entry_without_claim_is_taken_out_and_those_that_are_not_ours_stay() 
     assert_eq!(left, [format!("{FIXED}/32"), "10.244.0.221/32".into(), whole, elsewhere].into());
 }
 
+/// Nothing is concluded from a claim that is there and cannot be read.
+#[tokio::test(start_paused = true)]
+async fn what_a_record_that_cannot_be_read_may_claim_stays_as_it_is() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    let mut ours = town.world.list::<IPReservation>().await.remove(0);
+    ours.spec.reserved_cidrs.push("10.244.0.220/32".into());
+    town.world.objects.put(&ours);
+    town.world.ledger.spoil(ip(FIXED));
+    let report = town.round().await;
+    assert!(report.unread.iter().any(|error| error.to_string().contains(FIXED)), "{:?}", report.unread);
+    // What has nothing to do with it goes on.
+    let repairs = town.repairs(60, &[Kind::ReservationRemoved]).await;
+    assert!(repairs[0].detail.contains("10.244.0.220"), "{repairs:?}");
+    town.pass(600).await;
+    assert_eq!(town.round().await.repairs, []);
+    assert_eq!(town.world.reserved().await, [format!("{FIXED}/32")]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_entry_whose_claim_comes_while_it_is_removed_is_there_afterwards() {
     for call in [("range", "claim 10.244.0.220"), ("get", "ipreservations"), ("update", "ipreservations")] {

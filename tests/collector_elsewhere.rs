@@ -12,7 +12,9 @@ use calico::IPReservation;
 use common::ip;
 use common::town::{Town, driver, report};
 use futures::FutureExt as _;
+use kube::ResourceExt as _;
 use kube_ipam::collector::Kind;
+use kube_ipam::driver::LEDGERS_ANNOTATION;
 use kube_ipam::store::{Ledger as _, Swap};
 
 /// What pod `f` runs with.
@@ -29,6 +31,8 @@ async fn claim_first(town: &Town, container: &str) {
     assert!(matches!(written, Swap::Done(_)));
     let mut reservation = town.world.list::<IPReservation>().await.remove(0);
     reservation.spec.reserved_cidrs.push(format!("{FIRST}/32"));
+    let ledgers = reservation.annotations_mut().get_mut(LEDGERS_ANNOTATION).unwrap();
+    *ledgers = ledgers.replace(HAS, &format!("{HAS}\",\"{FIRST}"));
     town.world.objects.put(&reservation);
 }
 

@@ -49,7 +49,7 @@ pub use crd::crds;
 pub use handle::{HandleError, IPAMHandle, IPAMHandleSpec};
 pub use holder::Holder;
 pub use names::{affinity_name, cidr_name, handle_name, hostname_hash};
-pub use net::count as address_count;
+pub use net::{between as addresses_between, count as address_count};
 pub use pool::{AllowedUse, Family, IPPool, IPPoolSpec, PoolError, PoolRef, PoolRequest, covering, eligible};
 pub use reservation::{IPReservation, IPReservationSpec, Reservations};
 pub use selector::{Selector, SelectorError};

@@ -21,6 +21,11 @@ pub(crate) fn above(base: IpAddr, offset: u128) -> IpAddr {
     }
 }
 
+/// The addresses from `first` to `last`, both included and of one family.
+pub fn between(first: IpAddr, last: IpAddr) -> impl Iterator<Item = IpAddr> {
+    (0..=number(last).saturating_sub(number(first))).map(move |offset| above(first, offset))
+}
+
 /// Bits of an address of the network's family: 32 or 128.
 pub(crate) fn width(network: &IpNetwork) -> u8 {
     if network.is_ipv4() { 32 } else { 128 }

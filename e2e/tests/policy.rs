@@ -14,6 +14,9 @@ use kube_ipam::netconf::NetConf;
 use kube_ipam::pod::{FixedAddresses, FixedRequest, Owner, check_namespace};
 use serde_json::{Value, json};
 
+/// What the namespace `limited` allows.
+const LIMITED: &str = "10.244.1.0/24, 10.244.2.9,fd00:10:244::/112, 10.244.4.20-10.244.4.29,10.244.4.30/31,\
+                       fd00:10:244::2:5 - fd00:10:244::2:f";
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct Ground {
@@ -31,7 +34,7 @@ impl Ground {
         let ground = Ground { client: control_plane.client(), _control_plane: control_plane };
         ground.namespace("kube-system", json!({})).await;
         ground.namespace("open", json!({})).await;
-        ground.namespace("limited", json!({"kube-ipam.allowed": "10.244.1.0/24, 10.244.2.9,fd00:10:244::/112"})).await;
+        ground.namespace("limited", json!({"kube-ipam.allowed": LIMITED})).await;
         for document in documents("policy.yaml").unwrap() {
             apply(&ground.client, &document).await.unwrap();
         }
@@ -123,7 +126,7 @@ fn plugin_says(annotations: &Value, limited: bool) -> Result<(), String> {
     let net = NetConf::parse(&conf, "kube-ipam").unwrap();
     let metadata = json!({"name": "p", "namespace": "limited", "annotations": annotations});
     let pod: Pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
-    let of_namespace = [("kube-ipam.allowed".to_owned(), "10.244.1.0/24, 10.244.2.9,fd00:10:244::/112".to_owned())];
+    let of_namespace = [("kube-ipam.allowed".to_owned(), LIMITED.to_owned())];
     let judge = || {
         let request = FixedRequest::parse(pod.metadata.annotations.as_ref().unwrap(), &net.ipam)?;
         Owner::of(&pod)?;
@@ -161,7 +164,7 @@ async fn every_sample_is_refused_in_the_plugins_words() {
             }
         }
     }
-    assert_eq!(samples, 14);
+    assert_eq!(samples, 17);
 }
 
 #[tokio::test]
@@ -189,6 +192,44 @@ async fn policy_and_plugin_agree_on_what_is_legal() {
         json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.owner": ""}),
         json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.owner": "-a"}),
         json!({"kube-ipam.IP": "10.244.1.5"}),
+        json!({"kube-ipam.ip": "10.244.1.0/25"}),
+        json!({"kube-ipam.ip": "10.244.1.250-10.244.1.255,10.244.3.0"}),
+        json!({"kube-ipam.ip": "10.244.1.250 - 10.244.1.255, 10.244.2.9/32"}),
+        json!({"kube-ipam.ip": "10.244.1.250-10.244.2.1"}),
+        json!({"kube-ipam.ip": "10.244.4.20-10.244.4.29"}),
+        json!({"kube-ipam.ip": "10.244.4.20-10.244.4.30"}),
+        json!({"kube-ipam.ip": "10.244.4.18-10.244.4.20"}),
+        json!({"kube-ipam.ip": "10.244.4.29-10.244.4.32"}),
+        json!({"kube-ipam.ip": "10.244.1.0/24,10.244.4.20"}),
+        json!({"kube-ipam.ip": "10.244.1.0/24,10.244.4.20-10.244.4.21"}),
+        json!({"kube-ipam.ip": "10.244.0.0/22"}),
+        json!({"kube-ipam.ip": "10.244.1.5-10.244.1.4"}),
+        json!({"kube-ipam.ip": "10.244.1.5-fd00:10:244::5"}),
+        json!({"kube-ipam.ip": "10.244.1.5-"}),
+        json!({"kube-ipam.ip": "10.244.1.5-9"}),
+        json!({"kube-ipam.ip": "10.244.1.5-10.244.1.6-10.244.1.7"}),
+        json!({"kube-ipam.ip": "10.244.1.4/30,10.244.1.7"}),
+        json!({"kube-ipam.ip": "10.244.1.4-10.244.1.9,10.244.1.8/31"}),
+        json!({"kube-ipam.ip": "10.244.1.5/33"}),
+        json!({"kube-ipam.ip": "10.244.1.5/24"}),
+        json!({"kube-ipam.ip": "web/24"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244::9-fd00:10:244::1f"}),
+        json!({"kube-ipam.ip": "fd00:10:244::1f-fd00:10:244::9"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244::41"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244:0::7f"}),
+        json!({"kube-ipam.ip": "fd00:10:244::40/122,fd00:10:244:0::80"}),
+        json!({"kube-ipam.ip": "fd00:10:244::200/119"}),
+        json!({"kube-ipam.ip": "fd00:10:244::100/120"}),
+        json!({"kube-ipam.ip": "fd00:10:244::200-fd00:10:244::301"}),
+        json!({"kube-ipam.ip": "fd00:10:244::fff0-fd00:10:244::1:1"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:5-fd00:10:244::2:7"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:5-fd00:10:244::2:17"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:8/125"}),
+        json!({"kube-ipam.ip": "fd00:10:244::2:10/125"}),
+        json!({"kube-ipam.ip": "10.244.1.4-10.244.1.9", "kube-ipam.gateway": "10.244.1.7"}),
+        json!({"kube-ipam.ip": "10.244.1.4-10.244.1.9", "kube-ipam.gateway": "10.244.1.1-10.244.1.2"}),
+        json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244:0:0::7"}),
+        json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244::1"}),
         json!({"kube-ipam.owner": "Mail"}),
     ];
     for annotations in cases {
@@ -224,9 +265,14 @@ async fn templates_of_every_kind_are_judged_and_replicas_counted() {
         ground.is_legal("open", &workload("apps/v1", kind, Some(0), good.clone())).await;
         assert!(ground.refused("open", &workload("apps/v1", kind, Some(3), good.clone())).await.is_some(), "{kind}");
         // One for each replica in each family that is asked for.
+        let fifty = json!({"kube-ipam.ip": "10.244.1.201-10.244.1.249,10.244.1.9,fd00:10:244::100/122"});
+        ground.is_legal("open", &workload("apps/v1", kind, Some(50), fifty.clone())).await;
+        let said = ground.refused("open", &workload("apps/v1", kind, Some(51), fifty)).await.expect(kind);
+        assert!(said.contains("fewer addresses than 51 replicas need"), "{kind}: {said}");
         let both = json!({"kube-ipam.ip": "10.244.1.5,10.244.1.6,fd00:10:244::5"});
         assert!(ground.refused("open", &workload("apps/v1", kind, Some(2), both)).await.is_some(), "{kind}");
     }
+    ground.is_legal("open", &documents("fixed-ip-statefulset.yaml").unwrap()[0]).await;
     let mut set = workload("apps/v1", "StatefulSet", Some(2), good);
     set["spec"]["ordinals"] = json!({"start": 1});
     assert!(ground.refused("open", &set).await.is_some(), "the pod with ordinal 2 has no address");
@@ -329,6 +375,11 @@ async fn an_update_that_would_wait_for_itself_is_warned_of() {
     deployment["spec"]["template"]["metadata"]["annotations"] = more;
     deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"] = json!(1);
     assert_eq!(warned(&deployment).await, "");
+    let range = json!({"kube-ipam.ip": "10.244.1.4-10.244.1.8"});
+    deployment["spec"]["template"]["metadata"]["annotations"] = range;
+    assert_eq!(warned(&deployment).await, "");
+    deployment["spec"]["template"]["metadata"]["annotations"] = json!({"kube-ipam.ip": "10.244.1.4/30"});
+    assert!(!warned(&deployment).await.is_empty());
     // The guide's own sample is let in without one: it says Recreate.
     assert_eq!(warned(&documents("fixed-ip-test.yaml").unwrap()[0]).await, "");
 }

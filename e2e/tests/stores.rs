@@ -370,9 +370,34 @@ async fn an_ipclaim_that_says_another_address_than_its_name_is_named_and_not_bel
     let name = object_name("net", claim.address);
     let other = json!({"spec": {"address": "10.0.0.9"}});
     api.patch(&name, &PatchParams::default(), &Patch::Merge(other)).await.unwrap();
-    for error in [ledger.read(claim.address).await.unwrap_err(), ledger.all().await.unwrap_err()] {
-        let said = error.to_string();
+    // It costs itself alone, and what it might be the claim on is known.
+    let sound = conformance::sample(ip("fd00::2"), "b");
+    ledger.swap(sound.address, None, Some(&sound)).await.unwrap();
+    let listed = ledger.listed().await.unwrap();
+    assert_eq!((listed.claims[0].value.address, listed.unreadable[0].address), (sound.address, Some(claim.address)));
+    assert_eq!((listed.claims.len(), listed.unreadable.len()), (1, 1));
+    assert_eq!(ledger.all().await.unwrap(), listed.claims);
+    for said in [ledger.read(claim.address).await.unwrap_err().to_string(), listed.unreadable[0].to_string()] {
         assert!(said.contains(&name) && said.contains("the claim on 10.0.0.9 in network \"net\""), "{said}");
+    }
+    assert!(listed.unreadable[0].remedy.contains(&format!("kubectl edit ipclaim {name}")), "{:?}", listed.unreadable);
+}
+
+#[tokio::test]
+async fn an_ipclaim_whose_address_is_none_is_refused_by_the_definition() {
+    let cluster = cluster(false).await;
+    let ledger = ledger_of_objects(&cluster, "net").await;
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
+    let api: Api<IPClaim> = Api::all(cluster.client("test").unwrap());
+    let name = object_name("net", claim.address);
+    for none in ["10.244.0.999", "", "10.0.0", "cafe", "10.0.0.1/32", "fd00::x"] {
+        let other = Patch::Merge(json!({"spec": {"address": none}}));
+        let refused = api.patch(&name, &PatchParams::default(), &other).await.unwrap_err().to_string();
+        assert!(refused.contains("spec.address"), "{none}: {refused}");
+    }
+    for good in ["10.0.0.9", "fd00::9"] {
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(json!({"spec": {"address": good}}))).await.unwrap();
     }
 }
 

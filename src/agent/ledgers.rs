@@ -2,13 +2,23 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use calico::{Family, IPReservation};
+use tokio::time::sleep;
+
+use super::Agent;
+use super::network::default_network;
+use crate::claim::ClaimedElsewhere;
+use crate::driver::any_claimed_elsewhere;
 use crate::netconf::{EtcdConfig, NetConf};
 use crate::service::state::State;
-use crate::store::LazyLedger;
 use crate::store::cluster::{ClusterId, Memory as _};
 use crate::store::kube::{KubeStore, origin};
+use crate::store::{LazyLedger, Ledger as _, Objects as _};
+
+/// How often is looked where the claims are.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Ledgers by how they are reached and by network.
 pub(super) struct Ledgers {
@@ -58,6 +68,39 @@ impl Ledgers {
     }
 }
 
+impl Agent {
+    /// Looks now and then whether the cluster's claims lie in another ledger than the one that the node's configuration
+    /// names. The reservations, which are remembered anyway, say so.
+    pub(super) async fn look_for_stray_claims(self: Arc<Self>) {
+        let pulse = self.health.pulse("ledger");
+        loop {
+            let stray = pulse.while_waiting(self.claims_elsewhere()).await;
+            let reason = stray.map(|found| format!("{found}; fixed addresses are refused. {}", found.remedy()));
+            let known = std::mem::replace(
+                &mut *self.stray_claims.lock().unwrap_or_else(PoisonError::into_inner),
+                reason.clone(),
+            );
+            if let Some(reason) = reason.filter(|_| known.is_none()) {
+                tracing::error!("{reason}");
+            }
+            pulse.while_waiting(sleep(LOOK)).await;
+        }
+    }
+
+    async fn claims_elsewhere(&self) -> Option<ClaimedElsewhere> {
+        let net = default_network(&self.options.cni_conf_dir)?;
+        let ledger = self.ledgers.of(&net);
+        let reservations = self.driver.objects().list_cached::<IPReservation>("").await.ok()?;
+        let permitted = |address| {
+            let ranges = net.ipam.ranges(Family::of(address));
+            ranges.is_none_or(|ranges| ranges.permits_fixed(address).is_ok())
+        };
+        let found = any_claimed_elsewhere(&reservations, &ledger.name(), permitted)?;
+        // Claims that were just carried over are not marked yet.
+        matches!(ledger.read(found.address).await, Ok(None)).then_some(found)
+    }
+}
+
 /// When the files of the credentials were written; none for one that cannot be looked at.
 fn ages(etcd: &EtcdConfig) -> Vec<Option<SystemTime>> {
     let files = [&etcd.cert_file, &etcd.key_file, &etcd.ca_file, &etcd.password_file];
@@ -66,8 +109,6 @@ fn ages(etcd: &EtcdConfig) -> Vec<Option<SystemTime>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::*;

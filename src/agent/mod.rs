@@ -119,6 +119,8 @@ pub struct Agent {
     add_on: Option<Arc<AddOn>>,
     /// Why the node was given back to calico-ipam, if it was.
     given_back: watch::Sender<Option<String>>,
+    /// That the claims lie in another ledger than the configuration names.
+    stray_claims: Mutex<Option<String>>,
     /// Ends when new work is refused.
     stopping: CancellationToken,
     /// What is under way and is to be finished before the process ends.
@@ -183,6 +185,7 @@ impl Agent {
             started: Instant::now(),
             metrics_address: all.as_ref().and_then(|listener| listener.local_addr().ok()),
             bad_files: Mutex::default(),
+            stray_claims: Mutex::default(),
             stopping: stop.clone(),
             tasks: TaskTracker::new(),
         });
@@ -196,6 +199,7 @@ impl Agent {
         background.spawn(agent.clone().drop_handles(handles));
         background.spawn(agent.clone().clean_up(listed));
         background.spawn(agent.clone().note_cluster());
+        background.spawn(agent.clone().look_for_stray_claims());
         agent.resume_releases();
         if let Some(files) = agent.options.files.clone() {
             background.spawn(agent.clone().keep_files(files));
@@ -288,6 +292,7 @@ impl Agent {
         let mut reasons: Vec<String> = given_back.into_iter().collect();
         reasons.extend(self.shelves().unsynced().into_iter().map(|kind| format!("{kind} are not listed yet")));
         reasons.extend(self.bad_files.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        reasons.extend(self.stray_claims.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let socket = self.options.state_dir.join(SOCKET);
         if !std::fs::symlink_metadata(&socket).is_ok_and(|found| found.file_type().is_socket()) {
             reasons.push(format!("{} is not there", socket.display()));

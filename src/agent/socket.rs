@@ -21,7 +21,7 @@ use super::Agent;
 use super::metrics::Decline;
 use super::room::{Load, Place, Room};
 use crate::cni::value_count;
-use crate::protocol::{LINE_LIMIT, Reply, Request, line};
+use crate::protocol::{LINE_LIMIT, Reply, Request, is_served, line};
 use crate::service::state::is_private;
 
 /// Longest wait for a request on a connection that was made.
@@ -82,9 +82,8 @@ pub(super) fn bind(path: &Path) -> Result<Listener, BindError> {
     }
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => return Err(BindError::NoSocket(path.to_owned())),
-        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-            return Err(BindError::InUse(path.to_owned()));
-        }
+        // One that hangs may go on.
+        Ok(_) if is_served(path) => return Err(BindError::InUse(path.to_owned())),
         Ok(_) => fs::remove_file(path).map_err(fail)?,
         Err(_) => {}
     }
@@ -241,4 +240,37 @@ async fn exchange(agent: Arc<Agent>, stream: UnixStream, place: Place, load: Arc
 async fn say(write: &mut OwnedWriteHalf, replies: &[&Reply]) -> bool {
     let lines: Vec<u8> = replies.iter().flat_map(line).collect();
     matches!(tokio::time::timeout(REPLY_TIME, write.write_all(&lines)).await, Ok(Ok(())))
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, SockAddr, Socket, Type};
+
+    use super::*;
+
+    /// A stopped process keeps its socket; what connects waits in a queue, and once that is full for ever.
+    #[test]
+    fn an_agent_that_hangs_is_found_in_time() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let path = directory.path().join("agent.sock");
+        let address = SockAddr::unix(&path).unwrap();
+        let frozen = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        frozen.bind(&address).unwrap();
+        frozen.listen(0).unwrap();
+        let mut queue = Vec::new();
+        loop {
+            let waiting = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            waiting.set_nonblocking(true).unwrap();
+            match waiting.connect(&address) {
+                Ok(()) => queue.push(waiting),
+                Err(_) => break,
+            }
+        }
+        let (done, found) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(bind(&path).err()));
+        let found = found.recv_timeout(Duration::from_secs(20)).expect("bind waits for an agent that hangs");
+        assert!(matches!(found, Some(BindError::InUse(_))), "{found:?}");
+        drop((frozen, queue));
+    }
 }

@@ -17,6 +17,7 @@ use super::install::FileArguments;
 use crate::agent::{Agent, Level, Options};
 use crate::netconf::STATE_DIR;
 use crate::store::kube::KubeStore;
+use crate::store::transport::plain;
 
 /// Flags of the agent.
 #[derive(Args, Debug)]
@@ -63,7 +64,7 @@ impl AgentArguments {
         // Watches begin anew by themselves, within seconds; the client's own retries would keep them waiting for
         // minutes, and nobody would hear of it.
         config.default_retry = false;
-        let watching = kube::Client::try_from(config)?;
+        let watching = plain(config)?;
         let stop = CancellationToken::new();
         tokio::spawn(cancel_on_signal(stop.clone()));
         let options = Options {

@@ -1,6 +1,5 @@
 //! `install` and `uninstall`: the node's files, once.
 
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Outcome;
 use crate::install::{InstallError, NodeFiles, SERVICE_ACCOUNT, Watcher, Written, place_binary, restore_calico};
 use crate::netconf::STATE_DIR;
-use crate::protocol::SOCKET;
+use crate::protocol::{SOCKET, is_served};
 
 /// Which of the node's files are ours to keep.
 #[derive(Args, Debug, Clone)]
@@ -110,7 +109,7 @@ impl Uninstall {
     pub(super) async fn run(self) -> Result<Outcome> {
         let socket = self.state_dir.join(SOCKET);
         let mut told = false;
-        while UnixStream::connect(&socket).is_ok() {
+        while is_served(&socket) {
             if !self.stay {
                 bail!(
                     "an agent answers on {}, and would undo this; stop it first (kubectl -n kube-system delete daemonset \

@@ -1,7 +1,6 @@
 //! `kube-ipam status`: how this node's agent stands.
 
 use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::connect::Connection;
 use super::output::{self, Format, NONE};
 use crate::agent::status::Status;
 use crate::netconf::STATE_DIR;
-use crate::protocol::STATUS_SOCKET;
+use crate::protocol::{STATUS_SOCKET, connect};
 
 /// Longest wait for the agent.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -44,11 +43,12 @@ impl StatusArguments {
 async fn ask(socket: &Path) -> Result<Value> {
     let shown = socket.display();
     // A socket whose agent was killed is still there: only a connection tells.
-    if let Err(error) = UnixStream::connect(socket) {
+    if let Err(error) = connect(socket) {
         match error.kind() {
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => bail!(
                 "no agent answers on {shown}: start `kube-ipam agent` on this node, or name its directory with --state-dir"
             ),
+            ErrorKind::TimedOut => bail!("the agent on {shown} hangs: it takes on no connection"),
             ErrorKind::PermissionDenied => bail!("{shown}: {error}; only root and the agent's own user may ask"),
             _ => return Err(error).with_context(|| shown.to_string()),
         }

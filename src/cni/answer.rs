@@ -114,12 +114,6 @@ impl Route {
         };
         let dst = route.read("dst", text, text::address_with_mask)?;
         let gw = route.text("gw")?.map(|text| route.read("gw", text, text::address)).transpose()?;
-        match gw {
-            Some(gw) if gw.is_ipv4() != dst.is_ipv4() => {
-                let right = format!("give a next hop of the family of {dst}, or none");
-                Err(route.refuse("gw", &gw.to_string(), format!("is of another family than dst {dst}"), right))
-            }
-            _ => Ok(Route { dst, gw }),
-        }
+        Ok(Route { dst, gw })
     }
 }

@@ -8,7 +8,10 @@ use super::{CniError, names, text};
 
 const VARIABLE: &str = "CNI_ARGS";
 const IGNORE_UNKNOWN: &str = "IgnoreUnknown";
-const KNOWN: [&str; 5] = ["K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID", "IP"];
+/// The keys that are read.
+const OURS: [&str; 4] = ["K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "IP"];
+/// A key of Kubernetes' runtimes that is not read.
+const INFRA_CONTAINER: &str = "K8S_POD_INFRA_CONTAINER_ID";
 
 /// `CNI_ARGS`, with the keys that concern us. An empty value counts as absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,19 +22,17 @@ pub struct CniArgs {
     pub pod_name: Option<String>,
     /// `K8S_POD_UID`; older runtimes do not send it.
     pub pod_uid: Option<String>,
-    /// `K8S_POD_INFRA_CONTAINER_ID`
-    pub infra_container_id: Option<String>,
     /// `IP`: the address asked for, at most one a family, as calico-ipam takes it.
     pub ip: Option<Vec<IpAddr>>,
 }
 
 impl CniArgs {
-    /// Reads `K=V;K=V`. Code 4 for a malformed pair or value, for a key with two different values, and for an unknown key unless
-    /// `IgnoreUnknown=1` is among the pairs (any number of times).
+    /// Reads `K=V;K=V`. Code 4 for a malformed pair, for a value of ours that is malformed or contradicts an earlier one, and for a
+    /// misspelt key of ours, unless `IgnoreUnknown=1` is among the pairs. Other keys are for other plugins.
     pub fn parse(args: &str) -> Result<CniArgs, CniError> {
         let pairs = pairs(args)?;
-        if !ignore_unknown(&pairs)? {
-            refuse_unknown(&pairs)?;
+        if !ignores_unknown(&pairs) {
+            refuse_misspelt(&pairs)?;
         }
         let name =
             |key: &str, holds: fn(&str) -> bool, right: &str| match pairs.get(key).filter(|value| !value.is_empty()) {
@@ -42,11 +43,6 @@ impl CniArgs {
             pod_namespace: name("K8S_POD_NAMESPACE", is_dns_label, "a namespace is a DNS-1123 label")?,
             pod_name: name("K8S_POD_NAME", is_dns_subdomain, "a pod's name is a DNS-1123 subdomain")?,
             pod_uid: name("K8S_POD_UID", is_identifier, "a UID has letters, digits, - _ . only")?,
-            infra_container_id: name(
-                "K8S_POD_INFRA_CONTAINER_ID",
-                is_identifier,
-                "an id has letters, digits, - _ . only",
-            )?,
             ip: pairs.get("IP").filter(|value| !value.is_empty()).map(|value| addresses(value)).transpose()?,
         };
         match (&args.pod_namespace, &args.pod_name) {
@@ -67,29 +63,26 @@ fn pairs(args: &str) -> Result<BTreeMap<&str, &str>, CniError> {
         let Some((key, value)) = pair.split_once('=').filter(|(key, _)| !key.is_empty()) else {
             return Err(CniError::variable(VARIABLE, pair, "is not key=value", "separate pairs by ;"));
         };
-        if let Some(earlier) = pairs.insert(key, value).filter(|earlier| *earlier != value) {
+        if let Some(earlier) = pairs.insert(key, value).filter(|earlier| *earlier != value && OURS.contains(&key)) {
             return Err(refuse(key, value, &format!("is given twice, before as {earlier:.80?}"), "give it once"));
         }
     }
     Ok(pairs)
 }
 
-fn ignore_unknown(pairs: &BTreeMap<&str, &str>) -> Result<bool, CniError> {
-    match pairs.get(IGNORE_UNKNOWN).map(|value| value.to_ascii_lowercase()).as_deref() {
-        Some("1" | "true") => Ok(true),
-        None | Some("0" | "false" | "") => Ok(false),
-        Some(other) => Err(refuse(IGNORE_UNKNOWN, other, "is neither true nor false", "write 1, true, 0 or false")),
-    }
+fn ignores_unknown(pairs: &BTreeMap<&str, &str>) -> bool {
+    pairs.get(IGNORE_UNKNOWN).is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "true"))
 }
 
-fn refuse_unknown(pairs: &BTreeMap<&str, &str>) -> Result<(), CniError> {
-    let known = |key: &str| key == IGNORE_UNKNOWN || KNOWN.contains(&key);
-    let Some(key) = pairs.keys().find(|key| !known(key)) else { return Ok(()) };
-    let right = match names::meant(key, &KNOWN) {
-        Some(meant) => format!("did you mean {meant}? Or add IgnoreUnknown=1"),
-        None => format!("known are {}; add IgnoreUnknown=1 to pass others", KNOWN.join(", ")),
-    };
-    Err(CniError::variable(VARIABLE, key, "is not a known key", right))
+fn refuse_misspelt(pairs: &BTreeMap<&str, &str>) -> Result<(), CniError> {
+    let unknown = pairs.keys().filter(|key| ![IGNORE_UNKNOWN, INFRA_CONTAINER].contains(key) && !OURS.contains(key));
+    for key in unknown {
+        if let Some(meant) = names::meant(key, &OURS) {
+            let right = format!("did you mean {meant}? Or add IgnoreUnknown=1");
+            return Err(CniError::variable(VARIABLE, key, "is not a known key", right));
+        }
+    }
+    Ok(())
 }
 
 /// `IP`: one address, or two of different families.

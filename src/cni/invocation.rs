@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
 
 use super::{CniArgs, CniError, code, names};
 
@@ -54,12 +53,8 @@ pub struct Invocation {
     pub container_id: String,
     /// `CNI_IFNAME`: 1 to 15 bytes, no `/`, `:` or white space. Empty for STATUS, GC and VERSION.
     pub ifname: String,
-    /// `CNI_NETNS`: an absolute path; none where the runtime has lost it, which only DEL allows.
-    pub netns: Option<PathBuf>,
     /// `CNI_ARGS`
     pub args: CniArgs,
-    /// `CNI_PATH`, split at `:`.
-    pub path: Vec<PathBuf>,
 }
 
 /// Reads a call from its variables. Code 4 names every variable that is missing for the verb, or the first malformed one.
@@ -95,21 +90,18 @@ pub fn invocation(var: impl Fn(&str) -> Option<OsString>) -> Result<Invocation, 
         verb,
         container_id: container_id(of_container("CNI_CONTAINERID")?)?,
         ifname: ifname(of_container("CNI_IFNAME")?)?,
-        netns: netns(of_container("CNI_NETNS")?)?,
         args: args(of_container("CNI_ARGS")?.unwrap_or_default())?,
-        path: std::env::split_paths(&read("CNI_PATH")?.unwrap_or_default())
-            .filter(|dir| !dir.as_os_str().is_empty())
-            .collect(),
     })
 }
 
-/// The variables without which a verb makes no sense, by the specification.
+/// The variables that a verb requires by the specification. What is in `CNI_NETNS` and `CNI_PATH` is not judged: an IPAM
+/// plugin enters no namespace, which a virtual machine or Windows names by an identifier, and runs no other plugin.
 fn required(verb: Verb) -> &'static [&'static str] {
     match verb {
-        Verb::Add | Verb::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"],
-        Verb::Del => &["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"],
-        Verb::Status | Verb::Gc => &["CNI_PATH"],
-        Verb::Version => &[],
+        Verb::Add | Verb::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
+        Verb::Del => &["CNI_CONTAINERID", "CNI_IFNAME"],
+        Verb::Gc => &["CNI_PATH"],
+        Verb::Status | Verb::Version => &[],
     }
 }
 
@@ -132,17 +124,5 @@ fn ifname(value: Option<String>) -> Result<String, CniError> {
     match names::interface_fault(&name) {
         None => Ok(name),
         Some(fault) => Err(CniError::variable("CNI_IFNAME", &name, fault, "give an interface's name, such as eth0")),
-    }
-}
-
-fn netns(value: Option<String>) -> Result<Option<PathBuf>, CniError> {
-    match value {
-        Some(path) if !path.starts_with('/') => Err(CniError::variable(
-            "CNI_NETNS",
-            &path,
-            "is not an absolute path",
-            "give a path such as /var/run/netns/a",
-        )),
-        path => Ok(path.map(PathBuf::from)),
     }
 }

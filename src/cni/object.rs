@@ -16,13 +16,16 @@ pub(crate) struct Object<'a> {
     fields: &'a Map<String, Value>,
 }
 
+/// How an error calls the object that has no path.
+const OUTERMOST: &str = "the network configuration";
+
 impl<'a> Object<'a> {
     pub(crate) fn new(path: impl Into<String>, value: &'a Value) -> Result<Object<'a>, CniError> {
         let path = path.into();
         match value {
             Value::Object(fields) => Ok(Object { path, fields }),
             other => {
-                let what = if path.is_empty() { "the network configuration" } else { &path };
+                let what = if path.is_empty() { OUTERMOST } else { &path };
                 Err(invalid(format!("{what}: {} is not an object", shown_json(other)), "write { ... }"))
             }
         }
@@ -106,13 +109,32 @@ impl<'a> Object<'a> {
         Ok(Some(PathBuf::from(text)))
     }
 
+    /// The names of its fields.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.fields.keys().map(String::as_str)
+    }
+
+    /// An error about a field that is not known here.
+    pub(crate) fn unknown(&self, key: &str, right: impl Into<String>) -> CniError {
+        let path = if self.path.is_empty() { OUTERMOST } else { &self.path };
+        invalid(format!("{path}: {} is not a field", shown(key)), right)
+    }
+
+    /// Refuses a field that differs from a `known` one by case alone: Go programs read it, and this one does not.
+    pub(crate) fn refuse_case(&self, known: &[&str]) -> Result<(), CniError> {
+        for key in self.keys().filter(|key| !known.contains(key)) {
+            if let Some(meant) = known.iter().find(|meant| key.eq_ignore_ascii_case(meant)) {
+                return Err(self.unknown(key, format!("did you mean {meant}?")));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses a field that is not `known` but looks like a slip in one that is: it would be ignored in silence.
     pub(crate) fn refuse_misspelt(&self, known: &[&str]) -> Result<(), CniError> {
-        let unknown = self.fields.keys().filter(|key| !known.contains(&key.as_str()));
-        for key in unknown {
+        for key in self.keys().filter(|key| !known.contains(key)) {
             if let Some(meant) = names::meant(key, known) {
-                let wrong = format!("{}: {} is not a field", self.path, shown(key));
-                return Err(invalid(wrong, format!("did you mean {meant}?")));
+                return Err(self.unknown(key, format!("did you mean {meant}?")));
             }
         }
         Ok(())

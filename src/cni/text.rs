@@ -38,6 +38,31 @@ pub(crate) fn address(text: &str) -> Result<IpAddr, Wrong> {
 
 const EXAMPLE: &str = "write an address such as 10.244.0.10 or fd00:10:244::10";
 
+/// Addresses in a row, the first and the last: one address, `first-last`, or a CIDR, of which it is all.
+pub(crate) fn span(text: &str) -> Result<(IpAddr, IpAddr), Wrong> {
+    if let Some((first, last)) = text.split_once('-') {
+        let (first, last) = (address(first.trim())?, address(last.trim())?);
+        return match first.is_ipv4() == last.is_ipv4() {
+            false => Err(Wrong::new(
+                "goes from one family to the other",
+                "write the first and the last address of one family",
+            )),
+            true if last < first => Err(Wrong::new("ends before it begins", format!("write {last}-{first}"))),
+            true => Ok((first, last)),
+        };
+    }
+    if !text.contains('/') {
+        return address(text).map(|ip| (ip, ip));
+    }
+    let given = address_with_mask(text)?;
+    let network = without_host_bits(given);
+    if network != given {
+        let right = format!("write {} for the address, or {network} for all of the network", given.ip());
+        return Err(Wrong::new("has host bits", right));
+    }
+    Ok((network.network(), network.broadcast()))
+}
+
 /// An address with its mask; host bits are kept.
 pub(crate) fn address_with_mask(text: &str) -> Result<IpNetwork, Wrong> {
     let wrong = || Wrong::new("is not a CIDR", "write address/length, such as 10.244.0.0/16 or fd00:10:244::/64");

@@ -35,7 +35,7 @@ pub(super) use self::read::{by_address, read};
 use crate::audit::party::staleness;
 use crate::claim::Claim;
 use crate::pod::Owner;
-use crate::store::Versioned;
+use crate::store::{Unreadable, Versioned};
 
 /// The cluster, as far as decisions ask for it.
 #[derive(Default)]
@@ -48,6 +48,8 @@ pub(super) struct Census {
     pub nodes: Nodes,
     /// All claims of the network, by address; `None` if they were not looked at, and then nothing is said about them.
     pub claims: Option<Vec<Versioned<Claim>>>,
+    /// The records among them that cannot be read: there may be a claim.
+    pub unreadable: Option<Vec<Unreadable>>,
     /// Which owners of claims exist; one that is not listed was not looked for.
     pub owners: BTreeMap<Owner, bool>,
     /// All pods.
@@ -88,6 +90,11 @@ impl Census {
     /// An address in use.
     pub(super) fn used(&self, address: IpAddr) -> Option<Used<'_>> {
         self.blocks.used(address, &self.pods)
+    }
+
+    /// Whether there may be a claim on the address that cannot be read.
+    pub(super) fn is_unread(&self, address: IpAddr) -> bool {
+        self.unreadable.iter().flatten().any(|record| record.address.is_none_or(|of| of == address))
     }
 
     /// The claim on an address.

@@ -20,8 +20,8 @@ use jiff::Timestamp;
 
 use super::census::Census;
 use super::{Kind, Options, Repair};
-use crate::claim::{Claim, NodeState, Policy};
-use crate::driver::Shown;
+use crate::claim::{Claim, ClaimedElsewhere, LedgerName, NodeState, Policy};
+use crate::driver::{Shown, claimed_elsewhere};
 use crate::netconf::Ipam;
 use crate::pod::Owner;
 use crate::store::Versioned;
@@ -31,6 +31,8 @@ pub(super) struct Rules {
     /// The network, the prefix of its handle ids.
     pub network: String,
     pub policy: Policy,
+    /// The ledger of claims, if there is one.
+    pub ledger: Option<LedgerName>,
     /// Which addresses are this network's to claim.
     pub ipam: Ipam,
     pub options: Options,
@@ -83,6 +85,8 @@ pub(super) enum Task {
     Free(Vec<Allocation>),
     /// Put a claimed address into the reservation of its block.
     Reserve(IpAddr, IpNetwork),
+    /// Say in a reservation that these addresses are claimed in this collector's ledger.
+    Mark(String, Vec<IpAddr>),
     /// Take an address out of a reservation.
     Unreserve(String, IpAddr),
     /// Delete a handle in this version.
@@ -126,6 +130,11 @@ impl Scene<'_> {
     /// The block an address lies in by today's pools, whether or not it exists.
     fn block_of(&self, address: IpAddr) -> Option<IpNetwork> {
         Some(calico::covering(&self.census.pools, address)?.spec.block_of(address))
+    }
+
+    /// The ledger in which an address is claimed by one of our reservations, if that is another one.
+    fn claimed_elsewhere(&self, address: IpAddr) -> Option<ClaimedElsewhere> {
+        claimed_elsewhere(&self.census.reservations, address, self.rules.ledger.as_ref()?)
     }
 
     /// A node's state; of any UID, as Calico records names only.

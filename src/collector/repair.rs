@@ -27,6 +27,8 @@ pub enum Kind {
     ReservationAdded,
     /// An address without claim was taken out of our IPReservation.
     ReservationRemoved,
+    /// An IPReservation was made to say in which ledger its addresses are claimed.
+    ReservationMarked,
     /// A handle that counts nothing, or whose deletion had begun, was deleted.
     HandleRemoved,
     /// A handle was made to count what the blocks bear.
@@ -131,7 +133,7 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
@@ -139,6 +141,7 @@ impl Kind {
         Self::AllocationFreed,
         Self::ReservationAdded,
         Self::ReservationRemoved,
+        Self::ReservationMarked,
         Self::HandleRemoved,
         Self::HandleCorrected,
         Self::AffinityRemoved,
@@ -158,6 +161,7 @@ impl Kind {
             Self::AllocationFreed => "allocation_freed",
             Self::ReservationAdded => "reservation_added",
             Self::ReservationRemoved => "reservation_removed",
+            Self::ReservationMarked => "reservation_marked",
             Self::HandleRemoved => "handle_removed",
             Self::HandleCorrected => "handle_corrected",
             Self::AffinityRemoved => "affinity_removed",

@@ -206,6 +206,13 @@ mod tests {
         let said = with_ours(&calicos(), &bad).unwrap_err().to_string();
         assert!(said.contains("rangeStart") && said.contains("10.9.0.1"), "{said}");
         assert_eq!(check_ours(&bad).unwrap_err().to_string(), said);
+        // A list whose records Calico would look for elsewhere, or whose fields nobody reads where they stand.
+        for (field, value) in [("etcd_endpoints", "https://10.0.0.1:2379"), ("kubeConfig", "/x"), ("nodeName", "n1")] {
+            let mut elsewhere = calicos();
+            elsewhere["plugins"][0][field] = value.into();
+            let said = with_ours(&elsewhere, &ours()).unwrap_err().to_string();
+            assert!(said.contains(field), "{said}");
+        }
         // By a list that is one plugin the section would be found without its type; its caller would not be.
         let single = json!({"name": "n", "cniVersion": "0.3.1", "type": "calico", "ipam": {"type": "calico-ipam"}});
         assert!(with_ours(&single, &json!({"type": null, "subnet": "10.244.0.0/16"})).is_err());

@@ -20,12 +20,13 @@ use super::edit::{Assign, Edit, Judged, Outcome, Which, is_fixed};
 use super::handle::Counts;
 use super::place::{Room, Search};
 use super::release::{HeldBy, other_interface};
-use super::reservation::is_reserved;
+use super::reservation::{Asks, claimed_elsewhere, is_reserved};
 use super::snapshot::{Snapshot, check_coverage, host};
 use super::undo::Done;
 use super::wants::{Want, wants, workload_block};
 use super::{Attachment, CLAIM_KEY, CONTAINERS_POD_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::{Asker, Claim, Holder};
+use crate::cni::{CniError, code};
 use crate::pod::{FixedRequest, Owner, check_namespace};
 use crate::store::{Failure, Ledger, Objects, Swap};
 
@@ -41,7 +42,7 @@ pub struct Assigned {
     pub block: IpNetwork,
     /// Whether it is a fixed one.
     pub fixed: bool,
-    /// Prefix length that the pod's annotation gives, if any.
+    /// Prefix length that the pod's annotation gives, if any; the address alone where it was asked for by `IP=`.
     pub netmask: Option<u8>,
     /// Gateway that the pod's annotation gives, if any.
     pub gateway: Option<IpAddr>,
@@ -104,6 +105,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
         let mut round = patiently(attachment.deadline, || self.second_round(attachment, &snapshot, &wants)).await?;
         if let Some(owner) = &owner {
+            self.claimed_here(&snapshot, &round)?;
             self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
         }
@@ -118,7 +120,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             address,
             block,
             fixed: done.claims.iter().any(|h| h.address == address),
-            netmask: request.as_ref().and_then(|r| r.netmask(family)),
+            netmask: match attachment.explicit.contains(&address) {
+                true => Some(family.bits()),
+                false => request.as_ref().and_then(|r| r.netmask(family)),
+            },
             gateway: request.as_ref().and_then(|r| r.gateway(family)),
         };
         Ok(written.into_iter().map(detail).collect())
@@ -147,10 +152,31 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             node.map(Some).ok_or_else(|| Error::NoNode(attachment.node.to_owned()))
         };
         let own = async { Ok(self.own_blocks(attachment, &snapshot.affinities, &random).await?) };
-        let candidates =
-            futures::future::try_join_all(fixed.iter().map(|(address, cidr)| self.candidate(*address, *cidr)));
-        let (node, own, candidates) = tokio::try_join!(node, own, candidates)?;
+        let (node, own, candidates) = tokio::try_join!(node, own, self.candidates(&fixed))?;
         Ok(Round { node, own, candidates })
+    }
+
+    /// The addresses that are asked for with their records. One whose record cannot be read is passed over where the
+    /// pod may have another of its family.
+    async fn candidates(&self, fixed: &[(IpAddr, IpNetwork)]) -> Result<Vec<Candidate>, Error> {
+        let reads = fixed.iter().map(|(address, cidr)| async { (*address, self.candidate(*address, *cidr).await) });
+        let (mut candidates, mut unreadable) = (Vec::new(), Vec::new());
+        for (address, read) in futures::future::join_all(reads).await {
+            match read {
+                Ok(candidate) => candidates.push(candidate),
+                Err(Error::Store(error)) if matches!(error.failure, Failure::Corrupt(_)) => {
+                    unreadable.push((address, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for (address, error) in unreadable {
+            if !candidates.iter().any(|other| Family::of(other.address) == Family::of(address)) {
+                return Err(Error::Store(error));
+            }
+            tracing::warn!(%address, %error, "the address is passed over");
+        }
+        Ok(candidates)
     }
 
     async fn candidate(&self, address: IpAddr, cidr: IpNetwork) -> Result<Candidate, Error> {
@@ -160,6 +186,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     // === claims ===
+
+    /// An address without a claim in this ledger is free only if no reservation says that its claim lies in another.
+    fn claimed_here(&self, snapshot: &Snapshot, round: &Round) -> Result<(), Error> {
+        let Some(here) = self.ledger.as_ref().map(Ledger::name) else { return Ok(()) };
+        let unclaimed = round.candidates.iter().filter(|candidate| candidate.claim.is_none());
+        let mut elsewhere = unclaimed.filter_map(|c| claimed_elsewhere(&snapshot.reservations, c.address, &here));
+        elsewhere.next().map_or(Ok(()), |found| Err(found.into()))
+    }
 
     async fn take_claims(
         &self,
@@ -208,7 +242,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             if new {
                 done.reserved.push((held.address, held.cidr));
             }
-            self.reserve(held.address, &held.cidr, self.late(attachment)).await?;
+            let asks = if new { Asks::ForNewClaim } else { Asks::ForClaim };
+            self.reserve(held.address, &held.cidr, asks, self.late(attachment)).await?;
         }
         Ok(())
     }
@@ -306,7 +341,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 wants.iter().filter(|(_, w)| matches!(w, Want::Random(_))).map(|(f, _)| *f).collect();
             round.own = self.own_blocks(attachment, &self.affinities(attachment.node).await?, &random).await?;
         }
-        Err(Error::Late("every block found had filled up before it could be written"))
+        Err(Error::Overtaken("every block found had filled up before it could be written"))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -327,7 +362,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             placements.push(match want {
                 Want::Fixed(_) => {
                     let held = done.claims.iter().find(|h| Family::of(h.address) == family);
-                    let held = held.ok_or(Error::Late("a claim is missing"))?;
+                    let held = held.ok_or_else(|| {
+                        let bug = "this is a bug of kube-ipam: please report it";
+                        CniError::new(code::INTERNAL, format!("an {family} address has no claim of this ADD"), bug)
+                    })?;
                     let read =
                         if full.contains(&held.cidr) { self.read_block(held.cidr).await? } else { held.block.clone() };
                     let block = self.block_for(attachment, held.cidr, read).await?;
@@ -340,9 +378,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     let block = self.block_for(attachment, cidr, self.read_block(cidr).await?).await?;
                     Placement { family, cidr, block, which: Which::Exactly(*address, None), right: None, renews: false }
                 }
-                Want::Random(requested) => {
+                Want::Random(named) => {
                     let node = round.node.as_ref();
-                    let search = Search { attachment, snapshot, node, family, requested, reservations };
+                    let search = Search { attachment, snapshot, node, family, named, reservations };
                     let Room { block, own } = self.find_room(&search, own, full).await?;
                     let cidr = block.spec.cidr;
                     // A cache is asked again when it is written: a hundred ADDs need not each keep a block until then.
@@ -444,7 +482,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let which = Which::Exactly(address, held.map(|held| held.claim.value.generation));
             let placement = Placement { family, cidr, block: Known::Unread, which, right: None, renews: true };
             if self.write(attachment, snapshot, placement, reservations).await?.2.is_none() {
-                return Err(Error::Late("the block of an earlier attempt's address went"));
+                return Err(Error::Overtaken("the block of an earlier attempt's address went"));
             }
         }
         Ok(())

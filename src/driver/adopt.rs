@@ -4,11 +4,12 @@
 
 use std::net::IpAddr;
 
-use calico::{Entry, Expect, IPAMBlock, cidr_name};
+use calico::{Entry, Expect, IPAMBlock, IPReservation, cidr_name};
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
+use super::reservation::claimed_elsewhere;
 use super::{CLAIM_KEY, Driver, Error};
 use crate::claim::Claim;
 use crate::store::{Ledger, Objects, Swap, Versioned};
@@ -52,6 +53,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub async fn claim_by_hand(&self, wanted: &Wanted, deadline: Instant) -> Result<(), NotClaimed> {
         let Wanted { claim, standing, cidr, entry } = wanted;
         let Some(ledger) = &self.ledger else { return Err(Error::NoLedger(claim.address.to_string()).into()) };
+        if standing.is_none() {
+            let reservations = self.optional::<IPReservation>().await.map_err(Error::from)?;
+            if let Some(found) = claimed_elsewhere(&reservations, claim.address, &ledger.name()) {
+                return Err(Error::from(found).into());
+            }
+        }
         if standing.as_ref().map(|standing| &standing.value) != Some(claim) {
             self.put_claim(ledger, claim, standing.as_ref().map(|standing| standing.revision), deadline).await?;
         }

@@ -42,7 +42,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 })
             })
             .await?;
-        let block = settled.object.ok_or(Error::Late("a claimed block vanished"))?;
+        let block = settled.object.ok_or(Error::Overtaken("a block went as soon as it was claimed"))?;
         // However long that took: a block is not left without its affinity for want of time.
         let deadline = deadline.max(Instant::now() + SECOND_PHASE);
         if block.spec.host() != Some(node) {
@@ -72,7 +72,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 })
             })
             .await?;
-        settled.object.ok_or(Error::Late("an affinity vanished"))
+        settled.object.ok_or(Error::Overtaken("an affinity went as soon as it was made"))
     }
 
     /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again. Gives it as
@@ -94,7 +94,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             })
         });
         let settled = settled.await?;
-        settled.object.ok_or(Error::Late("an affinity vanished"))
+        settled.object.ok_or(Error::Overtaken("an affinity went as soon as it was made"))
     }
 
     /// Deletes an affinity in the version that was seen: whoever has changed it since is at work on the block, and

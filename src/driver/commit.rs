@@ -99,7 +99,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             Err(_) => {
                 self.write_batch(cidr, queue.take()).await;
                 // Gone only if somebody who wrote for us was stopped half way.
-                outcome.try_recv().unwrap_or(Err(Error::Late("the write of the block was given up")))
+                outcome
+                    .try_recv()
+                    .unwrap_or(Err(Error::Overtaken("the call that wrote this block for others was given up")))
             }
         };
         drop(turn);

@@ -6,8 +6,9 @@ use calico::{AllocationAttribute, Corrupt, PoolError};
 use ipnetwork::IpNetwork;
 
 use super::claims::Impasse;
-use super::place::Exhaustion;
+use super::place::{Apart, Exhaustion};
 use super::snapshot::UnmetPool;
+use crate::claim::ClaimedElsewhere;
 use crate::cni::CniError;
 use crate::store::StoreError;
 
@@ -63,9 +64,15 @@ pub enum Error {
     /// Calico's pools do not allow the assignment.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// The pools and the range that are named exclude each other.
+    #[error(transparent)]
+    Apart(#[from] Apart),
     /// A fixed address is wanted, and this driver has no ledger.
     #[error("pod asks for the fixed address {0}, but no ledger of claims is configured")]
     NoLedger(String),
+    /// The claim on the address lies in another ledger than the configuration names.
+    #[error(transparent)]
+    ClaimedElsewhere(#[from] ClaimedElsewhere),
     /// None of the wanted fixed addresses can be had.
     #[error(transparent)]
     Impasse(Box<Impasse>),
@@ -106,6 +113,9 @@ pub enum Error {
     /// There was no time left.
     #[error("no time left: {0}")]
     Late(&'static str),
+    /// Other writers were faster, again and again, or took away what this call had made.
+    #[error("others changed the records meanwhile: {0}")]
+    Overtaken(&'static str),
 }
 
 /// A lock is no failure of a store: whichever call meets it, it is told in the same words.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
 use super::handle::Counts;
+use super::reservation::Asks;
 use super::{Driver, Error, NotWithdrawn};
 use crate::claim::Claim;
 use crate::store::{Ledger, Object, Objects, Swap, Versioned};
@@ -56,15 +57,20 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Mirrors a claim as a reservation. A claim that went meanwhile takes its reservation along; a claim that
     /// came back then gets it again.
     pub(crate) async fn mirror(&self, address: IpAddr, block: &IpNetwork, deadline: Instant) -> Result<(), Error> {
-        self.reserve(address, block, deadline).await?;
+        self.reserve(address, block, Asks::ForClaim, deadline).await?;
         if self.is_claimed(address).await? {
             return Ok(());
         }
         self.unreserve(address, block, deadline).await?;
         if self.is_claimed(address).await? {
-            self.reserve(address, block, deadline).await?;
+            self.reserve(address, block, Asks::ForClaim, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Says in the reservation of that name that the claims on these addresses lie in this driver's ledger.
+    pub(crate) async fn mark(&self, name: &str, addresses: &[IpAddr], deadline: Instant) -> Result<(), Error> {
+        self.reserve_in(name, addresses, Asks::ForClaim, deadline).await
     }
 
     /// Takes `address` out of the reservation of that name; false if there is a claim on it, or there was one
@@ -76,7 +82,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.unreserve_in(name, address, deadline).await?;
         let claimed = self.is_claimed(address).await?;
         if claimed {
-            self.reserve_in(name, address, deadline).await?;
+            self.reserve_in(name, &[address], Asks::ForClaim, deadline).await?;
         }
         Ok(!claimed)
     }

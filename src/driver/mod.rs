@@ -52,9 +52,12 @@ pub use self::error::Error;
 pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
 pub use self::observer::{Observer, Silent};
-pub use self::place::Exhaustion;
+pub use self::place::{Apart, Exhaustion};
 pub use self::release::Freed;
-pub(crate) use self::reservation::{is_own_reservation, reservation_name};
+pub use self::reservation::LEDGERS_ANNOTATION;
+pub(crate) use self::reservation::{
+    any_claimed_elsewhere, claimed_elsewhere, is_own_reservation, reservation_name, reserved_addresses, unmarked,
+};
 pub use self::snapshot::UnmetPool;
 pub(crate) use self::snapshot::{node_state, pod_state};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};

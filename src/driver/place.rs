@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use calico::{
-    AllowedUse, BlockAffinity, Family, IPAMBlock, IPPool, PoolRef, PoolRequest, Reservations, cidr_name, eligible,
-};
+use calico::{AllowedUse, BlockAffinity, Family, IPAMBlock, IPPool, PoolRequest, Reservations, cidr_name, eligible};
 use futures::future::try_join_all;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::Node;
@@ -17,6 +15,7 @@ use tokio::time::Instant;
 use super::block::Claimed;
 use super::searches::Terms;
 use super::snapshot::{Snapshot, contains, labels};
+use super::wants::Named;
 use super::{Attachment, Driver, Error, Trace};
 use crate::range::RangeSet;
 use crate::store::{Ledger, Objects, StoreError};
@@ -32,8 +31,8 @@ pub(super) struct Search<'a> {
     pub snapshot: &'a Snapshot,
     pub node: Option<&'a Node>,
     pub family: Family,
-    /// Pools that the pod, its namespace or the config ask for; empty: any.
-    pub requested: &'a [PoolRef],
+    /// Pools that the pod, its namespace or the config ask for.
+    pub named: &'a Named,
     pub reservations: &'a Reservations,
 }
 
@@ -61,6 +60,18 @@ pub struct Exhaustion {
     pub out_of_reach: u128,
     /// Which rule kept the node from them, or from claiming another block.
     pub because: Option<String>,
+}
+
+/// The pools that are named for a pod have no address of the configured range.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{by} names IPPool {pools}, and the CNI config has subnet {range}: no address lies in both")]
+pub struct Apart {
+    /// Where the pools are named.
+    pub by: String,
+    /// Their names and networks.
+    pub pools: String,
+    /// The configured subnets and ranges.
+    pub range: String,
 }
 
 /// The blocks of a search that exist already.
@@ -119,13 +130,25 @@ impl Search<'_> {
         let namespace_labels = labels(self.snapshot.namespace.as_ref());
         let request = PoolRequest {
             family: self.family,
-            requested: self.requested,
+            requested: &self.named.pools,
             use_: AllowedUse::Workload,
             node_labels: &node_labels,
             namespace_labels: &namespace_labels,
             automatic: true,
         };
-        Ok(eligible(&self.snapshot.pools, &request)?)
+        let pools = eligible(&self.snapshot.pools, &request)?;
+        let Some(ranges) = self.ranges() else { return Ok(pools) };
+        let within = |pool: &IPPool| ranges.intersects(&pool.spec.cidr);
+        if pools.iter().any(|pool| within(pool)) {
+            return Ok(pools);
+        }
+        if self.named.pools.is_empty() {
+            // What keeps the pod from those that the range lies in.
+            let ours: Vec<IPPool> = self.snapshot.pools.iter().filter(|pool| within(pool)).cloned().collect();
+            eligible(&ours, &request)?;
+        }
+        let pools: Vec<String> = pools.iter().map(|p| format!("{} ({})", p.name_any(), p.spec.cidr)).collect();
+        Err(Apart { by: self.named.by.clone(), pools: pools.join(", "), range: ranges.to_string() }.into())
     }
 }
 

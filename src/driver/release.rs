@@ -16,7 +16,7 @@ use super::converge::{Backoff, Known, Step};
 use super::edit::{Edit, Outcome, Release, Whose};
 use super::{Attachment, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::Claim;
-use crate::store::{Ledger, Objects, Swap, Versioned, if_ours};
+use crate::store::{Failure, Ledger, Objects, StoreError, Swap, Versioned, if_ours};
 
 /// Time for the deletion of a handle that nobody waits for.
 const FINISH_TIME: Duration = Duration::from_secs(30);
@@ -66,6 +66,14 @@ impl Attachment<'_> {
         }
         Whose::Container { interface: Some(self.interface.to_owned()) }
     }
+}
+
+/// How long a claim is tried to name its container: an ADD may wait for it.
+const NAMING_TIME: Duration = Duration::from_secs(2);
+
+/// A swap that somebody else's was before.
+fn lost(address: IpAddr) -> StoreError {
+    StoreError::new("txn", format!("claim {address}"), Failure::Conflict)
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
@@ -246,7 +254,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             match ledger.swap(made.address, Some(standing.revision), None).await {
                 Ok(Swap::Done(_)) => return Ok(()),
                 // Somebody wrote in between: look again whose it is.
-                Ok(Swap::Lost(_)) => {}
+                Ok(Swap::Lost(_)) => backoff.pause(lost(made.address)).await?,
                 Err(error) => backoff.pause(error).await?,
             }
         }
@@ -295,7 +303,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let Some(found) = standing.filter(|c| holds(&c.value, held)) else { return Ok(()) };
             match ledger.swap(address, Some(found.revision), Some(&found.value.released())).await {
                 Ok(Swap::Done(_)) => return Ok(()),
-                Ok(Swap::Lost(now)) => standing = now,
+                Ok(Swap::Lost(now)) => {
+                    backoff.pause(lost(address)).await?;
+                    standing = now;
+                }
                 Err(error) => {
                     backoff.pause(error).await?;
                     standing = ledger.read(address).await?;
@@ -314,6 +325,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         interface: &str,
     ) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
+        let mut backoff = Backoff::new(Instant::now() + NAMING_TIME);
         let mut standing = ledger.read(address).await?;
         loop {
             let Some(found) = standing else { return Ok(()) };
@@ -330,7 +342,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             }
             match ledger.swap(address, Some(found.revision), Some(&claim)).await? {
                 Swap::Done(_) => return Ok(()),
-                Swap::Lost(now) => standing = now,
+                Swap::Lost(now) => {
+                    backoff.pause(lost(address)).await?;
+                    standing = now;
+                }
             }
         }
     }

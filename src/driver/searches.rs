@@ -42,7 +42,7 @@ impl Searches {
     /// Waits for the turn.
     pub(super) async fn turn(&self, deadline: Instant) -> Result<MutexGuard<'_, Results>, Error> {
         let turn = timeout_at(deadline, self.turn.lock()).await;
-        turn.map_err(|_| Error::Late("other calls of this node look for a block with room"))
+        turn.map_err(|_| Error::Late("other calls of this node still look for a block with room"))
     }
 }
 

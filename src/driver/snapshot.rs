@@ -11,6 +11,7 @@ use kube::ResourceExt;
 
 use super::{Attachment, Driver, Error, PodRef};
 use crate::claim::{NodeState, PodState};
+use crate::cni::{CniError, code};
 use crate::range::RangeSet;
 use crate::store::{Failure, Ledger, Object, Objects, StoreError};
 
@@ -113,7 +114,26 @@ fn check_pod(attachment: &Attachment<'_>, found: Option<&Pod>) -> Result<(), Err
         {
             Err(Error::OtherPod { namespace, name, asked: uid.to_owned(), found: has })
         }
-        _ => Ok(()),
+        _ => check_node(attachment, found),
+    }
+}
+
+/// A pod's addresses are routed to the node that they are recorded for: it must be the one that the pod is bound to.
+fn check_node(attachment: &Attachment<'_>, pod: &Pod) -> Result<(), Error> {
+    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    match bound.filter(|bound| *bound != attachment.node) {
+        None => Ok(()),
+        Some(bound) => {
+            let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+            let (node, source) = (attachment.node, attachment.net.nodename.source());
+            Err(Error::Cni(CniError::new(
+                code::INVALID_CONFIG,
+                format!(
+                    "pod {namespace}/{name} is bound to node {bound}, and the configuration says {node} ({source})"
+                ),
+                format!("write \"nodename\": {bound:?} on that node: its pods' addresses would be routed to {node}"),
+            )))
+        }
     }
 }
 

@@ -18,7 +18,14 @@ pub(super) enum Want {
     /// Exactly this, without a claim (calico-ipam's `IP=`).
     Explicit(IpAddr),
     /// Whatever the rules allow.
-    Random(Vec<PoolRef>),
+    Random(Named),
+}
+
+/// The pools that somebody names for a container; none: any that Calico's rules allow.
+pub(super) struct Named {
+    pub pools: Vec<PoolRef>,
+    /// Where they are named, for an error.
+    pub by: String,
 }
 
 /// What the container is to get, family by family.
@@ -60,7 +67,16 @@ pub(super) fn wants(
                 Family::V4 => (annotations.v4.clone(), &ipam.v4_pools),
                 Family::V6 => (annotations.v6.clone(), &ipam.v6_pools),
             };
-            wants.push((family, Want::Random(if of_pod.is_empty() { of_config.clone() } else { of_pod })));
+            wants.push((
+                family,
+                Want::Random(match of_pod.is_empty() {
+                    true => Named {
+                        pools: of_config.clone(),
+                        by: format!("ipam.{}_pools", family.to_string().to_lowercase()),
+                    },
+                    false => Named { pools: of_pod, by: format!("annotation {}", PoolAnnotations::key(family)) },
+                }),
+            ));
         } else if let Some(asked) = annotations.families.filter(|asked| asked.contains(family)) {
             return Err(asked.unmet(family, ipam).into());
         }

@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
+use super::reservation::Asks;
 use super::{Driver, Error};
 use crate::claim::Claim;
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
@@ -157,7 +158,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     async fn reserve_again(&self, shown: &Shown, deadline: Instant) -> Result<(), NotWithdrawn> {
         let (Some(ledger), Some(cidr)) = (&self.ledger, &shown.cidr) else { return Ok(()) };
         if ledger.read(shown.address).await?.is_some() {
-            self.reserve(shown.address, cidr, deadline).await?;
+            self.reserve(shown.address, cidr, Asks::ForClaim, deadline).await?;
         }
         Ok(())
     }

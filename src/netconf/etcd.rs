@@ -26,7 +26,8 @@ pub struct EtcdConfig {
     pub password_file: Option<PathBuf>,
 }
 
-const FIELDS: [&str; 8] = [
+/// The fields of the section.
+pub(super) const FIELDS: [&str; 8] = [
     "etcdURL",
     "etcdCertFile",
     "etcdKeyFile",

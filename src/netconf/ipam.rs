@@ -81,7 +81,8 @@ pub(crate) fn pool_ref(text: &str, family: Family) -> Result<PoolRef, Wrong> {
     Err(Wrong { wrong: "is neither a pool's name nor a CIDR".to_owned(), right })
 }
 
-const FIELDS: [&str; 20] = [
+/// The fields of the section.
+pub(super) const FIELDS: [&str; 20] = [
     "name",
     "type",
     "kubeConfig",
@@ -103,6 +104,8 @@ const FIELDS: [&str; 20] = [
     "ipv6_pools",
     "dataDir",
 ];
+/// The fields of `ipam.takeover`.
+pub(super) const TAKEOVER: [&str; 2] = ["proof", "graceSeconds"];
 /// Where the calls of one node leave each other notes, if the configuration does not say.
 pub const STATE_DIR: &str = "/run/kube-ipam";
 const DEFAULT_WAIT: u64 = 20;
@@ -238,6 +241,11 @@ fn ledger_network(ipam: &Object<'_>, network: &str) -> Result<String, CniError> 
 
 fn route(route: &Object<'_>) -> Result<Route, CniError> {
     let parsed = Route::parse(route)?;
+    if let Some(gw) = parsed.gw.filter(|gw| gw.is_ipv4() != parsed.dst.is_ipv4()) {
+        let dst = parsed.dst;
+        let right = format!("give a next hop of the family of {dst}, or none");
+        return Err(route.refuse("gw", &gw.to_string(), format!("is of another family than dst {dst}"), right));
+    }
     let network = text::without_host_bits(parsed.dst);
     if network == parsed.dst {
         return Ok(parsed);
@@ -261,7 +269,7 @@ fn takeover(ipam: &Object<'_>) -> Result<Policy, CniError> {
     let Some(takeover) = ipam.object("takeover")? else {
         return Ok(Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(DEFAULT_GRACE) });
     };
-    takeover.refuse_misspelt(&["proof", "graceSeconds"])?;
+    takeover.refuse_misspelt(&TAKEOVER)?;
     let fencing = match takeover.text("proof")? {
         None | Some("podDeleted") => Fencing::PodDeleted,
         Some("nodeFenced") => Fencing::NodeFenced,

@@ -1,9 +1,12 @@
 //! The network configuration: all of what the main plugin passes on to its IPAM plugin on stdin, parsed once.
 //!
 //! Every refusal is code 7 (code 1 for the version) and names the field by its path, the value, and what would be right. Unknown fields
-//! belong to the main plugin and are skipped, except those in our own sections that look like a misspelt field of ours.
+//! belong to the main plugin and are skipped, except those in our own sections that look like a misspelt field of ours, and known ones
+//! that stand in a section where nobody reads them.
 
+mod asked;
 mod etcd;
+mod fields;
 mod ipam;
 mod node;
 
@@ -44,6 +47,9 @@ pub struct NetConf {
     pub attachments: Option<Vec<Attachment>>,
     /// `prevResult`, which CHECK compares.
     pub prev_result: Option<Answer>,
+    /// The refusal of an address that is asked for in a way that is not served (`runtimeConfig.ips`, ...): ADD gives it, so
+    /// that the pod does not get any address.
+    pub asked: Option<CniError>,
 }
 
 /// An attachment that GC must keep.
@@ -68,6 +74,7 @@ impl NetConf {
         let Some(ipam) = outer.object("ipam")? else {
             return Err(outer.missing("ipam", "give the section \"ipam\" with \"type\": \"kube-ipam\""));
         };
+        fields::refuse_misplaced(&outer, main_plugin)?;
         datastore(&outer)?;
         calico_api_group(&outer)?;
         let kubernetes = outer.object("kubernetes")?;
@@ -83,6 +90,7 @@ impl NetConf {
             log_file_path: outer.file("log_file_path")?,
             attachments: attachments(&outer)?,
             prev_result: outer.value("prevResult").map(|result| Answer::parse(result, &cni_version)).transpose()?,
+            asked: asked::refusal(conf),
         })
     }
 }
@@ -122,6 +130,7 @@ impl NetConf {
             log_file_path: outer.file("log_file_path").ok().flatten(),
             attachments: None,
             prev_result: None,
+            asked: None,
         };
         Ok((net, Some(fault)))
     }
@@ -139,12 +148,23 @@ fn network(outer: &Object<'_>) -> Result<String, CniError> {
     Err(outer.refuse("name", name, "is not the name of a network", right))
 }
 
+/// Calico takes etcd for its datastore also where `datastore_type` is not there, and etcd is named.
 fn datastore(outer: &Object<'_>) -> Result<(), CniError> {
+    const ONLY: &str = "Calico's objects are reached through the Kubernetes API only";
     match outer.text("datastore_type")? {
-        None | Some("kubernetes") => Ok(()),
+        Some("kubernetes") => Ok(()),
         Some(other) => {
-            let right = "write \"kubernetes\": Calico's objects are reached through the Kubernetes API only";
-            Err(outer.refuse("datastore_type", other, "is not supported", right))
+            Err(outer.refuse("datastore_type", other, "is not supported", format!("write \"kubernetes\": {ONLY}")))
+        }
+        None => {
+            let named = |key| Some((key, outer.value(key)?.as_str()?));
+            let Some((key, value)) =
+                ["etcd_endpoints", "etcd_authority", "etcd_discovery_srv"].into_iter().find_map(named)
+            else {
+                return Ok(());
+            };
+            let right = format!("{ONLY}: if Calico keeps them there, write \"datastore_type\": \"kubernetes\"");
+            Err(outer.refuse(key, value, "makes etcd Calico's datastore, as there is no datastore_type", right))
         }
     }
 }

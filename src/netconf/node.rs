@@ -36,6 +36,14 @@ impl NodeName {
         NodeName { nodename: None, file: PathBuf::from(DEFAULT_FILE), file_required: true, hostname: None }
     }
 
+    /// Where the name comes from, for an error.
+    pub(crate) fn source(&self) -> String {
+        match &self.nodename {
+            Some(_) => "nodename".to_owned(),
+            None => format!("nodename_file {}, hostname or the host's name", self.file.display()),
+        }
+    }
+
     /// The node's name: `nodename`, else the file's content, else `hostname`, else the host's own name in lower case.
     /// `file` is the content of [`NodeName::file`], none if there is no such file. Code 7 if what is found is no node name.
     pub fn resolve(&self, file: Option<&str>, host: &str) -> Result<String, CniError> {

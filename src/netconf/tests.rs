@@ -145,6 +145,25 @@ fn only_the_kubernetes_datastore_is_supported() {
     assert!(parse(&guide_with("/datastore_type", Value::Null)).is_ok());
 }
 
+/// Calico takes etcd for its datastore where etcd is named and no type is.
+#[test]
+fn an_etcd_that_calico_would_take_for_its_datastore_is_refused_as_the_type_is() {
+    for (field, value) in [
+        ("etcd_endpoints", "https://10.0.0.1:2379"),
+        ("etcd_authority", "10.0.0.1:2379"),
+        ("etcd_discovery_srv", "example.org"),
+    ] {
+        let mut conf = guide_with("/datastore_type", Value::Null);
+        conf[field] = json!(value);
+        refused(conf.clone(), &[field, value, "datastore_type", "\"kubernetes\""]);
+        conf["datastore_type"] = json!("kubernetes");
+        assert!(parse(&conf).is_ok(), "{field}");
+        conf["datastore_type"] = Value::Null;
+        conf[field] = json!("");
+        assert!(parse(&conf).is_ok(), "{field}");
+    }
+}
+
 #[test]
 fn calicos_words_for_levels_are_understood() {
     for (word, level) in [
@@ -243,6 +262,89 @@ fn a_misspelt_field_of_ours_is_refused() {
     );
     assert!(parse(&guide_with("/ipam/comment", json!("ours"))).is_ok());
     assert!(parse(&guide_with("/windows_use_single_network", json!(true))).is_ok());
+}
+
+/// Every field that kube-ipam or Calico reads somewhere else, in every section where it would be ignored.
+#[test]
+fn a_known_field_in_a_wrong_section_is_named_with_its_right_place() {
+    for (pointer, value, right) in [
+        ("/ipam/etcdConfig/kubeConfig", json!("/etc/kubernetes/kubeconfig"), "ipam.kubeConfig"),
+        ("/ipam/etcdConfig/subnet", json!("10.244.0.0/16"), "ipam.subnet"),
+        ("/ipam/etcdConfig/waitSeconds", json!(5), "ipam.waitSeconds"),
+        ("/ipam/etcdURL", json!("http://a:1"), "ipam.etcdConfig.etcdURL"),
+        ("/ipam/etcdTrustedCAFileFile", json!("/x"), "ipam.etcdConfig.etcdTrustedCAFileFile"),
+        ("/ipam/nodename", json!("n2"), "nodename"),
+        ("/ipam/log_level", json!("debug"), "log_level"),
+        ("/ipam/datastore_type", json!("kubernetes"), "datastore_type"),
+        ("/ipam/etcd_endpoints", json!("http://a:1"), "etcd_endpoints"),
+        ("/ipam/proof", json!("nodeFenced"), "ipam.takeover.proof"),
+        ("/ipam/graceSeconds", json!(1), "ipam.takeover.graceSeconds"),
+        ("/kubeConfig", json!("/x"), "ipam.kubeConfig"),
+        ("/rangeStart", json!("10.244.0.10"), "ipam.rangeStart"),
+        ("/etcdConfig", json!({"etcdURL": "http://a:1"}), "ipam.etcdConfig"),
+        ("/etcdURL", json!("http://a:1"), "ipam.etcdConfig.etcdURL"),
+        ("/fixedAddresses", json!("allowedNamespaces"), "ipam.fixedAddresses"),
+        ("/kubeconfig", json!("/x"), "kubernetes.kubeconfig"),
+        ("/kubernetes/nodename", json!("n2"), "nodename"),
+        ("/kubernetes/etcdConfig", json!({}), "ipam.etcdConfig"),
+        ("/policy/kubeconfig", json!("/x"), "kubernetes.kubeconfig"),
+        ("/policy/fixedAddresses", json!("allowedNamespaces"), "ipam.fixedAddresses"),
+    ] {
+        let (section, field) = pointer[1..].replace('/', ".").rsplit_once('.').map_or_else(
+            || ("the network configuration".to_owned(), pointer[1..].to_owned()),
+            |(section, field)| (section.to_owned(), field.to_owned()),
+        );
+        refused(guide_with(pointer, value), &[&format!("{section}: \"{field}\""), &format!("write it as {right}")]);
+    }
+    let takeover = json!({"waitSeconds": 5});
+    refused(
+        guide_with("/ipam/takeover", takeover),
+        &["ipam.takeover: \"waitSeconds\"", "write it as ipam.waitSeconds"],
+    );
+    let mut conf = guide();
+    conf["ipam"]["ranges"] = json!([[{"subnet": "fd00::/64", "routes": []}]]);
+    refused(conf, &["ipam.ranges[0][0]: \"routes\"", "write it as ipam.routes"]);
+}
+
+/// Calico's plugins are Go programs, to which `nodeName` is `nodename`.
+#[test]
+fn a_field_that_differs_from_a_known_one_by_case_is_refused() {
+    for (pointer, meant) in [
+        ("/nodeName", "nodename"),
+        ("/Datastore_Type", "datastore_type"),
+        ("/calico_API_group", "calico_api_group"),
+        ("/kubernetes/kubeConfig", "kubeconfig"),
+        ("/Hostname", "hostname"),
+    ] {
+        let field = pointer.rsplit_once('/').unwrap().1;
+        refused(guide_with(pointer, json!("x")), &[&format!("\"{field}\""), &format!("did you mean {meant}?")]);
+    }
+}
+
+/// A main plugin has fields of its own, which may be called as ours are.
+#[test]
+fn fields_of_other_main_plugins_are_theirs() {
+    let with = |field: &str, value: Value| {
+        let ipam = json!({"type": "kube-ipam", "subnet": "10.244.0.0/16", "gateway": "10.244.0.1"});
+        let mut conf = json!({"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": ipam});
+        conf[field] = value;
+        parse(&conf)
+    };
+    for (field, value) in [
+        ("isGateway", json!(true)),
+        ("dataDir", json!("/var/lib/cni")),
+        ("gateway", json!("10.244.0.1")),
+        ("mode", json!("l2")),
+        ("dns", json!({"nameservers": ["10.96.0.10"]})),
+        ("kubeconfig", json!("/x")),
+        ("Mode", json!("l2")),
+    ] {
+        assert!(with(field, value).is_ok(), "{field}");
+    }
+    assert!(with("etcdConfig", json!({})).is_err());
+    for field in ["windows_use_single_network", "feature_control", "of a later version"] {
+        assert!(parse(&guide_with(&format!("/{field}"), json!({"subnet": 1}))).is_ok(), "{field}");
+    }
 }
 
 // === etcd ===

@@ -2,21 +2,17 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::cni::CniError;
-use crate::protocol::{LINE_LIMIT, Reply, Request, SOCKET, line};
+use crate::protocol::{ACCEPT_TIME, LINE_LIMIT, Reply, Request, SOCKET, connect, line};
 use crate::service::state::is_private;
 
-/// Longest wait for the agent to take the call on.
-const ACCEPT_TIME: Duration = Duration::from_secs(2);
 /// Longest wait for its answer beyond the configured wait for a holder: more than its own limits add up to.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
 /// `waitSeconds` where the configuration does not say.
@@ -52,7 +48,10 @@ pub(super) fn ask(request: &Request) -> Result<Result<Option<Value>, CniError>, 
         Ok(_) => return Err(Unanswered::Untrusted(socket)),
         Err(_) => return Err(Unanswered::NoAgent),
     }
-    let stream = connect(&socket)?;
+    let stream = connect(&socket).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => Unanswered::Io(error),
+        _ => Unanswered::NoAgent,
+    })?;
     (&stream).write_all(&line(request))?;
     let mut replies = BufReader::new(&stream).take(LINE_LIMIT as u64);
     match reply(&stream, &mut replies, ACCEPT_TIME)? {
@@ -61,17 +60,6 @@ pub(super) fn ask(request: &Request) -> Result<Result<Option<Value>, CniError>, 
     }
     let wait = request.config.pointer("/ipam/waitSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_WAIT);
     conclude(reply(&stream, &mut replies, Duration::from_secs(wait.min(100)) + ANSWER_TIME)?)
-}
-
-/// Connects within [`ACCEPT_TIME`]. An agent that hangs accepts nobody, and once its queue is full a connection waits.
-fn connect(socket: &Path) -> Result<UnixStream, Unanswered> {
-    let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    stream.set_write_timeout(Some(ACCEPT_TIME))?;
-    match stream.connect(&SockAddr::unix(socket)?) {
-        Ok(()) => Ok(OwnedFd::from(stream).into()),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
-        Err(_) => Err(Unanswered::NoAgent),
-    }
 }
 
 fn conclude(reply: Reply) -> Result<Result<Option<Value>, CniError>, Unanswered> {

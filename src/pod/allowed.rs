@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
-
 use super::{ALLOWED, FixedRequest, IP};
 use crate::cni::error::shown;
 use crate::cni::{CniError, code, text};
@@ -45,8 +43,8 @@ pub fn check_namespace(
             _ => Ok(()),
         };
     };
-    let allowed = networks(namespace, value)?;
-    match asked.find(|ip| !allowed.iter().any(|network| network.contains(**ip))) {
+    let allowed = spans(namespace, value)?;
+    match asked.find(|ip| !allowed.iter().any(|(first, last)| (first..=last).contains(ip))) {
         None => Ok(()),
         Some(ip) => {
             let wrong =
@@ -60,17 +58,13 @@ pub fn check_namespace(
     }
 }
 
-/// Addresses and CIDRs, separated by commas; nothing if the text is empty.
-fn networks(namespace: &str, value: &str) -> Result<Vec<IpNetwork>, CniError> {
+/// Addresses, ranges and CIDRs, separated by commas; nothing if the text is empty.
+fn spans(namespace: &str, value: &str) -> Result<Vec<(IpAddr, IpAddr)>, CniError> {
     if value.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let read = |part: &str| match part.contains('/') {
-        true => text::network(part),
-        false => text::address(part).map(IpNetwork::from),
-    };
     let parse = |part: &str| {
-        read(part).map_err(|error| {
+        text::span(part).map_err(|error| {
             let name = format!("{ALLOWED} of namespace {namespace}");
             CniError::annotation(&name, value, format!("has {}, which {}", shown(part), error.wrong), error.right)
         })
@@ -108,15 +102,27 @@ mod tests {
 
     #[test]
     fn every_address_asked_for_must_be_allowed_whatever_the_default_is() {
-        let allowed = Some("10.244.0.192/26, 10.244.9.9,fd00:10:244::/112");
+        let allowed = Some(
+            "10.244.0.192/26, 10.244.9.9,fd00:10:244::/112, 10.244.7.5-10.244.7.7,fd00:10:244::2:0 - fd00:10:244::2:f",
+        );
         for default in [FixedAddresses::AnyNamespace, FixedAddresses::AllowedNamespaces] {
-            for ips in ["10.244.0.216", "10.244.9.9,10.244.0.200", "10.244.0.216,fd00:10:244::5"] {
+            for ips in [
+                "10.244.0.216",
+                "10.244.9.9,10.244.0.200",
+                "10.244.0.216,fd00:10:244::5",
+                "10.244.7.5-10.244.7.7",
+                "10.244.0.200-10.244.0.209,fd00:10:244::2:8/125",
+            ] {
                 assert_eq!(checked(ips, allowed, default), Ok(()));
             }
             for (ips, wrong) in [
                 ("10.244.9.8", "10.244.9.8"),
                 ("10.244.0.216,10.244.1.1", "10.244.1.1"),
                 ("10.244.0.216,fd00:10:244::1:5", "fd00:10:244::1:5"),
+                ("10.244.7.4", "10.244.7.4"),
+                ("10.244.7.6-10.244.7.8", "10.244.7.8"),
+                ("10.244.0.254-10.244.1.1", "10.244.1.0"),
+                ("fd00:10:244::2:0/123", "fd00:10:244::2:10"),
             ] {
                 let said = checked(ips, allowed, default).unwrap_err();
                 assert!(said.contains(wrong) && said.contains("10.244.0.192/26"), "{said}");
@@ -131,6 +137,7 @@ mod tests {
             ("10.244.0.0/33", "is not a CIDR"),
             ("10.244.0.1/24", "host bits"),
             ("10.244.0.216,", "is not an IP address"),
+            ("10.244.0.216-10.244.0.200", "ends before it begins"),
         ] {
             let said = checked("10.244.0.216", Some(text), FixedAddresses::AnyNamespace).unwrap_err();
             assert!(said.contains("kube-ipam.allowed of namespace team-a") && said.contains(wrong), "{said}");

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, ip_mask_to_prefix};
 
-use super::{GATEWAY, IP, NETMASK, OWNER};
+use super::{GATEWAY, IP, IP_ADDRS, IP_ADDRS_NO_IPAM, NETMASK, OWNER};
 use crate::cni::error::shown;
-use crate::cni::{CniError, names, text};
+use crate::cni::text::{self, Wrong};
+use crate::cni::{CniError, names};
 use crate::netconf::{Dialect, Ipam};
 use crate::range::Family;
 
@@ -29,10 +30,16 @@ impl FixedRequest {
         FixedRequest { v4, v6, netmasks: Vec::new(), gateways: Vec::new() }
     }
 
+    /// The addresses that the value of `kube-ipam.ip` lists, whatever the network says of them; none if it is malformed.
+    pub fn listed(value: &str) -> Vec<IpAddr> {
+        addresses(IP, value, text::span).unwrap_or_default()
+    }
+
     /// Reads a pod's annotations. None if the pod asks for no fixed address. Code 7 naming annotation, value and what is right:
     /// whatever is malformed is refused, never read as "any address".
     pub fn parse(annotations: &BTreeMap<String, String>, ipam: &Ipam) -> Result<Option<FixedRequest>, CniError> {
         refuse_misspelt(annotations)?;
+        refuse_calicos(annotations, ipam.dialect)?;
         let Some(value) = annotations.get(IP) else {
             return match [NETMASK, GATEWAY].into_iter().find_map(|key| Some((key, annotations.get(key)?))) {
                 None => Ok(None),
@@ -42,7 +49,7 @@ impl FixedRequest {
                 }
             };
         };
-        let ips = addresses(IP, value)?;
+        let ips = addresses(IP, value, text::span)?;
         for ip in &ips {
             permitted(*ip, value, ipam)?;
         }
@@ -132,7 +139,7 @@ impl FixedRequest {
     }
 
     fn read_gateways(&self, value: &str, ipam: &Ipam) -> Result<Vec<IpAddr>, CniError> {
-        let gateways = addresses(GATEWAY, value)?;
+        let gateways = addresses(GATEWAY, value, |part| text::address(part).map(|ip| (ip, ip)))?;
         for (index, gateway) in gateways.iter().enumerate() {
             let family = Family::of(*gateway);
             let refuse = |wrong: String, right: &str| Err(CniError::annotation(GATEWAY, value, wrong, right));
@@ -195,24 +202,56 @@ fn refuse_misspelt(annotations: &BTreeMap<String, String>) -> Result<(), CniErro
     Ok(())
 }
 
-/// A list of addresses, without empty parts and duplicates.
-fn addresses(key: &str, value: &str) -> Result<Vec<IpAddr>, CniError> {
-    let (mut ips, mut seen) = (Vec::new(), HashSet::new());
+/// Calico's own annotations for addresses. Where calico-ipam is spoken its main plugin passes them on.
+fn refuse_calicos(annotations: &BTreeMap<String, String>, dialect: Dialect) -> Result<(), CniError> {
+    let found = [IP_ADDRS, IP_ADDRS_NO_IPAM].into_iter().find_map(|key| Some((key, annotations.get(key)?)));
+    match found.filter(|_| dialect == Dialect::KubeIpam) {
+        None => Ok(()),
+        Some((key, value)) => {
+            let listed = serde_json::from_str::<Vec<String>>(value).unwrap_or_default();
+            let first = listed.iter().filter_map(|text| text::address(text).ok()).take(4);
+            let list = first.map(|ip| ip.to_string()).collect::<Vec<_>>().join(",");
+            let right = match annotations.contains_key(IP) {
+                true => format!("leave it out: {IP} is there too"),
+                false => format!("write {IP}: {list:?} in its place"),
+            };
+            Err(CniError::annotation(key, value, "is Calico's, and not served by kube-ipam", right))
+        }
+    }
+}
+
+/// A list of addresses, without empty parts and duplicates; `read` gives the first and the last of each part.
+fn addresses(key: &str, value: &str, read: Read) -> Result<Vec<IpAddr>, CniError> {
+    let (mut ips, mut seen, mut in_spans) = (Vec::new(), HashSet::new(), 0);
     for part in value.split(',').map(str::trim) {
         let refuse = |wrong: String, right: String| Err(CniError::annotation(key, value, wrong, right));
         if part.is_empty() {
             return refuse("has an empty place".to_owned(), "write addresses separated by commas".to_owned());
         }
-        match text::address(part) {
-            Ok(ip) if !seen.insert(ip) => {
+        let (first, last) = match read(part) {
+            Ok(span) => span,
+            Err(error) => return refuse(format!("has {}, which {}", shown(part), error.wrong), error.right),
+        };
+        for ip in calico::addresses_between(first, last) {
+            in_spans += usize::from(first != last);
+            if in_spans > MOST_IN_SPANS {
+                let wrong = format!("has ranges of more than {MOST_IN_SPANS} addresses");
+                return refuse(wrong, "list those that the pods may have, one for each replica".to_owned());
+            }
+            if !seen.insert(ip) {
                 return refuse(format!("has {ip} twice"), "name each address once".to_owned());
             }
-            Ok(ip) => ips.push(ip),
-            Err(error) => return refuse(format!("has {}, which {}", shown(part), error.wrong), error.right),
+            ips.push(ip);
         }
     }
     Ok(ips)
 }
+
+/// Reads the first and the last address of a part of a list.
+type Read = fn(&str) -> Result<(IpAddr, IpAddr), Wrong>;
+
+/// Addresses that the ranges and CIDRs of one annotation may come to: any of them may be a candidate of one ADD.
+const MOST_IN_SPANS: usize = 256;
 
 /// Whether the network may give this address to a pod that asks for it.
 fn permitted(ip: IpAddr, value: &str, ipam: &Ipam) -> Result<(), CniError> {

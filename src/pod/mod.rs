@@ -10,7 +10,7 @@ pub use fixed::FixedRequest;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
 
-/// `kube-ipam.ip`: the fixed addresses a pod may have, separated by commas.
+/// `kube-ipam.ip`: the fixed addresses a pod may have: addresses, ranges `first-last` and CIDRs, separated by commas.
 pub const IP: &str = "kube-ipam.ip";
 /// `kube-ipam.netmask`: the mask its fixed addresses are believed to have; checked against the subnet.
 pub const NETMASK: &str = "kube-ipam.netmask";
@@ -20,6 +20,11 @@ pub const GATEWAY: &str = "kube-ipam.gateway";
 pub const OWNER: &str = "kube-ipam.owner";
 /// `kube-ipam.allowed`, of a Namespace: the fixed addresses that its pods may ask for.
 pub const ALLOWED: &str = "kube-ipam.allowed";
+
+/// Calico's annotation for addresses, which its main plugin passes on to calico-ipam as `IP=`.
+pub const IP_ADDRS: &str = "cni.projectcalico.org/ipAddrs";
+/// Calico's annotation for addresses that no IPAM plugin is asked for.
+pub const IP_ADDRS_NO_IPAM: &str = "cni.projectcalico.org/ipAddrsNoIpam";
 
 #[cfg(test)]
 mod tests;

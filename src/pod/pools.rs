@@ -57,6 +57,14 @@ impl Families {
 }
 
 impl PoolAnnotations {
+    /// The annotation that names pools of a family.
+    pub(crate) fn key(family: Family) -> &'static str {
+        match family {
+            Family::V4 => IPV4_POOLS,
+            Family::V6 => IPV6_POOLS,
+        }
+    }
+
     /// Reads the annotations of a pod and of its namespace. Code 7 for bad JSON, a pool of the wrong family, or an unknown family.
     pub fn parse(
         pod: &BTreeMap<String, String>,

@@ -102,10 +102,63 @@ fn what_is_no_address_is_refused() {
     refused(ip("web"), &["annotation kube-ipam.ip: \"web\"", "not an IP address", "such as"]);
     refused(ip("10.244.0.256"), &["\"10.244.0.256\"", "not an IP address"]);
     refused(ip("10.244.000.21"), &["not an IP address"]);
-    refused(ip("10.244.0.21/16"), &["has a mask", "write 10.244.0.21"]);
+    refused(ip("10.244.0.21/16"), &["has host bits", "write 10.244.0.21 for the address, or 10.244.0.0/16"]);
     refused(ip("::ffff:10.244.0.21"), &["IPv6 form", "write 10.244.0.21"]);
     refused(ip("10.244.0.5 10.244.0.6"), &["10.244.0.5 10.244.0.6", "not an IP address"]);
     refused(ip("10.244.0.5,10.244.0.5"), &["10.244.0.5 twice", "once"]);
+}
+
+#[test]
+fn ranges_and_cidrs_list_their_addresses_in_order_and_ordinals_count_through_them() {
+    let list =
+        "10.244.0.20-10.244.0.22, 10.244.0.9,10.244.0.32/31 ,fd00:10:244::a - fd00:10:244::b,fd00:10:244::40/127";
+    let request = fixed(&[("kube-ipam.ip", list)], &dual()).unwrap().unwrap();
+    let guides = v4;
+    let v4 = ips(&["10.244.0.20", "10.244.0.21", "10.244.0.22", "10.244.0.9", "10.244.0.32", "10.244.0.33"]);
+    let v6 = ips(&["fd00:10:244::a", "fd00:10:244::b", "fd00:10:244::40", "fd00:10:244::41"]);
+    assert_eq!((&request.v4, &request.v6), (&v4, &v6));
+    for (nth, ip) in v4.iter().enumerate() {
+        assert_eq!(request.choices(Family::V4, u32::try_from(nth).ok()).unwrap(), [*ip]);
+    }
+    refused(request.choices(Family::V4, Some(6)), &["6 IPv4 address(es)", "ordinal 6"]);
+    assert_eq!(request.choices(Family::V6, Some(3)).unwrap(), ips(&["fd00:10:244::41"]));
+    // One address, and fifty for a StatefulSet of fifty.
+    let one = fixed(&[("kube-ipam.ip", "10.244.0.5/32")], &guides()).unwrap().unwrap();
+    assert_eq!(one.v4, ips(&["10.244.0.5"]));
+    let fifty = fixed(&[("kube-ipam.ip", "10.244.0.201-10.244.0.250")], &guides()).unwrap().unwrap();
+    assert_eq!((fifty.v4.len(), fifty.choices(Family::V4, Some(49)).unwrap()), (50, ips(&["10.244.0.250"])));
+    assert_eq!(FixedRequest::listed(list).len(), 10);
+    assert_eq!(FixedRequest::listed("10.244.0.9-x"), ips(&[]));
+}
+
+#[test]
+fn ranges_that_are_none_or_too_long_are_refused() {
+    let ip = |value| fixed(&[("kube-ipam.ip", value)], &dual());
+    refused(
+        ip("10.244.0.9-10.244.0.5"),
+        &["10.244.0.9-10.244.0.5", "ends before it begins", "write 10.244.0.5-10.244.0.9"],
+    );
+    refused(ip("10.244.0.9-fd00:10:244::9"), &["from one family to the other"]);
+    refused(ip("10.244.0.9-"), &["\"10.244.0.9-\"", "not an IP address"]);
+    refused(ip("10.244.0.9-12"), &["not an IP address"]);
+    refused(ip("10.244.0.9-10.244.0.10-10.244.0.11"), &["not an IP address"]);
+    refused(ip("10.244.0.9/33"), &["not a CIDR"]);
+    refused(ip("10.244.0.9/16"), &["has host bits", "write 10.244.0.9 for the address"]);
+    refused(ip("10.244.0.9/32-10.244.0.12"), &["has a mask"]);
+    for long in ["10.244.0.0/16", "10.244.1.0-10.244.2.0", "fd00:10:244::/64", "fd00:10:244::1-fd00:10:244::ffff:1"] {
+        refused(ip(long), &[long, "more than 256 addresses", "one for each replica"]);
+    }
+    refused(ip("10.244.1.0/25,10.244.2.0/25,10.244.3.0/31"), &["more than 256"]);
+    assert_eq!(ip("10.244.1.0/24,10.244.3.1").unwrap().unwrap().v4.len(), 257);
+    refused(ip("10.244.0.20-10.244.0.29,10.244.0.25"), &["10.244.0.25 twice"]);
+    refused(ip("10.244.0.25,10.244.0.16/28"), &["10.244.0.25 twice"]);
+    // All of it must be permitted, or ordinals would count otherwise than the list says.
+    refused(ip("10.244.0.0/28"), &["10.244.0.0, which is the network address"]);
+    refused(fixed(&[("kube-ipam.ip", "10.244.0.1-10.244.0.3")], &v4()), &["10.244.0.1, which is the gateway"]);
+    refused(
+        fixed(&[("kube-ipam.ip", "10.244.0.5"), ("kube-ipam.gateway", "10.244.0.2-10.244.0.3")], &v4()),
+        &["kube-ipam.gateway", "not an IP address"],
+    );
 }
 
 #[test]

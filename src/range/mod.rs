@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 pub use calico::Family;
-pub(crate) use parse::parse;
+pub(crate) use parse::{FIELDS, parse};
 
 /// One subnet and what may be given from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

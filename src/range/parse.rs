@@ -8,7 +8,8 @@ use super::{Family, RangeSet, Subnet};
 use crate::cni::object::Object;
 use crate::cni::{CniError, code, text};
 
-const FIELDS: [&str; 4] = ["subnet", "rangeStart", "rangeEnd", "gateway"];
+/// The fields of a subnet.
+pub(crate) const FIELDS: [&str; 4] = ["subnet", "rangeStart", "rangeEnd", "gateway"];
 
 /// The subnets of an `ipam` section by family. With `default_gateway` a subnet that names no gateway gets its first usable address as such.
 pub(crate) fn parse(

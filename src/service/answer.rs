@@ -9,6 +9,7 @@ use crate::cni::{Answer, AnswerIp, CniError, Dns, Route, code};
 use crate::driver::{Assigned, Error};
 use crate::netconf::{Dialect, NetConf};
 use crate::range::Family;
+use crate::store::ipclaim::remedy;
 use crate::store::{Failure, StoreError};
 
 /// The result of an ADD.
@@ -81,7 +82,12 @@ pub fn error(error: &Error) -> CniError {
             "Set CALICO_IPV4POOL_CIDR (or the IPPool's cidr) and the config's subnet to the same value.".into(),
         ),
         Error::Pool(_) => (code::NO_POOL, "Change the pool, or the annotation or config that chose it.".into()),
+        Error::Apart(_) => (
+            code::NO_POOL,
+            "Name a pool that has addresses from rangeStart to rangeEnd of the subnet, or change these in the CNI config.".into(),
+        ),
         Error::NoLedger(_) => (code::NO_LEDGER, NEEDS_LEDGER.into()),
+        Error::ClaimedElsewhere(found) => (code::NO_LEDGER, found.remedy()),
         Error::Taken { .. } => (
             code::ADDRESS_HELD,
             "kube-ipam did not give it to that user by a claim. Delete the pod that uses it, or free it with \
@@ -103,14 +109,24 @@ pub fn error(error: &Error) -> CniError {
             "Delete pods, or widen rangeStart-rangeEnd in the CNI config (and the IPPool, if it is too small).".into(),
         ),
         Error::Damaged { .. } => (code::INTERNAL, "Run `kube-ipam check`: it says what contradicts what. Move the pods of that block away, then delete it, or restore it from a backup.".into()),
-        Error::Superseded(_) | Error::Cancelled | Error::NotAhead(_) | Error::Ahead(_) | Error::Late(_) => {
-            (code::TRY_AGAIN, "Nothing was kept; this is tried again by itself.".into())
-        }
+        Error::Superseded(_)
+        | Error::Cancelled
+        | Error::NotAhead(_)
+        | Error::Ahead(_)
+        | Error::Late(_)
+        | Error::Overtaken(_) => (code::TRY_AGAIN, "Nothing was kept; this is tried again by itself.".into()),
     };
     CniError::new(code, error.to_string(), remedy)
 }
 
 fn of_store(store: &StoreError) -> CniError {
+    if let (Failure::Corrupt(_), Some(claim)) = (&store.failure, store.object.strip_prefix("ipclaims ")) {
+        return CniError::new(
+            code::INTERNAL,
+            store.to_string(),
+            format!("A claim that nobody can read: {}.", remedy(claim)),
+        );
+    }
     let (code, remedy) = match &store.failure {
         Failure::Denied(_) => (
             code::FORBIDDEN,

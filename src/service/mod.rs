@@ -17,6 +17,7 @@ use crate::cni::{CniArgs, CniError, Invocation, Verb, code, version_answer};
 use crate::driver::handle_of;
 use crate::driver::{Assigned, Attachment, Driver, Error, PodRef};
 use crate::netconf::{Dialect, NetConf};
+use crate::pod::{IP, IP_ADDRS};
 use crate::store::{Ledger, Objects};
 
 /// Time for everything but waiting for a holder. Runtimes give a plugin minutes, people do not.
@@ -300,15 +301,29 @@ pub fn pod_of(args: &CniArgs) -> Option<PodRef<'_>> {
     Some(PodRef { namespace, name, uid: args.pod_uid.as_deref() })
 }
 
+/// The addresses that the runtime asks for, in the one way that calico-ipam serves.
 fn explicit<'a>(args: &'a CniArgs, net: &NetConf) -> Result<&'a [IpAddr], CniError> {
+    if let Some(refusal) = &net.asked {
+        return Err(refusal.clone());
+    }
     match (args.ip.as_deref(), net.ipam.dialect) {
         (None, _) => Ok(&[]),
         (Some(addresses), Dialect::CalicoIpam { .. }) => Ok(addresses),
-        (Some(_), Dialect::KubeIpam) => Err(CniError::new(
-            code::INVALID_ENVIRONMENT,
-            "CNI_ARGS has IP=, which kube-ipam does not take",
-            "an address without a claim could be somebody's fixed one: use the annotation kube-ipam.ip",
-        )),
+        (Some(addresses), Dialect::KubeIpam) => {
+            let list = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+            // Kubernetes' runtimes pass no address by themselves.
+            let asked = match (net.main_plugin.as_str(), &args.pod_name) {
+                ("calico", Some(_)) => format!("the pod's annotation {IP_ADDRS}, passed on by Calico as IP={list},"),
+                _ => format!("CNI_ARGS has IP={list}, which"),
+            };
+            Err(CniError::new(
+                code::INVALID_ENVIRONMENT,
+                format!("{asked} asks for an address in a way that kube-ipam does not serve"),
+                format!(
+                    "an address without a claim could be somebody's fixed one: annotate the pod with {IP}: {list:?} instead"
+                ),
+            ))
+        }
     }
 }
 

@@ -27,8 +27,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use self::marker::Marker;
 use self::view::{Purpose, View};
 use super::cluster::ClusterId;
-use super::{Failure, Ledger, StoreError, Swap, Versioned, tls};
-use crate::claim::Claim;
+use super::{Failure, Ledger, Listed, StoreError, Swap, Unreadable, Versioned, tls};
+use crate::claim::{Claim, LedgerName};
 use crate::netconf::EtcdConfig;
 
 /// Longest wait for one answer.
@@ -41,6 +41,7 @@ const AFTER_A_CUT: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct EtcdLedger {
     client: Client,
+    name: LedgerName,
     /// `<prefix>/<network>/`.
     place: String,
     credentials: Credentials,
@@ -83,6 +84,7 @@ impl EtcdLedger {
         let client = credentials.bounded("connect", &what, Client::connect(&config.endpoints, Some(options))).await?;
         Ok(Self {
             client,
+            name: LedgerName::etcd(&config.prefix, network),
             place: format!("{}/{network}/", config.prefix.trim_end_matches('/')),
             credentials,
             cluster: cluster.clone(),
@@ -112,6 +114,10 @@ impl EtcdLedger {
 }
 
 impl Ledger for EtcdLedger {
+    fn name(&self) -> LedgerName {
+        self.name.clone()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         let (view, what) = (self.view().await?, format!("claim {address}"));
         let txn = Txn::new().and_then([TxnOp::get(self.marker(), None), TxnOp::get(self.key(address), None)]);
@@ -127,6 +133,10 @@ impl Ledger for EtcdLedger {
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
+        Ok(self.listed().await?.readable())
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
         let view = self.view().await?;
         let found = view.range().await?;
         match found.marker {
@@ -135,10 +145,21 @@ impl Ledger for EtcdLedger {
             Marker::Missing if found.claims.is_empty() => {}
             Marker::Missing => view.settle("claims", Purpose::Read).await?,
         }
-        let claims = found.claims.iter().map(|pair| decode(pair.key_str().unwrap_or("claim"), pair));
-        let mut claims = claims.collect::<Result<Vec<_>, _>>()?;
-        claims.sort_by_key(|c| c.value.address);
-        Ok(claims)
+        let mut listed = Listed::default();
+        for pair in &found.claims {
+            let key = pair.key_str().unwrap_or("claim");
+            match decode(key, pair) {
+                Ok(claim) => listed.claims.push(claim),
+                Err(error) => listed.unreadable.push(Unreadable {
+                    record: key.to_owned(),
+                    address: key.strip_prefix(&self.claims()).and_then(|address| address.parse().ok()),
+                    why: error.failure.to_string(),
+                    remedy: format!("look at it by `etcdctl get {key}`; mend it, or delete it by `etcdctl del {key}`"),
+                }),
+            }
+        }
+        listed.claims.sort_by_key(|c| c.value.address);
+        Ok(listed)
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned, describe};
-use crate::claim::Claim;
+use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Versioned, describe};
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// One call to a store, in the order of the calls.
@@ -166,12 +166,20 @@ impl<S: Objects> Objects for Faulty<S> {
 }
 
 impl<S: Ledger> Ledger for Faulty<S> {
+    fn name(&self) -> LedgerName {
+        self.inner.name()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.faults.around("range", format!("claim {address}"), self.inner.read(address)).await
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         self.faults.around("range", "claims".into(), self.inner.all()).await
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        self.faults.around("range", "claims".into(), self.inner.listed()).await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

@@ -15,8 +15,8 @@ use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned};
-use crate::claim::Claim;
+use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Versioned};
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// How long a look at the lock allows writes, counted from its beginning.
@@ -165,12 +165,20 @@ impl<S: Objects> Objects for Gated<S> {
 }
 
 impl<L: Ledger> Ledger for Gated<L> {
+    fn name(&self) -> LedgerName {
+        self.inner.name()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.inner.read(address).await
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         self.inner.all().await
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        self.inner.listed().await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
-use ::kube::client::Body;
+use ::kube::client::{AuthError, Body};
 use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::core::{ObjectList, Request};
 use ::kube::discovery::{ApiCapabilities, Scope};
 use ::kube::{Client, Config, Resource as _};
 use calico::IPAMBlock;
 use http_body_util::{BodyExt, Limited};
+use hyper_util::client::proxy::matcher::Matcher;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -73,7 +74,9 @@ impl KubeconfigError {
         let mut unreadable = false;
         let mut next = Some(error);
         while let Some(cause) = next {
-            unreadable |= cause.is::<std::io::Error>();
+            // A file that was read, and is not what it should be, is of that kind.
+            let read = |error: &std::io::Error| error.kind() != std::io::ErrorKind::InvalidData;
+            unreadable |= cause.downcast_ref().is_some_and(read);
             next = cause.source();
         }
         let reason = match error.downcast_ref() {
@@ -112,8 +115,18 @@ impl KubeStore {
     pub async fn config(path: &Path, context: Option<&str>) -> Result<Config, KubeconfigError> {
         let kubeconfig = Kubeconfig::read_from(path).map_err(|e| KubeconfigError::of(path, &e))?;
         let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
+        let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
+        let proxies: Vec<String> = clusters.filter_map(|cluster| cluster.proxy_url.clone()).collect();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        config.map_err(|e| KubeconfigError::of(path, &e))
+        let mut config = config.map_err(|e| KubeconfigError::of(path, &e))?;
+        let named = config
+            .proxy_url
+            .as_ref()
+            .is_some_and(|proxy| proxies.iter().any(|p| p.parse::<http::Uri>().is_ok_and(|p| p == *proxy)));
+        if !named && !is_proxied(&config.cluster_url, &Matcher::from_env()) {
+            config.proxy_url = None;
+        }
+        Ok(config)
     }
 
     /// A store by kube's own configuration, with everything switched off that would repeat a request.
@@ -185,6 +198,12 @@ impl KubeStore {
             _ => Failure::Unknown(format!("HTTP {status}: {message}")),
         })
     }
+}
+
+/// Whether the environment sends requests to this server by a proxy. A runtime's environment often names one, for images,
+/// and excludes the cluster by `NO_PROXY`; kube compares that with the proxy's own address.
+fn is_proxied(server: &http::Uri, environment: &Matcher) -> bool {
+    environment.intercept(server).is_some()
 }
 
 /// A digest of the address and the authority of an API server.
@@ -323,12 +342,9 @@ impl KubeStore {
     /// A request that got no answer may have been carried out all the same. Credentials that could not be
     /// loaded, or that did not get through the handshake, are the exception: nothing was sent.
     fn unsent(&self, error: &::kube::Error) -> Failure {
-        match error {
-            ::kube::Error::Auth(e) => Failure::Denied(format!("{} ({})", chain(e), self.credentials)),
-            other => match tls::refusal(other) {
-                Some(why) => Failure::Denied(format!("{why} ({})", self.credentials)),
-                None => Failure::Unknown(chain(other)),
-            },
+        match credentials_fault(error).or_else(|| tls::refusal(error)) {
+            Some(why) => Failure::Denied(format!("{why} ({})", self.credentials)),
+            None => Failure::Unknown(chain(error)),
         }
     }
 
@@ -369,6 +385,18 @@ impl KubeStore {
             Scope::Cluster => format!("/apis/{}/{}", resource.api_version, resource.plural),
         }))
     }
+}
+
+/// Why credentials could not be made ready for a request, also where a layer below kube's client says it.
+fn credentials_fault(error: &::kube::Error) -> Option<String> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        if cause.is::<AuthError>() {
+            return Some(chain(cause));
+        }
+        next = cause.source();
+    }
+    None
 }
 
 /// The object without a record of who set which field, where that record costs most: a block is written for every
@@ -437,6 +465,79 @@ mod tests {
         let another = answering(500, r#"{"message":"etcdserver: request timed out"}"#);
         let error = another.get::<IPAMBlock>(None, "b").await.unwrap_err();
         assert!(matches!(error.failure, Failure::Unknown(_)), "{error}");
+    }
+
+    /// A kubeconfig in a directory of its own, for a server that answers whatever it is asked with 404; and the first
+    /// lines of what it was asked.
+    async fn asked_by(cluster: &str, user: &str, files: &[(&str, &str)]) -> Result<String, String> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap().to_string();
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(directory.path().join(name), text).unwrap();
+        }
+        let path = directory.path().join("config");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{{cluster}}}}}]\n\
+             users: [{{name: u, user: {{{user}}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
+        );
+        std::fs::write(&path, text.replace("SERVER", &server)).unwrap();
+        let store = KubeStore::from_kubeconfig(&path, None).await.map_err(|error| error.to_string())?;
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut text = vec![0; 4096];
+            let read = stream.read(&mut text).await.unwrap();
+            let body = r#"{"kind":"Status","status":"Failure","reason":"NotFound","code":404}"#;
+            let head = format!("HTTP/1.1 404 Not Found\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(head.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&text[..read]).into_owned()
+        });
+        let got = store.get::<IPAMBlock>(None, "b").await;
+        if let Err(error) = &got
+            && !serving.is_finished()
+        {
+            serving.abort();
+            return Err(error.to_string());
+        }
+        Ok(serving.await.unwrap())
+    }
+
+    /// As kubectl takes them.
+    #[tokio::test]
+    async fn a_token_file_may_end_in_a_line_break_and_be_named_by_a_relative_path() {
+        for text in ["secret-token", "secret-token\n", " secret-token \r\n\n"] {
+            let asked = asked_by("server: 'http://SERVER'", "tokenFile: token", &[("token", text)]).await.unwrap();
+            assert!(asked.to_lowercase().contains("authorization: bearer secret-token\r\n"), "{asked}");
+        }
+        for (text, says) in [("\n", "no token in it"), ("two\nlines", "no token in it")] {
+            let refused =
+                asked_by("server: 'http://SERVER'", "tokenFile: token", &[("token", text)]).await.unwrap_err();
+            assert!(refused.contains("token") && refused.contains(says) && !refused.contains("lines\""), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_proxy_that_a_kubeconfig_names_is_used() {
+        let cluster = "server: 'http://192.0.2.7:6443', proxy-url: 'http://SERVER'";
+        let asked = asked_by(cluster, "token: t", &[]).await.unwrap();
+        assert!(asked.starts_with("CONNECT 192.0.2.7:6443 "), "{asked}");
+        let refused =
+            asked_by("server: 'http://SERVER', proxy-url: 'gopher://x:1'", "token: t", &[]).await.unwrap_err();
+        assert!(refused.contains("gopher"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn credentials_that_cannot_be_had_are_no_unclear_answer() {
+        let exec =
+            "exec: {apiVersion: client.authentication.k8s.io/v1, command: ./no-such-command, interactiveMode: Never}";
+        let refused = asked_by("server: 'http://SERVER'", exec, &[]).await.unwrap_err();
+        assert!(refused.contains("exec") && !refused.contains("no clear answer"), "{refused}");
+        let failing = tower::service_fn(|_: http::Request<Body>| async {
+            Err::<http::Response<Body>, _>(Box::new(AuthError::ExecPluginFailed) as tower::BoxError)
+        });
+        let error = KubeStore::new(Client::new(failing, "default")).get::<IPAMBlock>(None, "b").await.unwrap_err();
+        assert!(matches!(&error.failure, Failure::Denied(why) if why.contains("exec-plugin")), "{error}");
     }
 
     #[test]

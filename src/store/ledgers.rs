@@ -9,8 +9,8 @@ use super::cluster::ClusterId;
 use super::etcd::EtcdLedger;
 use super::ipclaim::IPClaimLedger;
 use super::kube::KubeStore;
-use super::{Ledger, StoreError, Swap, Versioned};
-use crate::claim::Claim;
+use super::{Ledger, Listed, StoreError, Swap, Versioned};
+use crate::claim::{Claim, LedgerName};
 use crate::netconf::{EtcdConfig, Ipam};
 
 /// A ledger that can be used at once.
@@ -39,6 +39,13 @@ enum Place {
 // === impl AnyLedger ===
 
 impl Ledger for AnyLedger {
+    fn name(&self) -> LedgerName {
+        match self {
+            Self::Etcd(ledger) => ledger.name(),
+            Self::Objects(ledger) => ledger.name(),
+        }
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         match self {
             Self::Etcd(ledger) => ledger.read(address).await,
@@ -50,6 +57,13 @@ impl Ledger for AnyLedger {
         match self {
             Self::Etcd(ledger) => ledger.all().await,
             Self::Objects(ledger) => ledger.all().await,
+        }
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        match self {
+            Self::Etcd(ledger) => ledger.listed().await,
+            Self::Objects(ledger) => ledger.listed().await,
         }
     }
 
@@ -100,12 +114,23 @@ impl LazyLedger {
 }
 
 impl Ledger for LazyLedger {
+    fn name(&self) -> LedgerName {
+        match &self.place {
+            Place::Etcd(config, network, _) => LedgerName::etcd(&config.prefix, network),
+            Place::Objects(ledger) => ledger.name(),
+        }
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.open().await?.read(address).await
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         self.open().await?.all().await
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        self.open().await?.listed().await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

@@ -3,15 +3,15 @@
 //! Objects are kept as JSON with a `resourceVersion` that counts writes, so a typed round trip through this
 //! store shows what a real one would keep.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned, describe};
-use crate::claim::Claim;
+use super::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Unreadable, Versioned, describe};
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// Kubernetes objects in memory. Clones share the content.
@@ -31,7 +31,10 @@ struct ObjectState {
 /// A ledger in memory. Clones share the content.
 #[derive(Clone)]
 pub struct MemoryLedger {
+    name: LedgerName,
     state: Arc<Mutex<BTreeMap<IpAddr, Versioned<Claim>>>>,
+    /// Addresses whose records cannot be read.
+    spoilt: Arc<Mutex<BTreeSet<IpAddr>>>,
     /// Latest revision; its receivers wake whoever waits in [`Ledger::changed`].
     revision: Arc<watch::Sender<i64>>,
 }
@@ -156,26 +159,65 @@ impl Objects for MemoryObjects {
 
 impl Default for MemoryLedger {
     fn default() -> Self {
-        Self { state: Arc::default(), revision: Arc::new(watch::Sender::new(0)) }
+        Self::named(LedgerName::objects("in-memory"))
     }
 }
 
 impl MemoryLedger {
+    /// An empty ledger of that name.
+    pub fn named(name: LedgerName) -> Self {
+        Self { name, state: Arc::default(), spoilt: Arc::default(), revision: Arc::new(watch::Sender::new(0)) }
+    }
+
     fn state(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Versioned<Claim>>> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Makes the record of an address one that cannot be read, as a person's edit may.
+    pub fn spoil(&self, address: IpAddr) {
+        self.spoilt.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(address);
+    }
+
+    fn fault(&self, address: IpAddr) -> Result<(), StoreError> {
+        match self.spoilt.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&address) {
+            true => Err(StoreError::new("range", format!("claim {address}"), Failure::Corrupt("it was spoilt".into()))),
+            false => Ok(()),
+        }
     }
 }
 
 impl Ledger for MemoryLedger {
+    fn name(&self) -> LedgerName {
+        self.name.clone()
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
+        self.fault(address)?;
         Ok(self.state().get(&address).cloned())
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        Ok(self.state().values().cloned().collect())
+        Ok(self.listed().await?.claims)
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        let mut listed = Listed::default();
+        for (address, claim) in self.state().iter() {
+            match self.fault(*address) {
+                Ok(()) => listed.claims.push(claim.clone()),
+                Err(error) => listed.unreadable.push(Unreadable {
+                    record: error.object,
+                    address: Some(*address),
+                    why: error.failure.to_string(),
+                    remedy: "mend it".to_owned(),
+                }),
+            }
+        }
+        Ok(listed)
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
+        self.fault(address)?;
         let mut state = self.state();
         let standing = state.get(&address).cloned();
         if standing.as_ref().map(|s| s.revision) != expected {

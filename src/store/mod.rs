@@ -16,7 +16,8 @@ pub mod kube;
 mod ledgers;
 pub mod memory;
 mod tls;
-mod transport;
+mod token_file;
+pub(crate) mod transport;
 pub(crate) mod trim;
 
 pub use self::gated::{DatastoreGate, Gated, LiveGate, TRUSTED};
@@ -31,7 +32,7 @@ use ::kube::Resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, LedgerName};
 use crate::pod::Owner;
 
 /// Says once for this process who does the arithmetic of TLS, before the first connection is made.
@@ -123,6 +124,39 @@ pub struct Versioned<T> {
     pub revision: i64,
 }
 
+/// The claims of a network, and what is among them that is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Those that can be read, in order of address.
+    pub claims: Vec<Versioned<Claim>>,
+    /// The others.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A record of a claim that cannot be read. What it says is unknown, so nothing may be concluded from it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{record} cannot be read: {why}; {remedy}")]
+pub struct Unreadable {
+    /// The record: the object, or the key in etcd.
+    pub record: String,
+    /// The address that it would be the claim on, by its name.
+    pub address: Option<IpAddr>,
+    /// What is wrong with it.
+    pub why: String,
+    /// What to do with it.
+    pub remedy: String,
+}
+
+impl Listed {
+    /// The claims that can be read; the log names the others.
+    pub(crate) fn readable(self) -> Vec<Versioned<Claim>> {
+        for unreadable in &self.unreadable {
+            tracing::warn!(%unreadable, "a record of a claim is passed over");
+        }
+        self.claims
+    }
+}
+
 /// Outcome of a compare-and-swap that reached the ledger.
 // One for each call, and looked at right away: a box would cost more than the bytes.
 #[expect(clippy::large_enum_variant)]
@@ -136,11 +170,21 @@ pub enum Swap {
 
 /// The ledger: who owns each fixed address, and which pod holds it now.
 pub trait Ledger: Send + Sync {
+    /// Names it, for our reservations, which say in which ledger an address is claimed.
+    fn name(&self) -> LedgerName;
+
     /// The claim on an address, read with the ledger's full consistency.
     fn read(&self, address: IpAddr) -> impl Future<Output = Result<Option<Versioned<Claim>>, StoreError>> + Send;
 
-    /// All claims of the network, in order of address. An error is never an empty list.
+    /// All claims of the network that can be read, in order of address; a record that cannot is named in the log. An
+    /// error is never an empty list.
     fn all(&self) -> impl Future<Output = Result<Vec<Versioned<Claim>>, StoreError>> + Send;
+
+    /// The same with the records that cannot be read, for whoever concludes anything from a claim that is not there.
+    fn listed(&self) -> impl Future<Output = Result<Listed, StoreError>> + Send {
+        let all = self.all();
+        async move { Ok(Listed { claims: all.await?, unreadable: Vec::new() }) }
+    }
 
     /// Writes `claim` (or deletes it: `None`) if the stored revision is still `expected` (`None`: no claim there).
     /// One transaction. With [`Failure::Unknown`] the caller must read back before it concludes anything.
@@ -157,12 +201,20 @@ pub trait Ledger: Send + Sync {
 }
 
 impl<L: Ledger> Ledger for std::sync::Arc<L> {
+    fn name(&self) -> LedgerName {
+        L::name(self)
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         L::read(self, address).await
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
         L::all(self).await
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        L::listed(self).await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

@@ -17,13 +17,16 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName};
 use hyper_util::client::legacy::Client as Http1;
 use hyper_util::client::legacy::connect::{Connection as _, HttpConnector};
+use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt as _, RustlsTlsError};
 use kube::{Client, Config, Error};
 use tokio::sync::Mutex;
+use tower::util::MapRequestLayer;
 use tower::{BoxError, Service, ServiceBuilder};
 
 use super::heard::{Heard, Listening};
+use super::token_file::TokenFile;
 
 /// How often a connection with requests on it is asked whether it still lives, and how long for the answer.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -34,19 +37,55 @@ const CONNECTIONS: u32 = 5;
 ///
 /// # Errors
 /// The certificates or the address in it cannot be used.
-pub(super) fn client(config: Config) -> Result<Client, Error> {
+pub(super) fn client(mut config: Config) -> Result<Client, Error> {
     // Without TLS nothing tells beforehand which protocol a server speaks, and a connection costs next to nothing.
-    if config.cluster_url.scheme() != Some(&Scheme::HTTPS) || config.proxy_url.is_some() {
-        return Client::try_from(config);
+    if config.cluster_url.scheme() != Some(&Scheme::HTTPS) || proxy(&config).is_some() {
+        return plain(config);
     }
+    let token = TokenFile::of(&mut config)?.map(signed_by);
     let transport = Transport::new(&config)?;
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
+        .option_layer(token)
         .layer(config.extra_headers_layer()?)
         .service(transport);
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
+
+/// kube's own client for this configuration.
+///
+/// # Errors
+/// The certificates or the address in it cannot be used.
+pub(crate) fn plain(mut config: Config) -> Result<Client, Error> {
+    config.proxy_url = proxy(&config);
+    let token = TokenFile::of(&mut config)?.map(signed_by);
+    let builder = ClientBuilder::try_from(config)?;
+    Ok(match token {
+        Some(token) => builder.with_layer(&token).build(),
+        None => builder.build(),
+    })
+}
+
+/// Signs requests with the token of a file.
+fn signed_by(file: TokenFile) -> MapRequestLayer<impl Fn(Request<Body>) -> Request<Body> + Clone> {
+    MapRequestLayer::new(move |request| file.sign(request))
+}
+
+/// The proxy to the server. That of the environment is not for a server that `NO_PROXY` excludes, as a runtime's environment
+/// often does with the cluster: kube compares that with the proxy's own address.
+fn proxy(config: &Config) -> Option<Uri> {
+    let values = PROXY_VARIABLES.into_iter().filter_map(|name| std::env::var(name).ok()?.parse().ok());
+    chosen(config, &values.collect::<Vec<Uri>>(), &Matcher::from_env())
+}
+
+fn chosen(config: &Config, of_environment: &[Uri], environment: &Matcher) -> Option<Uri> {
+    let excluded = |proxy: &Uri| of_environment.contains(proxy) && environment.intercept(&config.cluster_url).is_none();
+    config.proxy_url.clone().filter(|proxy| !excluded(proxy))
+}
+
+/// Where kube looks for a proxy that a kubeconfig does not name.
+const PROXY_VARIABLES: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
 
 /// Sends requests with absolute URIs to one server.
 #[derive(Clone)]
@@ -182,4 +221,28 @@ fn connector(
         None => Arc::new(DefaultServerNameResolver::default()),
     };
     Ok(HttpsConnector::new(http, tls, true, resolver))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_of_the_environment_is_for_servers_that_it_does_not_exclude() {
+        let environment =
+            Matcher::builder().https("http://proxy.example:3128").no("10.96.0.0/12,.cluster.local").build();
+        let proxy: Uri = "http://proxy.example:3128".parse().unwrap();
+        let chosen = |server: &str, of_environment: &[Uri]| {
+            let mut config = Config::new(server.parse().unwrap());
+            config.proxy_url = Some(proxy.clone());
+            chosen(&config, of_environment, &environment)
+        };
+        let named = [proxy.clone()];
+        assert_eq!(chosen("https://192.0.2.7:6443", &named), Some(proxy.clone()));
+        for excluded in ["https://10.96.0.1:443", "https://api.cluster.local"] {
+            assert_eq!(chosen(excluded, &named), None, "{excluded}");
+            // A kubeconfig's own word counts.
+            assert_eq!(chosen(excluded, &[]), Some(proxy.clone()), "{excluded}");
+        }
+    }
 }

@@ -93,7 +93,7 @@ pub fn invocation(verb: Verb, pod: &PodCell, container: &str) -> Invocation {
         pod_uid: Some(pod.uid.clone()),
         ..CniArgs::default()
     };
-    Invocation { verb, container_id: container.into(), ifname: "eth0".into(), netns: None, args, path: Vec::new() }
+    Invocation { verb, container_id: container.into(), ifname: "eth0".into(), args }
 }
 
 // === impl Ground ===

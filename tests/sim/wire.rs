@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _};
-use kube_ipam::claim::Claim;
+use kube_ipam::claim::{Claim, LedgerName};
 use kube_ipam::pod::Owner;
 use kube_ipam::store::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned};
 use tokio::sync::Notify;
@@ -262,6 +262,10 @@ impl Objects for Wire {
 }
 
 impl Ledger for Wire {
+    fn name(&self) -> LedgerName {
+        LedgerName::objects("simulated")
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         let begun = self.sim.history().begin();
         let outcome = self.exchange("range", format!("claim {address}"), move |truth| Ok(truth.claim(address))).await;

@@ -136,7 +136,7 @@ impl fmt::Display for Rejected {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
     /// The user named a pool that does not exist.
-    #[error("there is no IPPool {pool}; the pools are: {}", list(known))]
+    #[error("the requested IPPool ({pool}) does not exist; the pools are: {}", list(known))]
     Unknown {
         /// As the user named it.
         pool: PoolRef,

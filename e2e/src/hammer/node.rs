@@ -103,17 +103,9 @@ impl Node {
             pod_namespace: Some(sandbox.namespace.to_owned()),
             pod_name: Some(sandbox.pod.clone()),
             pod_uid: Some(sandbox.uid.clone()),
-            infra_container_id: Some(sandbox.container.clone()),
             ip: None,
         };
-        let invocation = Invocation {
-            verb,
-            container_id: sandbox.container.clone(),
-            ifname: "eth0".to_owned(),
-            netns: None,
-            args,
-            path: Vec::new(),
-        };
+        let invocation = Invocation { verb, container_id: sandbox.container.clone(), ifname: "eth0".to_owned(), args };
         let call = Call {
             invocation: &invocation,
             net: &self.net,

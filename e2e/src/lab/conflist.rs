@@ -20,6 +20,8 @@ pub enum Ledger {
 /// What scenarios vary in the configuration.
 #[derive(Debug, Clone)]
 pub struct Network {
+    /// `ipam.name`
+    pub name: String,
     /// Where the claims are.
     pub ledger: Ledger,
     /// First and last address for random pods.
@@ -45,7 +47,13 @@ pub struct Site {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { ledger: Ledger::Etcd, range: ("10.244.0.10".into(), "10.244.0.200".into()), dual_stack: false, wait: 20 }
+        Self {
+            name: LEDGER.into(),
+            ledger: Ledger::Etcd,
+            range: ("10.244.0.10".into(), "10.244.0.200".into()),
+            dual_stack: false,
+            wait: 20,
+        }
     }
 }
 
@@ -53,7 +61,7 @@ impl Network {
     /// The configuration list of a node.
     pub fn conflist(&self, main: MainPlugin, node: &str, site: &Site) -> Value {
         let mut ipam = json!({
-            "name": LEDGER,
+            "name": self.name,
             "type": "kube-ipam",
             "kubeConfig": site.kubeconfig,
             "gateway": "10.244.0.1",

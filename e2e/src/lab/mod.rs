@@ -259,7 +259,7 @@ impl Lab {
             .arg("--kubeconfig")
             .arg(self.machine.admin_kubeconfig())
             .args(ledger)
-            .args(["--network", conflist::LEDGER])
+            .args(if arguments.contains(&"--network") { &[][..] } else { &["--network", conflist::LEDGER] })
             .output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         Ok((output.status.success(), text))

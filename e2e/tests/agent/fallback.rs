@@ -197,3 +197,23 @@ async fn a_plugin_that_goes_on_without_its_agent_knows_from_it_which_cluster_it_
     assert!(ground.log().contains("\"answered\""), "the plugin itself did it: {}", ground.log());
     assert_eq!(looks(), 1);
 }
+
+/// A configuration of another node's, or a pod that was bound to another node: by the agent and without it.
+#[tokio::test]
+async fn a_pod_of_another_node_is_refused_whoever_is_asked() {
+    let ground = Ground::prepare().await;
+    ground.random("here");
+    ground.pod("there", "n2", serde_json::json!({}));
+    let refused = async |pod: &str, node: &str, bound: &str| {
+        let outcome = ground.of_pod("ADD", pod, pod).on(node).run().await;
+        assert_refused(&outcome, 7, &[&format!("pod default/{pod} is bound to node {bound}"), node, "nodename"]);
+    };
+    refused("here", "n2", "n1").await;
+    refused("there", "n1", "n2").await;
+    let agent = Agent::start(&ground, true).await;
+    refused("here", "n2", "n1").await;
+    refused("there", "n1", "n2").await;
+    assert!(ground.recorded("there").is_empty(), "nothing was written for it");
+    assert_ok(&ground.add_pod("here", "here").await);
+    agent.stop().await;
+}

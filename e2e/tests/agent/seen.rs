@@ -64,6 +64,7 @@ async fn status_metrics_and_events_say_what_happened() {
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&value["node"], &value["notReady"]), (&"n1".into(), &serde_json::json!([])));
     assert_eq!(value["adds"]["decision"], 2);
+    assert_eq!(value["ahead"]["pods"], 0, "nothing is taken ahead, and nobody would forget a pod");
     assert!(value["lastErrors"].to_string().contains("10.244.0.300"), "{value}");
     let screen = String::from_utf8(status(&ground, "table").await.stdout).unwrap();
     assert!(screen.contains("n1") && screen.contains("pods"), "{screen}");

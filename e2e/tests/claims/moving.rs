@@ -129,3 +129,63 @@ async fn ledgers_that_contradict_each_other_are_left_as_they_are() {
     assert_eq!(claims(&lab, "objects").len(), 1);
     assert_eq!(claims(&lab, "etcd"), bare(claims(&lab, "etcd")));
 }
+
+/// Waits until a node's agent gives `reason` for not being ready, or none.
+async fn until_not_ready(lab: &Lab, reason: Option<&str>) {
+    let directory = lab.state_dir("node1").unwrap();
+    lab.until("the agent says where the claims are", || async {
+        let status = lab.kube_ipam_json(&["status", "--state-dir", directory.to_str().unwrap()])?;
+        let reasons = status["notReady"].to_string();
+        Ok(reason.map_or(reasons == "[]", |reason| reasons.contains(reason)).then_some(()))
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn claims_that_a_changed_configuration_does_not_see_are_nobodys_to_take_until_they_are_carried_over() {
+    let lab = Lab::embedded(true).await.unwrap();
+    lab.create(deployment("one", fixed("10.244.0.216"))).await.unwrap();
+    let one = only(&lab, "one").await;
+    lab.create(deployment("two", fixed("10.244.0.217"))).await.unwrap();
+    let two = only(&lab, "two").await;
+    let before = claims(&lab, "etcd").len();
+    let renamed = || {
+        let listed = lab.kube_ipam_json(&["claims", "--ledger", "objects", "--network", "pods"]).unwrap();
+        listed.as_array().unwrap().len()
+    };
+
+    // Another name, and another ledger.
+    lab.configure(&Network { ledger: Ledger::Objects, name: "pods".into(), ..lab.network() }).await.unwrap();
+    lab.delete_pod(&one).await.unwrap();
+    let said = ["etcd under /kube-ipam/v1/kube-subnet/", "claims move --to objects --from-network kube-subnet"];
+    lab.event("default", "one", &said).await.unwrap();
+    lab.create(deployment("thief", fixed("10.244.0.217"))).await.unwrap();
+    lab.event("default", "thief", &said[..1]).await.unwrap();
+    lab.create(deployment("random", json!({}))).await.unwrap();
+    only(&lab, "random").await;
+    until_not_ready(&lab, Some(said[1])).await;
+    assert_eq!((address(&only(&lab, "two").await), renamed()), ("10.244.0.217".into(), 0));
+
+    let carry = ["claims", "move", "--network", "pods", "--to", "objects", "--from-network", "kube-subnet", "--yes"];
+    run(&lab, true, &[&carry[..], &["--close"]].concat());
+    assert_eq!(renamed(), before);
+    assert_eq!(address(&only(&lab, "one").await), "10.244.0.216");
+    run(&lab, true, &[&carry[..], &["--drop-source"]].concat());
+    assert_eq!((claims(&lab, "etcd").len(), renamed()), (0, before));
+    assert_eq!(address(&next(&lab, "two", &two).await), "10.244.0.217");
+    until_not_ready(&lab, None).await;
+    run(&lab, true, &["check", "--ledger", "objects", "--network", "pods"]);
+
+    // And to another name in the same ledger.
+    lab.configure(&Network { ledger: Ledger::Objects, name: "net".into(), ..lab.network() }).await.unwrap();
+    let said =
+        run(&lab, false, &["claims", "move", "--network", "net", "--to", "objects", "--from", "objects", "--yes"]);
+    assert!(said.contains("--from-network"), "{said}");
+    until_not_ready(&lab, Some("claims move --to objects --from objects --from-network pods")).await;
+    let carry =
+        ["claims", "move", "--network", "net", "--to", "objects", "--from", "objects", "--from-network", "pods"];
+    run(&lab, true, &[&carry[..], &["--yes", "--close"]].concat());
+    let one = only(&lab, "one").await;
+    assert_eq!(address(&next(&lab, "one", &one).await), "10.244.0.216");
+}

@@ -28,6 +28,9 @@ fn broken() -> Vec<(&'static str, Value, &'static str)> {
         ("/type", Value::Null, "type"),
         ("/calico_api_group", json!("v4"), "calico_api_group"),
         ("/prevResult", json!({"ips": [{"address": "nowhere"}]}), "prevResult"),
+        ("/ipam/etcdConfig/kubeConfig", json!("/etc/kubernetes/kubeconfig"), "ipam.kubeConfig"),
+        ("/nodeName", json!("n1"), "nodename"),
+        ("/runtimeConfig", json!({"ips": ["10.244.0.7"]}), "kube-ipam.ip"),
     ]
 }
 

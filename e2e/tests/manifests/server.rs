@@ -15,13 +15,14 @@ use serde_json::{Value, json};
 use crate::documents;
 
 /// All but the kustomization, which is no object.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "calico.yaml",
     "kube-ipam.yaml",
     "ipclaims.yaml",
     "policy.yaml",
     "uninstall.yaml",
     "fixed-ip-test.yaml",
+    "fixed-ip-statefulset.yaml",
     "random-ip-test.yaml",
 ];
 const LIMIT: Duration = Duration::from_secs(60);

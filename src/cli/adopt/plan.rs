@@ -18,7 +18,7 @@ use crate::driver::{
     BY_HAND, CLAIM_KEY, INTERFACE_KEY, POD_UID_KEY, Wanted, host_cidr, is_holders, is_own_reservation,
 };
 use crate::netconf::NetConf;
-use crate::pod::{FixedRequest, OWNER, Owner, check_namespace};
+use crate::pod::{FixedRequest, IP_ADDRS, IP_ADDRS_NO_IPAM, OWNER, Owner, check_namespace};
 use crate::store::Versioned;
 
 /// The interface of a pod whose allocation does not name it.
@@ -47,6 +47,9 @@ pub(super) struct Item {
     pub wanted: Wanted,
     #[serde(skip)]
     controller: Owner,
+    /// Calico's annotations for addresses that the pod bears.
+    #[serde(skip)]
+    calicos: Vec<&'static str>,
 }
 
 /// What keeps a pod's address from being adopted.
@@ -132,6 +135,10 @@ fn item(
         claimed_already,
         wanted: wanted(claim, standing, cidr, used),
         controller: controller.clone(),
+        calicos: [IP_ADDRS, IP_ADDRS_NO_IPAM]
+            .into_iter()
+            .filter(|key| pod.pod.annotations().contains_key(*key))
+            .collect(),
     })
 }
 
@@ -254,7 +261,9 @@ fn templates(snapshot: &Snapshot, items: &[Item]) -> Vec<Template> {
     let of = |(controller, owner): (Owner, Owner)| {
         let theirs: Vec<&Claim> =
             all.iter().filter(|claim| Owner { ordinal: None, ..claim.owner.clone() } == owner).copied().collect();
-        Template::of(&controller, &theirs)
+        let pods = items.iter().filter(|item| Owner { ordinal: None, ..item.controller.clone() } == controller);
+        let bears = |key: &&'static str| pods.clone().any(|item| item.calicos.contains(key));
+        Template::of(&controller, &theirs, &[IP_ADDRS, IP_ADDRS_NO_IPAM].into_iter().filter(bears).collect())
     };
     controllers.into_iter().map(of).collect()
 }

@@ -28,8 +28,9 @@ const REPLACES: &str = "changing the template makes the controller replace its p
 const SURGE: &str = "; with strategy Recreate, or rollingUpdate.maxSurge 0, each new pod finds its address free";
 
 impl Template {
-    /// For the pods of `controller`, whose claims are under `claims`, by owner; all of them, old and new.
-    pub(super) fn of(controller: &Owner, claims: &[&Claim]) -> Self {
+    /// For the pods of `controller`, whose claims are under `claims`, by owner; all of them, old and new. `calicos` are
+    /// the annotations of Calico's for addresses that its pods bear: with them the next pod would be refused.
+    pub(super) fn of(controller: &Owner, claims: &[&Claim], calicos: &BTreeSet<&str>) -> Self {
         let owner = Owner { ordinal: None, ..controller.clone() };
         let list = match controller.kind.as_str() {
             "StatefulSet" => by_ordinal(claims),
@@ -39,10 +40,16 @@ impl Template {
             Ok(list) => list,
             Err(note) => return Self { owner: owner.to_string(), annotation: None, kubectl: None, note },
         };
-        let kubectl = patch(&owner, &list);
+        let kubectl = patch(&owner, &list, calicos);
+        let replaced = match calicos.is_empty() {
+            true => String::new(),
+            false => format!(", in the place of {}", calicos.iter().copied().collect::<Vec<_>>().join(" and ")),
+        };
         let note = match (&kubectl, owner.kind.as_str()) {
-            (None, "Pod") => format!("a pod without controller: put {IP} into the manifest that it is made from"),
-            (None, _) => format!("put {IP} into the template from which its pods are made"),
+            (None, "Pod") => {
+                format!("a pod without controller: put {IP} into the manifest that it is made from{replaced}")
+            }
+            (None, _) => format!("put {IP} into the template from which its pods are made{replaced}"),
             (Some(_), "Deployment") => format!("{REPLACES}{SURGE}"),
             (Some(_), _) => REPLACES.to_owned(),
         };
@@ -89,8 +96,11 @@ fn by_ordinal(claims: &[&Claim]) -> Result<String, String> {
 }
 
 /// `kubectl patch` for the kinds whose template may be changed.
-fn patch(owner: &Owner, list: &str) -> Option<Vec<String>> {
-    let template = json!({"template": {"metadata": {"annotations": {IP: list}}}});
+fn patch(owner: &Owner, list: &str, calicos: &BTreeSet<&str>) -> Option<Vec<String>> {
+    let mut annotations = json!({IP: list});
+    // In a merge patch, null takes a key away.
+    calicos.iter().for_each(|key| annotations[*key] = Value::Null);
+    let template = json!({"template": {"metadata": {"annotations": annotations}}});
     let spec: Value = match (owner.group.as_str(), owner.kind.as_str()) {
         ("apps", "Deployment" | "StatefulSet" | "DaemonSet") | ("argoproj.io", "Rollout") => template,
         ("batch", "CronJob") => json!({"jobTemplate": {"spec": template}}),
@@ -132,7 +142,7 @@ mod tests {
     fn the_patch_of_a_deployment_lists_the_addresses_of_all_its_pods() {
         let web = owner("Deployment", "apps", None);
         let claims = [claim("10.0.0.9", &web), claim("10.0.0.8", &web), claim("fd00::8", &web)];
-        let template = Template::of(&web, &claims.iter().collect::<Vec<_>>());
+        let template = Template::of(&web, &claims.iter().collect::<Vec<_>>(), &BTreeSet::new());
         assert_eq!(template.annotation.as_deref(), Some("10.0.0.8,10.0.0.9,fd00::8"));
         let expected = "\n  kubectl patch deployment.apps web -n default --type merge -p \
                         '{\"spec\":{\"template\":{\"metadata\":{\"annotations\":{\"kube-ipam.ip\":\"10.0.0.8,10.0.0.9,fd00::8\"}}}}}'";
@@ -144,26 +154,37 @@ mod tests {
         let of = |ordinal, address| claim(address, &owner("StatefulSet", "apps", Some(ordinal)));
         let set = owner("StatefulSet", "apps", Some(1));
         let claims = [of(1, "10.0.0.8"), of(0, "10.0.0.9")];
-        let template = Template::of(&set, &claims.iter().collect::<Vec<_>>());
+        let template = Template::of(&set, &claims.iter().collect::<Vec<_>>(), &BTreeSet::new());
         assert_eq!(
             (template.owner.as_str(), template.annotation.as_deref()),
             ("StatefulSet default/web", Some("10.0.0.9,10.0.0.8"))
         );
-        let template = Template::of(&set, &[&claims[0]]);
+        let template = Template::of(&set, &[&claims[0]], &BTreeSet::new());
         assert_eq!((template.annotation, template.kubectl), (None, None));
         assert!(template.note.contains("ordinal 0 has no claim"), "{}", template.note);
+    }
+
+    #[test]
+    fn calicos_own_annotation_is_replaced() {
+        let (web, calicos) = (owner("Deployment", "apps", None), BTreeSet::from(["cni.projectcalico.org/ipAddrs"]));
+        let template = Template::of(&web, &[&claim("10.0.0.8", &web)], &calicos);
+        let expected = r#"{"cni.projectcalico.org/ipAddrs":null,"kube-ipam.ip":"10.0.0.8"}"#;
+        assert!(template.text().contains(expected), "{}", template.text());
+        let pod = owner("Pod", "", None);
+        let template = Template::of(&pod, &[&claim("10.0.0.8", &pod)], &calicos);
+        assert!(template.note.ends_with("in the place of cni.projectcalico.org/ipAddrs"), "{}", template.note);
     }
 
     #[test]
     fn where_no_template_may_be_changed_there_is_no_patch() {
         for (kind, group) in [("Pod", ""), ("Job", "batch"), ("CloneSet", "apps.kruise.io")] {
             let owner = owner(kind, group, None);
-            let template = Template::of(&owner, &[&claim("10.0.0.8", &owner)]);
+            let template = Template::of(&owner, &[&claim("10.0.0.8", &owner)], &BTreeSet::new());
             assert_eq!(template.kubectl, None);
             assert!(template.note.contains(IP), "{}", template.note);
         }
         let cron = owner("CronJob", "batch", None);
-        let template = Template::of(&cron, &[&claim("10.0.0.8", &cron)]);
+        let template = Template::of(&cron, &[&claim("10.0.0.8", &cron)], &BTreeSet::new());
         assert!(template.text().contains(r#"{"spec":{"jobTemplate":{"spec":{"template""#), "{}", template.text());
     }
 }

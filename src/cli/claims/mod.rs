@@ -37,8 +37,10 @@ impl Claims {
         }
         let (site, store) = connection.open().await?;
         let ledger = site.needed_ledger(&store).await?;
-        let claims = ledger.all().await?.into_iter().map(|claim| claim.value);
+        let listed = ledger.listed().await?;
+        let claims = listed.claims.into_iter().map(|claim| claim.value);
         let wanted: Vec<Claim> = claims.filter(|claim| self.wants(claim)).collect();
+        listed.unreadable.iter().for_each(|record| eprintln!("{record}"));
         output::print(format, &wanted, || table(&wanted) + &carried(&wanted))
     }
 

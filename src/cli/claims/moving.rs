@@ -5,22 +5,35 @@
 //! is completed by another.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use calico::IPReservation;
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
+use kube::ResourceExt as _;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::transfer::{Action, Both, Conflict, Plan, Step};
+use crate::claim::Claim;
 use crate::cli::Outcome;
 use crate::cli::confirm::confirm;
 use crate::cli::connect::{Connection, Site};
 use crate::cli::ledger::LedgerKind;
 use crate::cli::output::{self, Format, NONE};
-use crate::store::{AnyLedger, DatastoreGate, Gated, Ledger as _, LiveGate, StoreError, Swap, Versioned};
+use crate::driver::{Driver, is_own_reservation, unmarked};
+use crate::store::kube::KubeStore;
+use crate::store::{
+    AnyLedger, DatastoreGate, Failure, Gated, Ledger as _, Listed, LiveGate, Objects as _, StoreError, Swap,
+    Unreadable, Versioned,
+};
 
 /// Rounds before it is said that the claims do not come to rest.
 const ROUNDS: usize = 20;
+/// Longest time for writing one reservation.
+const MARK_TIME: Duration = Duration::from_secs(10);
 /// Writes side by side.
 const SIDE_BY_SIDE: usize = 8;
 
@@ -42,12 +55,24 @@ concerned. What must be true: every node runs a kube-ipam that knows this comman
 one does not heed a closed claim; and nobody copies claims by other means. Before step 3 everything can be taken
 back: move in the other direction opens the claims again. A run that broke off is repeated.
 
+Where ipam.name or etcdPrefix of the conflist is another one now, --from, --from-network and --from-prefix say where the
+claims of before are; a pod that is refused its address for that reason is told the command.
+
 Nothing is written if the two ledgers contradict each other: another owner, or two holders of one generation.
 Claims that only the target has are named and left alone; kube-ipam release --claim --ledger KIND drops one.")]
 pub(in crate::cli) struct Move {
     /// The ledger that the claims are to be in.
     #[arg(long, value_enum, value_name = "KIND")]
     to: LedgerKind,
+    /// The ledger that they are in; the other one, if not given.
+    #[arg(long, value_enum, value_name = "KIND")]
+    from: Option<LedgerKind>,
+    /// The conflist's ipam.name under which they were made, if that was changed.
+    #[arg(long, value_name = "NAME")]
+    from_network: Option<String>,
+    /// The conflist's etcdPrefix under which they were made, if that was changed.
+    #[arg(long, value_name = "PREFIX")]
+    from_prefix: Option<String>,
     /// Close the claims in the source: from then on nobody takes an address by them.
     #[arg(long)]
     close: bool,
@@ -67,8 +92,8 @@ pub(in crate::cli) struct Move {
 #[serde(rename_all = "camelCase")]
 struct Report<'a> {
     network: &'a str,
-    from: &'static str,
-    to: &'static str,
+    from: &'a str,
+    to: &'a str,
     /// Claims in the source when it began.
     claims: usize,
     steps: &'a [Step],
@@ -80,9 +105,17 @@ struct Report<'a> {
 
 /// Both ledgers, and the gate that both ask.
 struct Ledgers {
+    /// What they are called in messages.
+    names: Names,
     source: Gated<AnyLedger>,
     target: Gated<AnyLedger>,
     gate: Arc<dyn DatastoreGate>,
+    store: KubeStore,
+}
+
+struct Names {
+    from: String,
+    to: String,
 }
 
 /// Both ledgers' claims, as they were read.
@@ -103,8 +136,8 @@ impl Move {
         }
         let report = |done| Report {
             network: &site.network,
-            from: name(self.from()),
-            to: name(self.to),
+            from: &ledgers.names.from,
+            to: &ledgers.names.to,
             claims: read.source.len(),
             steps: &steps,
             conflicts: &plan.conflicts,
@@ -116,33 +149,69 @@ impl Move {
             eprintln!("kube-ipam: the ledgers contradict each other; nothing was written");
             return Ok(Outcome::NotWell);
         }
-        let shown = self.shown(&steps, &plan);
+        let shown = ledgers.names.shown(&steps, &plan);
         if self.dry_run || steps.is_empty() {
-            return output::print(format, &report(steps.is_empty()), || format!("{shown}\n{}", self.next(&read)));
+            return output::print(format, &report(steps.is_empty()), || {
+                format!("{shown}\n{}", self.next(&ledgers.names, &read))
+            });
         }
-        let what = format!("claims move --to {}", name(self.to));
+        let what = format!("claims move --to {}", word(self.to));
         ledgers.gate.may_write().await.with_context(|| format!("{what}: nothing was written"))?;
         if !self.yes && !confirm(&what, &shown, &format!("Write this to network {}?", site.network))? {
             eprintln!("kube-ipam: the claims are left as they are");
             return Ok(Outcome::NotWell);
         }
-        ledgers.work(self).await.with_context(|| format!("{what}: repeat it to complete it"))?;
-        output::print(format, &report(true), || format!("{shown}\n{}", self.next(&read)))
+        let repeat = || format!("{what}: repeat it to complete it");
+        ledgers.work(self).await.with_context(repeat)?;
+        if self.close || self.drop_source {
+            ledgers.mark().await.with_context(repeat)?;
+        }
+        output::print(format, &report(true), || format!("{shown}\n{}", self.next(&ledgers.names, &read)))
     }
 
     async fn ledgers(&self, site: &Site) -> Result<Ledgers> {
         let store = site.store().await?;
-        let source = site.ledger_of(self.from(), &store).await.context("the source")?;
+        let source = self.source(site)?.ledger_of(self.from(), &store).await.context("the source")?;
         let target = site.ledger_of(self.to, &store).await.context("the target")?;
-        let gate: Arc<dyn DatastoreGate> = Arc::new(LiveGate::new(store));
-        Ok(Ledgers { source: Gated::new(source, gate.clone()), target: Gated::new(target, gate.clone()), gate })
+        let names = match self.from() == self.to {
+            true if source.name() == target.name() => bail!(
+                "--from and --to name one ledger, {}; give --from-network or --from-prefix for the claims of before",
+                target.name()
+            ),
+            true => Names { from: source.name().to_string(), to: target.name().to_string() },
+            false => Names { from: name(self.from()).to_owned(), to: name(self.to).to_owned() },
+        };
+        let gate: Arc<dyn DatastoreGate> = Arc::new(LiveGate::new(store.clone()));
+        Ok(Ledgers {
+            names,
+            source: Gated::new(source, gate.clone()),
+            target: Gated::new(target, gate.clone()),
+            gate,
+            store,
+        })
+    }
+
+    /// Where the claims of before are, by the flags that say so.
+    fn source(&self, site: &Site) -> Result<Site> {
+        let mut source = site.clone();
+        if let Some(network) = &self.from_network {
+            source.network.clone_from(network);
+        }
+        match (&self.from_prefix, &mut source.etcd) {
+            (None, _) => {}
+            (Some(prefix), Some(etcd)) if self.from() == LedgerKind::Etcd => etcd.prefix.clone_from(prefix),
+            (Some(prefix), _) => {
+                bail!("--from-prefix {prefix:?} is for claims in etcd; add --from etcd and --etcd-url")
+            }
+        }
+        Ok(source)
     }
 
     fn from(&self) -> LedgerKind {
-        match self.to {
+        self.from.unwrap_or(match self.to {
             LedgerKind::Etcd => LedgerKind::Objects,
             LedgerKind::Objects => LedgerKind::Etcd,
-        }
+        })
     }
 
     fn both<'a>(&self, read: &'a Read) -> Both<'a> {
@@ -150,52 +219,73 @@ impl Move {
         Both { source, target, close: self.close, drop: self.drop_source }
     }
 
+    /// The flags that say from where to where, for the next command.
+    fn flags(&self) -> String {
+        let mut flags = format!("--to {}", word(self.to));
+        flags.extend(self.from.map(|from| format!(" --from {}", word(from))));
+        flags.extend(self.from_network.as_ref().map(|network| format!(" --from-network {network}")));
+        flags.extend(self.from_prefix.as_ref().map(|prefix| format!(" --from-prefix {prefix}")));
+        flags
+    }
+
+    /// What is to be done after this.
+    fn next(&self, names: &Names, read: &Read) -> String {
+        let (Names { from, to }, flags) = (names, self.flags());
+        if self.drop_source || read.source.is_empty() {
+            return format!("{from} has no claims of the network any more once this is done: {to} is the ledger");
+        }
+        if self.close || read.source.iter().all(|claim| claim.value.moved.is_some()) {
+            let change = match (self.from() == self.to, self.to) {
+                (true, _) => "change every node's conflist",
+                (false, LedgerKind::Objects) => "take etcdConfig out of every node's conflist",
+                (false, LedgerKind::Etcd) => "put etcdConfig into every node's conflist",
+            };
+            return format!(
+                "with the claims in {from} closed, {change} now; after that: kube-ipam claims move {flags} --drop-source"
+            );
+        }
+        format!("the nodes go on with {from}; to change over: kube-ipam claims move {flags} --close")
+    }
+}
+
+impl Names {
     fn shown(&self, steps: &[Step], plan: &Plan) -> String {
+        let Self { from, to } = self;
         let mut text = String::new();
         if !steps.is_empty() {
             let rows = steps.iter().map(|step| {
                 let holder = step.source.value.holder.as_ref();
                 let holder = holder.map_or_else(|| NONE.to_owned(), |holder| holder.pod.clone());
-                let (from, to) = (name(self.from()), name(self.to));
                 [step.address.to_string(), step.owner.clone(), holder, step.action.describe(from, to)]
             });
             text = output::table(["ADDRESS", "OWNER", "HOLDER", "ACTION"], rows) + "\n";
         }
         for claim in &plan.others {
-            let (to, from) = (name(self.to), name(self.from()));
             text +=
                 &format!("only in {to}: {} of {}; it stays ({from} does not have it)\n", claim.address, claim.owner);
         }
         if plan.ahead > 0 {
-            text += &format!("{} have gone on in {}\n", plan.ahead, name(self.to));
+            text += &format!("{} have gone on in {to}\n", plan.ahead);
         }
         text
     }
+}
 
-    /// What is to be done after this.
-    fn next(&self, read: &Read) -> String {
-        let (from, to, kind) = (name(self.from()), name(self.to), word(self.to));
-        if self.drop_source || read.source.is_empty() {
-            return format!("{from} has no claims of the network any more once this is done: {to} is the ledger");
+/// A record that cannot be read would be left behind.
+fn whole(listed: Listed) -> Result<Vec<Versioned<Claim>>, StoreError> {
+    match listed.unreadable.first() {
+        None => Ok(listed.claims),
+        Some(Unreadable { record, why, remedy, .. }) => {
+            Err(StoreError::new("list", record, Failure::Corrupt(format!("{why}; {remedy}"))))
         }
-        if self.close || read.source.iter().all(|claim| claim.value.moved.is_some()) {
-            let change = match self.to {
-                LedgerKind::Objects => "take etcdConfig out of every node's conflist",
-                LedgerKind::Etcd => "put etcdConfig into every node's conflist",
-            };
-            return format!(
-                "with the claims in {from} closed, {change} now; after that: kube-ipam claims move --to {kind} --drop-source"
-            );
-        }
-        format!("the nodes go on with {from}; to change over: kube-ipam claims move --to {kind} --close")
     }
 }
 
 impl Ledgers {
     async fn read(&self) -> Result<Read, StoreError> {
         // The target last: what is written there meanwhile is seen rather than overwritten.
-        let source = self.source.all().await?;
-        Ok(Read { source, target: self.target.all().await? })
+        let source = whole(self.source.listed().await?)?;
+        Ok(Read { source, target: whole(self.target.listed().await?)? })
     }
 
     /// Rounds until there is nothing left to do.
@@ -212,9 +302,22 @@ impl Ledgers {
                 true => return Ok(()),
                 false => plan.steps,
             };
-            self.write(&steps, name(wanted.to)).await?;
+            self.write(&steps, &self.names.to).await?;
         }
         bail!("the claims still changed after {ROUNDS} rounds; nothing is lost")
+    }
+
+    /// Says in the reservations that the claims are in the target.
+    async fn mark(&self) -> Result<()> {
+        let claimed = self.target.all().await?.into_iter().map(|claim| claim.value.address).collect();
+        let driver = Driver::behind(self.gate.clone(), self.store.clone(), Some(self.target.clone()), Timestamp::now);
+        for reservation in self.store.list::<IPReservation>("").await? {
+            let addresses = unmarked(&reservation, &claimed, &self.target.name());
+            if is_own_reservation(&reservation.name_any()) && !addresses.is_empty() {
+                driver.mark(&reservation.name_any(), &addresses, Instant::now() + MARK_TIME).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn write(&self, steps: &[Step], to: &str) -> Result<(), StoreError> {

@@ -27,10 +27,15 @@ pub(in crate::collector) async fn read<O: Objects, L: Ledger>(
     let mut unread = std::mem::take(&mut lists.unread);
     let complete = unread.is_empty();
     if let Some(ledger) = ledger {
-        match if_any(ledger.all().await) {
-            Ok(claims) => census.claims = claims.map(by_address),
+        match if_any(ledger.listed().await) {
+            Ok(listed) => {
+                let listed = listed.map(|listed| (by_address(listed.claims), listed.unreadable));
+                (census.claims, census.unreadable) = listed.unzip();
+            }
             Err(error) => unread.push(error),
         }
+        let passed_over = census.unreadable.iter().flatten();
+        unread.extend(passed_over.map(|u| StoreError::new("list", &u.record, Failure::Corrupt(u.why.clone()))));
         let (owners, failed) = owners(objects, census.claims.iter().flatten()).await;
         census.owners = owners;
         unread.extend(failed);

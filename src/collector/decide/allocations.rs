@@ -88,7 +88,7 @@ fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTre
 
 /// Whether its claim decides about an allocation: it names this very container as its holder, or it is not known.
 fn is_left_to_claim(scene: &Scene<'_>, used: &Used<'_>) -> bool {
-    if scene.census.claims.is_none() {
+    if scene.census.claims.is_none() || scene.census.is_unread(used.address) {
         return used.party.fixed;
     }
     let holder = scene.census.claim(used.address).and_then(|claim| claim.holder.as_ref());
@@ -110,7 +110,7 @@ fn disowned(scene: &Scene<'_>, used: &Used<'_>) -> Option<String> {
     if !party.fixed || party.uid.is_some() || !starting || scene.node(party.node?) != NodeState::Ready {
         return None;
     }
-    scene.census.claims.as_ref()?;
+    scene.census.claims.as_ref().filter(|_| !scene.census.is_unread(used.address))?;
     let of = match scene.census.claim(used.address) {
         Some(claim) if claim.moved.is_some() || is_left_to_claim(scene, used) => return None,
         Some(claim) => claim.holder.as_ref().map_or_else(|| "nobody".to_owned(), |holder| holder.to_string()),

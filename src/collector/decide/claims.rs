@@ -10,7 +10,7 @@ use super::{Finding, Key, Needs, Scene, Task};
 use crate::claim::{Claim, Evidence, Holder, NodeState, PodState, Standing, standing};
 use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
-use crate::driver::Shown;
+use crate::driver::{Shown, reservation_name};
 use crate::store::Versioned;
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
@@ -33,11 +33,12 @@ fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
     }
     let pod = scene.census.pods.get(namespace, name)?;
     let alive = matches!(pod.state, PodState::Alive | PodState::Terminating) && pod.addresses.contains(&used.address);
-    if !alive || scene.census.staleness(used).is_some() {
+    if !alive || scene.census.staleness(used).is_some() || scene.census.is_unread(used.address) {
         return None;
     }
     let claim = scene.census.claim(used.address);
     let says = match claim {
+        None if scene.claimed_elsewhere(used.address).is_some() => return None,
         None => "its claim was lost".to_owned(),
         Some(claim) if claim.moved.is_some() => return None,
         Some(claim) => match &claim.holder {
@@ -54,6 +55,7 @@ fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
             pods: vec![(namespace.to_owned(), name.to_owned())],
             claims: vec![used.address],
             blocks: vec![used.block.cidr],
+            reservations: vec![reservation_name(&used.block.cidr)],
             nodes: used.party.node.map(str::to_owned).into_iter().collect(),
             ..Needs::default()
         },

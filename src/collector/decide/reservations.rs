@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use calico::Family;
+use calico::{Family, IPReservation};
 use kube::ResourceExt as _;
 
 use super::{Finding, Needs, Scene, Task};
 use crate::claim::Claim;
 use crate::collector::{Kind, Repair};
-use crate::driver::{host_cidr, is_own_reservation, reservation_name};
+use crate::driver::{is_own_reservation, reservation_name, reserved_addresses, unmarked};
 use crate::store::Versioned;
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
@@ -21,22 +21,21 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let missing = claims.iter().filter(|claim| !listed.contains(&claim.value.address));
     let mut found: Vec<Finding> = missing.filter_map(|claim| missing_entry(scene, claim)).collect();
     let leftover = reserved.iter().filter(|(address, _)| !claimed.contains(address) && is_ours(scene, *address));
+    let leftover = leftover.filter(|(address, _)| scene.claimed_elsewhere(*address).is_none());
+    let leftover = leftover.filter(|(address, _)| !scene.census.is_unread(*address));
     found.extend(leftover.map(|(address, name)| leftover_entry(scene, *address, name)));
+    // A claim that was carried away is marked from where it is now.
+    let open = claims.iter().map(|claim| &claim.value).filter(|claim| claim.moved.is_none());
+    let open: BTreeSet<IpAddr> = open.map(|claim| claim.address).collect();
+    found
+        .extend(scene.census.reservations.iter().filter_map(|reservation| unmarked_entries(scene, &open, reservation)));
     found
 }
 
 /// Every single address in our reservations, in the form that we write, with the reservation's name.
 fn reserved(scene: &Scene<'_>) -> BTreeSet<(IpAddr, String)> {
-    let mut found = BTreeSet::new();
-    for reservation in scene.census.reservations.iter().filter(|r| is_own_reservation(&r.name_any())) {
-        for text in &reservation.spec.reserved_cidrs {
-            let address = text.split_once('/').and_then(|(address, _)| address.parse::<IpAddr>().ok());
-            // Anything else was put there by a person, who may have meant it.
-            let address = address.filter(|address| host_cidr(*address).to_string() == *text);
-            found.extend(address.map(|address| (address, reservation.name_any())));
-        }
-    }
-    found
+    let ours = scene.census.reservations.iter().filter(|r| is_own_reservation(&r.name_any()));
+    ours.flat_map(|r| reserved_addresses(r).map(|address| (address, r.name_any()))).collect()
 }
 
 /// Whether an entry without claim can only be this network's. Another network's claims are not known here, but
@@ -55,6 +54,21 @@ fn missing_entry(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding>
     let detail = format!("did not list {address}, which {owner} has claimed");
     let key = format!("{address} {created}");
     Some(finding(scene, Kind::ReservationAdded, key, needs, &name, detail, Task::Reserve(*address, cidr)))
+}
+
+/// A reservation that does not say of each of its claimed addresses that the claim lies here: one of an earlier release, or
+/// of before the claims were carried over.
+fn unmarked_entries(scene: &Scene<'_>, claimed: &BTreeSet<IpAddr>, reservation: &IPReservation) -> Option<Finding> {
+    let (here, name) = (scene.rules.ledger.as_ref()?, reservation.name_any());
+    if !is_own_reservation(&name) {
+        return None;
+    }
+    let addresses = unmarked(reservation, claimed, here);
+    let first = addresses.first()?;
+    let needs = Needs { claims: addresses.clone(), reservations: vec![name.clone()], ..Needs::default() };
+    let detail = format!("did not say that {first} is claimed in {here}");
+    let key = format!("{name} {addresses:?}");
+    Some(finding(scene, Kind::ReservationMarked, key, needs, &name, detail, Task::Mark(name.clone(), addresses)))
 }
 
 fn leftover_entry(scene: &Scene<'_>, address: IpAddr, name: &str) -> Finding {

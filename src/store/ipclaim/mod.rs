@@ -17,9 +17,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use tokio::time::sleep;
 
 pub use self::object::{IPClaim, IPClaimSpec, NETWORK_LABEL, crd, network_token, object_name};
+use self::object::{Unread, address_of};
 use super::kube::{KubeStore, chain};
-use super::{Failure, Ledger, Objects as _, StoreError, Swap, Versioned, describe};
-use crate::claim::Claim;
+use super::{Failure, Ledger, Listed, Objects as _, StoreError, Swap, Unreadable, Versioned, describe};
+use crate::claim::{Claim, LedgerName};
 
 /// Pause after a watch that could not be had, so that whoever waits does not ask again and again.
 const AFTER_A_FAILURE: Duration = Duration::from_millis(500);
@@ -92,14 +93,20 @@ impl IPClaimLedger {
 
     /// What an object says, if it is what its name says.
     fn take_in(&self, verb: &'static str, object: IPClaim) -> Result<Versioned<Claim>, StoreError> {
-        let (name, claim) = (object.metadata.name.clone().unwrap_or_default(), object.spec.claim.clone());
+        let name = object.metadata.name.clone().unwrap_or_default();
         let corrupt = |why| StoreError::new(verb, describe::<IPClaim>(&name), Failure::Corrupt(why));
-        if *object.spec.network != *self.network || self.name(claim.address) != name {
+        self.claim_of(object).map_err(corrupt)
+    }
+
+    fn claim_of(&self, object: IPClaim) -> Result<Versioned<Claim>, String> {
+        let claim = object.spec.claim.clone();
+        if *object.spec.network != *self.network || object.metadata.name != Some(self.name(claim.address)) {
             let (address, network) = (claim.address, &object.spec.network);
-            let why = format!("by its name it is not the claim on {address} in network {network:?} that it says it is");
-            return Err(corrupt(why));
+            return Err(format!(
+                "by its name it is not the claim on {address} in network {network:?} that it says it is"
+            ));
         }
-        let revision = revision(&object.metadata).map_err(corrupt)?;
+        let revision = revision(&object.metadata)?;
         self.seen().insert(claim.address, object);
         Ok(Versioned { value: claim, revision })
     }
@@ -180,6 +187,10 @@ impl IPClaimLedger {
 }
 
 impl Ledger for IPClaimLedger {
+    fn name(&self) -> LedgerName {
+        LedgerName::objects(&self.network)
+    }
+
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         let found = self.store.get::<IPClaim>(None, &self.name(address)).await.map_err(of_kind)?;
         if found.is_none() {
@@ -189,12 +200,27 @@ impl Ledger for IPClaimLedger {
     }
 
     async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
+        Ok(self.listed().await?.readable())
+    }
+
+    async fn listed(&self) -> Result<Listed, StoreError> {
         let selector = format!("{NETWORK_LABEL}={}", network_token(&self.network));
-        let listed: Vec<IPClaim> = self.store.list(&selector).await.map_err(of_kind)?;
-        let mut claims =
-            listed.into_iter().map(|object| self.take_in("list", object)).collect::<Result<Vec<_>, _>>()?;
-        claims.sort_by_key(|claim| claim.value.address);
-        Ok(claims)
+        let objects: Vec<Unread> = self.store.list(&selector).await.map_err(of_kind)?;
+        let mut listed = Listed::default();
+        for object in objects {
+            let name = object.metadata.name.clone().unwrap_or_default();
+            match object.read().map_err(|why| why.to_string()).and_then(|object| self.claim_of(object)) {
+                Ok(claim) => listed.claims.push(claim),
+                Err(why) => listed.unreadable.push(Unreadable {
+                    address: address_of(&name),
+                    why,
+                    remedy: remedy(&name),
+                    record: describe::<IPClaim>(&name),
+                }),
+            }
+        }
+        listed.claims.sort_by_key(|claim| claim.value.address);
+        Ok(listed)
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {
@@ -219,6 +245,14 @@ impl Ledger for IPClaimLedger {
         let failure = Failure::Unknown(chain(&error));
         Err(StoreError::new("watch", describe::<IPClaim>(&self.name(address)), failure))
     }
+}
+
+/// What a person does about an IPClaim that cannot be read.
+pub(crate) fn remedy(name: &str) -> String {
+    format!(
+        "mend it by `kubectl edit ipclaim {name}`, or delete it, if its address may go to whoever claims it next: `kubectl \
+         delete ipclaim {name}`"
+    )
 }
 
 /// The revision that an object's version is.

@@ -6,10 +6,11 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::core::ObjectMeta;
-use kube::{CustomResource, CustomResourceExt as _};
+use kube::core::{ClusterResourceScope, ObjectMeta};
+use kube::{CustomResource, CustomResourceExt as _, Resource};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::claim::Claim;
@@ -22,6 +23,8 @@ pub const NETWORK_LABEL: &str = "kube-ipam.io/network";
 const HASHED: &str = "sha256-";
 /// Hexadecimal digits of such a hash: 128 bits.
 const DIGITS: usize = 32;
+/// Characters of the longest IPv6 address.
+const LONGEST_ADDRESS: usize = 39;
 /// Kubernetes' limit for a label's value.
 const LONGEST_LABEL: usize = 63;
 
@@ -69,6 +72,50 @@ impl IPClaimSpec {
     }
 }
 
+/// An IPClaim of a list, of which only the name is known yet: one that cannot be read costs itself, not the list.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub(super) struct Unread {
+    pub metadata: ObjectMeta,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+impl Unread {
+    pub(super) fn read(self) -> Result<IPClaim, serde_json::Error> {
+        let spec = self.rest.get("spec").cloned().unwrap_or_default();
+        Ok(IPClaim { metadata: self.metadata, spec: serde_json::from_value(spec)? })
+    }
+}
+
+impl Resource for Unread {
+    type DynamicType = ();
+    type Scope = ClusterResourceScope;
+
+    fn kind(_: &()) -> Cow<'_, str> {
+        IPClaim::kind(&())
+    }
+
+    fn group(_: &()) -> Cow<'_, str> {
+        IPClaim::group(&())
+    }
+
+    fn version(_: &()) -> Cow<'_, str> {
+        IPClaim::version(&())
+    }
+
+    fn plural(_: &()) -> Cow<'_, str> {
+        IPClaim::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
 /// The definition of the kind, as `yaml/ipclaims.yaml` has it.
 pub fn crd() -> CustomResourceDefinition {
     IPClaim::crd()
@@ -82,6 +129,13 @@ pub fn object_name(network: &str, address: IpAddr) -> String {
         IpAddr::V6(v6) => v6.segments().map(|segment| format!("{segment:04x}")).join("-"),
     };
     format!("{}.{address}", network_token(network))
+}
+
+/// The address that an object of this name is the claim on.
+pub(super) fn address_of(name: &str) -> Option<IpAddr> {
+    let (_, part) = name.rsplit_once('.')?;
+    let address = part.replace('-', if part.matches('-').count() == 3 { "." } else { ":" }).parse().ok()?;
+    object_name("", address).strip_suffix(part)?.ends_with('.').then_some(address)
 }
 
 /// A network as a label's value and as the beginning of a name: itself where that is permitted, else a hash.
@@ -141,7 +195,7 @@ impl JsonSchema for IPClaimSpec {
             "properties": {
                 "network": name("The network: ipam.name of the CNI configuration."),
                 "address": json_schema!({
-                    "type": "string", "pattern": "^[0-9a-fA-F:.]+$",
+                    "type": "string", "maxLength": LONGEST_ADDRESS, "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}],
                     "description": "The address; the object's name must be the one that belongs to it.",
                 }),
                 "ownedBy": text("The owner in words. Written for people, never read."),
@@ -158,7 +212,7 @@ impl JsonSchema for IPClaimSpec {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -184,6 +238,19 @@ mod tests {
         assert_eq!(name("kube-subnet", "fd00:0010:244:0:0::0216"), expanded);
         assert_ne!(name("a", "fd00::1"), name("a", "fd00::1:0"));
         assert_ne!(name("net", "10.1.2.3"), name("net.10", "1.2.3.4"));
+    }
+
+    #[test]
+    fn a_name_tells_its_address() {
+        for (network, address) in [("kube-subnet", "10.244.0.216"), ("Net.10", "fd00:10:244::216"), ("a-1", "::1")] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(address_of(&object_name(network, address)), Some(address));
+        }
+        for name in
+            ["kube-subnet", "kube-subnet.10-244-0", "kube-subnet.10-244-0-256", "kube-subnet.fd00-1", "a.01-2-3-4"]
+        {
+            assert_eq!(address_of(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -83,12 +83,14 @@ fn a_requested_pool_that_cannot_be_used_is_an_error_that_says_why() {
     );
     let unknown = error(&["10.99.0.0/16"], Family::V4);
     assert!(
-        unknown.starts_with("there is no IPPool 10.99.0.0/16; the pools are: rack (10.3.0.0/16), default"),
+        unknown.starts_with(
+            "the requested IPPool (10.99.0.0/16) does not exist; the pools are: rack (10.3.0.0/16), default"
+        ),
         "{unknown}"
     );
     assert_eq!(
         ask(&["x"]).of(&[], Family::V4).unwrap_err().to_string(),
-        "there is no IPPool x; the pools are: there is none"
+        "the requested IPPool (x) does not exist; the pools are: there is none"
     );
 }
 

@@ -87,6 +87,16 @@ fn an_address_that_was_taken_ahead_is_the_pods_whichever_container_has_it() {
 }
 
 #[test]
+fn calicos_annotation_for_addresses_goes_where_ours_comes() {
+    let asks =
+        |pod: &mut Value| pod["metadata"]["annotations"]["cni.projectcalico.org/ipAddrs"] = json!("[\"10.244.0.9\"]");
+    let text = plan(&snapshot(pod(asks), |_| {})).templates[0].text();
+    assert!(text.contains("\"cni.projectcalico.org/ipAddrs\":null"), "{text}");
+    let text = plan(&snapshot(pod(|_| {}), |_| {})).templates[0].text();
+    assert!(text.contains("kubectl patch") && !text.contains("null"), "{text}");
+}
+
+#[test]
 fn what_keeps_an_address_from_being_adopted_is_said() {
     let said = problem(&snapshot(pod(|pod| pod["spec"]["hostNetwork"] = json!(true)), |_| {}));
     assert!(said.contains("its node's network"), "{said}");
