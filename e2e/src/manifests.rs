@@ -64,11 +64,10 @@ pub fn only<'a>(documents: &'a [Value], kind: &str, name: &str) -> Result<&'a Va
     }
 }
 
-/// What `kube-ipam.yaml` says of kinds, accounts and rights: all of it but what runs.
+/// What `kube-ipam.yaml` says of accounts and rights: all of it but what runs.
 pub fn rights() -> Result<Vec<Value>> {
     let mut documents = documents("kube-ipam.yaml")?;
-    let kinds =
-        ["CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+    let kinds = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
     documents.retain(|document| kinds.iter().any(|kind| document["kind"] == *kind));
     Ok(documents)
 }

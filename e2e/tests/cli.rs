@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use calico::{
     Affinity, AffinityState, BlockAffinity, Holder, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec, IPPool,
-    IPReservation,
+    IPReservation, IPReservationSpec,
 };
 use e2e::embedded::{Cluster, Options};
 use jiff::Timestamp;
@@ -331,6 +331,11 @@ impl Ground {
                 let wish = json!({"metadata": {"annotations": {"kube-ipam.ip": "10.244.0.230"}}});
                 self.pods().patch("x", &PatchParams::default(), &Patch::Merge(wish)).await.unwrap();
             }
+            Class::RangeNearlyFull => {
+                let all = (10..=200).map(|last| format!("10.244.0.{last}/32")).collect();
+                let spec = IPReservationSpec { reserved_cidrs: all, ..Default::default() };
+                self.store.create(&IPReservation::new("kept", spec)).await.unwrap();
+            }
             Class::OwnerGone => {
                 let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "default");
                 deployments.delete("db", &DeleteParams::default()).await.unwrap();
@@ -456,6 +461,14 @@ async fn every_class_is_found_alone_where_it_was_planted_and_gone_after_the_repa
         ground.repair(&saved).await;
         assert_eq!(ground.check(), (0, BTreeSet::new()), "{class:?} was repaired");
     }
+}
+
+#[tokio::test]
+async fn a_range_that_is_nearly_full_is_a_note_and_no_failure() {
+    let ground = Ground::prepare().await;
+    ground.plant(Class::RangeNearlyFull).await;
+    let ran = ground.kube_ipam(&["check", "-o", "json"]);
+    assert_eq!((ran.code, classes(&ran.json()["notes"])), (0, [name_of(Class::RangeNearlyFull)].into()));
 }
 
 #[tokio::test]

@@ -164,6 +164,9 @@ impl Agent {
     pub(super) async fn follow_pods(self: Arc<Self>, mut events: UnboundedReceiver<PodEvent>) {
         let pulse = self.health.pulse("pods");
         while let Some(event) = pulse.while_waiting(events.recv()).await {
+            if let (Some(add_on), PodEvent::Seen(pod)) = (&self.add_on, &event) {
+                add_on.hear(pod);
+            }
             if !self.options.take_ahead || self.stopping.is_cancelled() {
                 continue;
             }

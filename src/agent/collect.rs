@@ -12,6 +12,7 @@ use crate::collector::{self, Collector, Election, News};
 use crate::driver::Driver;
 use crate::netconf::NetConf;
 use crate::store::LazyLedger;
+use crate::store::ipclaim::IPClaimLedger;
 
 /// How often is looked whether the node's network is another one.
 const LOOK: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ impl Agent {
         // Decisions about the whole cluster are made on live reads: this store remembers nothing.
         let store = self.driver.objects().inner().inner().clone();
         let ledger = self.ledgers.of(net);
+        let claims = net.ipam.etcd.is_none().then(|| IPClaimLedger::new(store.clone(), &net.ipam.network));
         let driver = Driver::behind(self.datastore.clone(), store, Some(ledger.clone()), Timestamp::now)
             .observed(self.witness.clone());
         let mut collector = Collector::new(driver, net, collector::Options::default());
@@ -52,7 +54,12 @@ impl Agent {
             }
         };
         let witness = self.witness.clone();
-        let hear = |news: News<'_>| witness.collector(&news);
+        let hear = |news: News<'_>| {
+            witness.collector(&news);
+            if let (News::Leading | News::Round(_), Some(claims)) = (news, claims.clone()) {
+                self.tasks.spawn(define(claims));
+            }
+        };
         if let Err(error) = collector::lead(self.client.clone(), &election, &mut collector, stop, hear).await {
             tracing::error!(%error, "no collector on this node");
             self.stopping.cancelled().await;
@@ -67,5 +74,16 @@ impl Agent {
             sleep(LOOK).await;
         }
         tracing::info!("the node's network or its credentials have changed: the collector begins anew");
+    }
+}
+
+/// No manifest that people delete has the definition of the claims, since all claims go with it.
+async fn define(claims: IPClaimLedger) {
+    match claims.define().await {
+        Ok(true) => tracing::info!("the definition of IPClaims was missing, and is in place now"),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(%error, "whether IPClaims are defined, or to define them, has failed; trying again")
+        }
     }
 }

@@ -8,7 +8,7 @@ use calico::IPPool;
 use kube::Resource as _;
 
 use super::Agent;
-use crate::install::{Judge, NodeFiles, PluginToken, Pools, Watcher};
+use crate::install::{NodeFiles, Outcome, PluginToken, Pools, Watcher};
 use crate::store::Objects as _;
 
 /// Until a watch that could not be had is tried again.
@@ -20,19 +20,24 @@ impl Agent {
     /// Keeps the files as they should be, for as long as the agent runs.
     pub(super) async fn keep_files(self: Arc<Self>, files: NodeFiles) {
         let pulse = self.health.pulse("files");
-        let (mut token, mut judge) = (files.token(), Judge::default());
+        let mut given_back = self.given_back.subscribe();
         loop {
             let watching = Watcher::new(&files.directories());
             // After the watch began, so that no change is missed in between.
-            let mut well = self.put_files(&files, &mut token, &mut judge).await;
+            let mut well = self.put_files(&files).await;
             let ended = match watching {
                 Ok(mut watcher) => loop {
-                    let renewal = token.as_ref().map_or(Duration::MAX, PluginToken::rest);
+                    let renewal = self.token.lock().await.as_ref().map_or(Duration::MAX, PluginToken::rest);
                     let rest = if well { renewal } else { renewal.min(LOOK_AGAIN) };
-                    let changed = tokio::time::timeout(rest, watcher.changed());
-                    match pulse.while_waiting(changed).await {
-                        Ok(Ok(())) | Err(_) => well = self.put_files(&files, &mut token, &mut judge).await,
-                        Ok(Err(error)) => break error,
+                    let next = async {
+                        tokio::select! {
+                            changed = tokio::time::timeout(rest, watcher.changed()) => changed.unwrap_or(Ok(())),
+                            _ = given_back.changed() => Ok(()),
+                        }
+                    };
+                    match pulse.while_waiting(next).await {
+                        Ok(()) => well = self.put_files(&files).await,
+                        Err(error) => break error,
                     }
                 },
                 Err(error) => error,
@@ -42,20 +47,25 @@ impl Agent {
         }
     }
 
-    /// Whether they are all as they should be now.
-    async fn put_files(&self, files: &NodeFiles, token: &mut Option<PluginToken>, judge: &mut Judge) -> bool {
-        if let Some(token) = token
+    /// Makes the files what they should be, and says whether they all are; one call at a time, so that nobody writes by what
+    /// was so before.
+    pub(super) async fn put_files(&self, files: &NodeFiles) -> bool {
+        let mut token = self.token.lock().await;
+        let mut judge = self.judge.lock().await;
+        if !self.is_given_back()
+            && let Some(token) = token.as_mut()
             && let Err(error) = token.renew().await
         {
             tracing::warn!(%error, "the plugin has no new token yet; trying again");
         }
         judge.pools = self.pools().await;
-        let outcome = files.put(token.as_ref(), judge);
-        for written in &outcome.written {
+        let outcome = if self.is_given_back() { files.take_away() } else { files.put(token.as_ref(), &mut judge) };
+        let Outcome { written, failed, unused, .. } = outcome;
+        for written in &written {
             tracing::info!(file = %written.path.display(), "{}", written.what);
             self.witness.metrics.file_written();
         }
-        let failed: Vec<String> = outcome.failed.iter().map(ToString::to_string).collect();
+        let failed: Vec<String> = failed.iter().chain(&unused).map(ToString::to_string).collect();
         let before = {
             let mut bad = self.bad_files.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *bad, failed.clone())

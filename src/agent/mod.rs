@@ -10,6 +10,7 @@ mod collect;
 mod datastore;
 mod events;
 mod files;
+mod gone;
 mod health;
 mod http;
 mod ledgers;
@@ -33,6 +34,7 @@ use calico::IPAMHandle;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,7 +50,7 @@ use self::trouble::Troubles;
 use self::watches::Seen;
 use self::witness::Witness;
 use crate::driver::{Driver, DropLater, Error, GatedDriver};
-use crate::install::NodeFiles;
+use crate::install::{AddOn, Judge, NodeFiles, PluginToken};
 use crate::protocol::{SOCKET, STATUS_SOCKET};
 use crate::service::state::State;
 use crate::store::LazyLedger;
@@ -109,8 +111,16 @@ pub struct Agent {
     started: Instant,
     /// Where metrics are served over TCP.
     metrics_address: Option<SocketAddr>,
+    /// The plugin's, while the node's files are written.
+    token: tokio::sync::Mutex<Option<PluginToken>>,
+    /// Of the section that is put into the lists.
+    judge: tokio::sync::Mutex<Judge>,
     /// What is wrong with the node's files.
     bad_files: Mutex<Vec<String>>,
+    /// Whose pod this agent is in, if its conflist is to be given back with that.
+    add_on: Option<Arc<AddOn>>,
+    /// Why the node was given back to calico-ipam, if it was.
+    given_back: watch::Sender<Option<String>>,
     /// That the claims lie in another ledger than the configuration names.
     stray_claims: Mutex<Option<String>>,
     /// Ends when new work is refused.
@@ -161,6 +171,10 @@ impl Agent {
             .observed(witness.clone())
             .dropping_later(drop_later(state.clone(), later));
         let agent = Arc::new(Self {
+            judge: tokio::sync::Mutex::default(),
+            token: tokio::sync::Mutex::new(options.files.as_ref().and_then(NodeFiles::token)),
+            add_on: options.files.as_ref().and_then(NodeFiles::add_on).map(Arc::new),
+            given_back: watch::Sender::new(None),
             options,
             driver,
             datastore: datastore.clone(),
@@ -193,6 +207,9 @@ impl Agent {
         if let Some(files) = agent.options.files.clone() {
             background.spawn(agent.clone().keep_files(files));
         }
+        if let Some(add_on) = agent.add_on.clone() {
+            background.spawn(agent.clone().follow_account(add_on));
+        }
         let own_path = own.path().to_owned();
         background.spawn(http::serve_own(agent.clone(), own));
         if let Some(all) = all {
@@ -205,7 +222,7 @@ impl Agent {
         tracing::info!(node = agent.options.node, socket = %listener.path().display(), metrics, "serving");
         listener.serve(agent.clone()).await;
         agent.tasks.close();
-        agent.tasks.wait().await;
+        tokio::join!(agent.tasks.wait(), agent.part());
         if let Some(collecting) = collecting {
             // It ends by itself, having resigned.
             let _ = collecting.await;
@@ -272,8 +289,11 @@ impl Agent {
         if self.stopping.is_cancelled() {
             return vec!["it stops".to_owned()];
         }
-        let mut reasons: Vec<String> =
-            self.shelves().unsynced().into_iter().map(|kind| format!("{kind} are not listed yet")).collect();
+        let given_back = self.given_back.borrow().as_ref().map(|why| {
+            format!("the node was given back to calico-ipam: {why}; apply kube-ipam again, and restart its DaemonSet")
+        });
+        let mut reasons: Vec<String> = given_back.into_iter().collect();
+        reasons.extend(self.shelves().unsynced().into_iter().map(|kind| format!("{kind} are not listed yet")));
         reasons.extend(self.bad_files.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         reasons.extend(self.stray_claims.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let socket = self.options.state_dir.join(SOCKET);

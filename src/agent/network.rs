@@ -1,13 +1,10 @@
 //! The network that this node's pods are put into, before any of them says so: the first configuration in the
-//! runtime's directory, as the runtime chooses it.
+//! runtime's directory, as the runtime chooses it, or what Multus there delegates to.
 
-use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
-
 use crate::conflist::plugin_conf;
-use crate::install::configurations;
+use crate::install::InUse;
 use crate::netconf::NetConf;
 
 /// The name that addresses are taken ahead under; a plugin of another name has rules of its own.
@@ -15,13 +12,14 @@ const PLUGIN: &str = "kube-ipam";
 
 /// The configuration that pods get by default; `None` if there is none, or if it is not kube-ipam's.
 pub(super) fn default_network(directory: &Path) -> Option<NetConf> {
-    let files = configurations(directory).ok()?;
-    let list: Value = serde_json::from_slice(&fs::read(files.first()?).ok()?).ok()?;
+    let list = InUse::of(directory)?.network()?;
     NetConf::parse(&plugin_conf(&list, PLUGIN).ok()?, PLUGIN).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;
@@ -43,7 +41,16 @@ mod tests {
         assert_eq!(default_network(directory.path()).unwrap().network, "first");
         write("10-calico.conflist", list("first", "calico-ipam"));
         assert_eq!(default_network(directory.path()), None);
+        // What is none is passed over.
         write("10-calico.conflist", "{".into());
-        assert_eq!(default_network(directory.path()), None);
+        assert_eq!(default_network(directory.path()).unwrap().network, "later");
+        write(
+            "05-multus.conf",
+            json!({"type": "multus", "clusterNetwork": "/host/etc/cni/net.d/20-later.conflist"}).to_string(),
+        );
+        assert_eq!(default_network(directory.path()).unwrap().network, "later");
+        let copy: serde_json::Value = serde_json::from_str(&list("copied", "kube-ipam")).unwrap();
+        write("05-multus.conf", json!({"type": "multus", "delegates": [copy]}).to_string());
+        assert_eq!(default_network(directory.path()).unwrap().network, "copied");
     }
 }

@@ -102,6 +102,9 @@ impl Install {
             let directory = files.cni_conf_dir.display();
             println!("{directory}: no configuration of Calico's yet; the agent edits it as soon as there is one");
         }
+        if let Some(unused) = outcome.unused {
+            println!("{unused}");
+        }
         all_done(outcome.failed)
     }
 }

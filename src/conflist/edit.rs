@@ -1,6 +1,8 @@
 //! Changing who does the IPAM of a network configuration list that somebody else wrote: one section is replaced, and
 //! everything else of it stays.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
 use super::plugin_conf;
@@ -17,6 +19,55 @@ const CALICOS: &str = "calico-ipam";
 /// from somewhere else.
 pub fn ipam_section(list: &Value) -> Option<&Value> {
     sections(list).find_map(|plugin| plugin.get("ipam").filter(|ipam| is(ipam, OURS) || is(ipam, CALICOS)))
+}
+
+/// Whether a runtime takes the content of a file for a configuration: of a list if the file's name ends in `.conflist`,
+/// else of one plugin.
+pub fn is_configuration(conf: &Value, is_list: bool) -> bool {
+    let typed = |plugin: &Value| plugin.get("type").and_then(Value::as_str).is_some_and(|kind| !kind.is_empty());
+    let plugins = conf.get("plugins").and_then(Value::as_array);
+    if is_list { plugins.is_some_and(|all| !all.is_empty() && all.iter().all(typed)) } else { typed(conf) }
+}
+
+/// Whether a section is ours.
+pub fn is_ours(section: &Value) -> bool {
+    is(section, OURS)
+}
+
+/// Where a configuration says what a pod's own network is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum DefaultNetwork<'a> {
+    /// In itself.
+    Own,
+    /// Multus: in the first of its delegates.
+    Delegate(&'a Value),
+    /// Multus: in a configuration of this network's or file's name.
+    Named(&'a str),
+    /// Multus: it does not say.
+    Unsaid,
+}
+
+/// Where `conf` says it.
+pub fn default_network(conf: &Value) -> DefaultNetwork<'_> {
+    let kind = conf.get("type").and_then(Value::as_str).unwrap_or_default();
+    if !kind.starts_with("multus") {
+        return DefaultNetwork::Own;
+    }
+    // As in Multus itself, this counts more.
+    let named = conf.get("clusterNetwork").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let first = || conf.get("delegates")?.as_array()?.first();
+    match (named, first()) {
+        (Some(name), _) => DefaultNetwork::Named(name),
+        (None, Some(delegate)) => DefaultNetwork::Delegate(delegate),
+        (None, None) => DefaultNetwork::Unsaid,
+    }
+}
+
+/// The kubeconfig of the main plugin whose addresses come from Calico's IPAM or from ours.
+pub fn main_kubeconfig(list: &Value) -> Option<PathBuf> {
+    let main =
+        sections(list).find(|plugin| plugin.get("ipam").is_some_and(|ipam| is(ipam, OURS) || is(ipam, CALICOS)))?;
+    main.pointer("/kubernetes/kubeconfig")?.as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// Whether a section is Calico's own.

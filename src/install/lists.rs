@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{InstallError, Written, read_json, replace};
 use crate::cni::CniError;
-use crate::conflist;
+use crate::conflist::{self, DefaultNetwork};
 use crate::netconf::NetConf;
 
 /// Calico's own section of a list is kept beside it, under its name with this behind: a runtime does not read it.
@@ -80,6 +80,86 @@ pub(crate) fn configurations(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).filter(is_one).collect();
     files.sort();
     Ok(files)
+}
+
+/// The configuration that the runtime uses, and what it comes to.
+pub(crate) struct InUse {
+    path: PathBuf,
+    /// Where in that file a pod's own network is named.
+    place: &'static str,
+    /// That network's configuration; `None` if it is not to be seen here.
+    network: Option<Value>,
+}
+
+impl InUse {
+    /// The first of the directory that is one; `None` if there is none yet.
+    pub(crate) fn of(directory: &Path) -> Option<Self> {
+        let valid = |path: PathBuf| {
+            let is_list = path.extension().is_some_and(|x| x == "conflist");
+            let conf = read_json(&path).ok().filter(|conf| conflist::is_configuration(conf, is_list))?;
+            Some((path, conf))
+        };
+        let mut valid = configurations(directory).ok()?.into_iter().filter_map(valid);
+        let (path, conf) = valid.next()?;
+        let (place, network) = match conflist::default_network(&conf) {
+            DefaultNetwork::Own => ("", Some(conf)),
+            DefaultNetwork::Delegate(delegate) => ("delegates[0]", Some(delegate.clone())),
+            DefaultNetwork::Named(name) => {
+                // Multus sees the node's files below a directory of its own.
+                let file = name.contains('/').then(|| Path::new(name).file_name()).flatten();
+                let is_it = |(path, conf): &(PathBuf, Value)| match file {
+                    Some(file) => path.file_name() == Some(file),
+                    None => conf.get("name").and_then(Value::as_str) == Some(name),
+                };
+                ("clusterNetwork", valid.find(is_it).map(|(_, conf)| conf))
+            }
+            DefaultNetwork::Unsaid => ("", None),
+        };
+        Some(Self { path, place, network })
+    }
+
+    /// The configuration of the network that pods get by default, if it can be seen.
+    pub(crate) fn network(self) -> Option<Value> {
+        self.network
+    }
+
+    /// Why pods do not get their addresses from us, and what to do about it; `None` if they do.
+    fn unused(self) -> Option<InstallError> {
+        let Self { path, place, network } = self;
+        let section = network.as_ref().and_then(conflist::ipam_section);
+        let (why, remedy) = match (section, place) {
+            (Some(section), _) if conflist::is_ours(section) => return None,
+            // Such a list was edited, or why it was not is told already.
+            (Some(_), "" | "clusterNetwork") => return None,
+            (Some(_), _) => (
+                "is Multus's, and its delegates[0] is a copy of Calico's list with calico-ipam: pods get their addresses there",
+                "write \"clusterNetwork\" with the path of Calico's list in the place of delegates, or restart Multus's pods \
+                 so that they copy the list again",
+            ),
+            (None, "") if network.is_some() => (
+                "is another network plugin's: pods get their addresses there",
+                "remove it, or give Calico's list a name that comes before it",
+            ),
+            (None, "") => (
+                "is Multus's, and names neither delegates nor clusterNetwork: where pods get their addresses cannot be seen",
+                "write \"clusterNetwork\" with the path of Calico's list",
+            ),
+            (None, _) if network.is_none() => (
+                "is Multus's, and its clusterNetwork is no configuration of this directory: pods get their addresses elsewhere",
+                "write \"clusterNetwork\" with the path of Calico's list",
+            ),
+            (None, _) => (
+                "is Multus's, and its default network is not Calico's: pods get their addresses there",
+                "write \"clusterNetwork\" with the path of Calico's list",
+            ),
+        };
+        Some(InstallError::Unused { path, why, remedy })
+    }
+}
+
+/// Why the runtime does not come by our section, though it is in place.
+pub(super) fn unused(directory: &Path) -> Option<InstallError> {
+    InUse::of(directory).and_then(InUse::unused)
 }
 
 /// Unless somebody else has written the file meanwhile: whoever did is answered by the next look at it.

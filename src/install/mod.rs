@@ -3,6 +3,7 @@
 //!
 //! `install` and `uninstall` do it once; the agent does it whenever somebody else has written these files.
 
+mod addon;
 mod binary;
 mod judge;
 mod kubeconfig;
@@ -21,11 +22,12 @@ use crate::cni::CniError;
 use crate::conflist;
 use crate::netconf::NetConf;
 
+pub use self::addon::{AddOn, PATIENCE, Verdict};
 pub use self::binary::place_binary;
 pub use self::judge::{Judge, Pools};
 pub use self::kubeconfig::SERVICE_ACCOUNT;
-pub(crate) use self::lists::configurations;
 pub use self::lists::restore_calico;
+pub(crate) use self::lists::{InUse, configurations};
 use self::token::Login;
 pub use self::token::PluginToken;
 pub use self::watch::Watcher;
@@ -79,6 +81,16 @@ pub enum InstallError {
         /// What is wrong with it.
         error: CniError,
     },
+    /// The runtime does not use Calico's list.
+    #[error("{path}: this file comes first, so the runtime uses it; it {why}; {remedy}", path = path.display())]
+    Unused {
+        /// The file that it uses.
+        path: PathBuf,
+        /// What that means.
+        why: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A variable of the environment that a pod has is missing.
     #[error(
         "{0} is not set: a pod's service account is needed for the plugin's kubeconfig; without it, leave --kubeconfig-out out"
@@ -98,6 +110,8 @@ pub struct Outcome {
     pub failed: Vec<InstallError>,
     /// Whether there is a list of Calico's at all; true if the lists are left alone.
     pub has_list: bool,
+    /// Why pods get their addresses from elsewhere, whatever is in that list.
+    pub unused: Option<InstallError>,
 }
 
 // === impl NodeFiles ===
@@ -137,9 +151,23 @@ impl NodeFiles {
                 let (lists, edits) = lists::put_ours(&self.cni_conf_dir, &section);
                 outcome.has_list = lists > 0;
                 edits.into_iter().for_each(|edit| outcome.take(edit));
+                outcome.unused = lists::unused(&self.cni_conf_dir);
             }
         }
         outcome
+    }
+
+    /// Gives the lists back to calico-ipam. The kubeconfig stays, for a runtime that still ends a pod by the plugin.
+    pub fn take_away(&self) -> Outcome {
+        let mut outcome = Outcome { has_list: true, ..Outcome::default() };
+        restore_calico(&self.cni_conf_dir).into_iter().for_each(|edit| outcome.take(edit));
+        outcome
+    }
+
+    /// The add-on with which the lists are to be given back; `None` if they are somebody else's, or this is no pod.
+    pub fn add_on(&self) -> Option<AddOn> {
+        self.ipam.as_ref()?;
+        AddOn::of_pod(&self.service_account, self.kubeconfig.as_deref(), &self.cni_conf_dir)
     }
 
     /// The plugin's token, to be asked for; `None` if somebody else writes the kubeconfig.

@@ -70,9 +70,10 @@ fn calicos_list_gets_our_section_and_has_its_own_again() {
     let node = Node::new();
     node.write("net.d/10-calico.conflist", &calicos().to_string());
     fs::set_permissions(node.path("net.d/10-calico.conflist"), Permissions::from_mode(0o640)).unwrap();
-    node.write("net.d/00-multus.conf", r#"{"name": "multus", "type": "multus"}"#);
+    node.write("net.d/00-broken.conf", r#"{"name": "no type"}"#);
     node.write("net.d/99-broken.conflist", "{");
     let outcome = node.files.put(None, &mut Judge::default());
+    assert!(outcome.unused.is_none(), "{outcome:?}");
     assert!(outcome.failed.is_empty() && outcome.has_list, "{outcome:?}");
     assert_eq!(outcome.written.len(), 1);
     let mut expected = calicos();
@@ -83,12 +84,54 @@ fn calicos_list_gets_our_section_and_has_its_own_again() {
     let again = node.files.put(None, &mut Judge::default());
     assert!(again.written.is_empty() && again.failed.is_empty(), "{again:?}");
     let kept = "10-calico.conflist.before-kube-ipam";
-    assert_eq!(node.names(), ["00-multus.conf", "10-calico.conflist", kept, "99-broken.conflist"]);
+    assert_eq!(node.names(), ["00-broken.conf", "10-calico.conflist", kept, "99-broken.conflist"]);
     restore(&node.files.cni_conf_dir);
     assert_eq!(node.read("net.d/10-calico.conflist"), calicos());
-    assert_eq!(node.names(), ["00-multus.conf", "10-calico.conflist", "99-broken.conflist"]);
+    assert_eq!(node.names(), ["00-broken.conf", "10-calico.conflist", "99-broken.conflist"]);
     restore(&node.files.cni_conf_dir);
     assert_eq!(node.read("net.d/10-calico.conflist"), calicos());
+}
+
+/// Multus copies Calico's list into a file of its own, or names it; other plugins come first with what they are.
+#[test]
+fn what_the_runtime_really_uses_is_judged() {
+    let ours = |kind: &str| json!({"name": "n", "plugins": [{"type": "calico", "ipam": {"type": kind}}]});
+    let single = json!({"type": "calico", "ipam": {"type": "calico-ipam"}});
+    let multus = |more: Value| {
+        let mut conf = json!({"cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus"});
+        conf.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        conf
+    };
+    for (conf, said) in [
+        (multus(json!({"delegates": [ours("calico-ipam")]})), Some("delegates[0] is a copy")),
+        (multus(json!({"delegates": [single]})), Some("delegates[0] is a copy")),
+        (multus(json!({"delegates": [ours("kube-ipam"), {"type": "macvlan"}]})), None),
+        (multus(json!({"delegates": [{"type": "flannel"}]})), Some("default network is not Calico's")),
+        (multus(json!({"clusterNetwork": "/host/etc/cni/net.d/10-calico.conflist"})), None),
+        (multus(json!({"clusterNetwork": "k8s-pod-network"})), None),
+        (multus(json!({"clusterNetwork": "another"})), Some("clusterNetwork is no configuration")),
+        (multus(json!({"type": "multus-shim"})), Some("neither delegates nor clusterNetwork")),
+        (multus(json!({"delegates": []})), Some("neither delegates nor clusterNetwork")),
+        (json!({"name": "n", "type": "bridge", "ipam": {"type": "host-local"}}), Some("another network plugin's")),
+    ] {
+        let node = Node::new();
+        node.write("net.d/10-calico.conflist", &calicos().to_string());
+        node.write("net.d/00-first.conf", &conf.to_string());
+        let outcome = node.files.put(None, &mut Judge::default());
+        assert!(outcome.failed.is_empty(), "{outcome:?}");
+        assert_eq!(node.read("net.d/10-calico.conflist")["plugins"][0]["ipam"], section());
+        let unused = outcome.unused.map(|unused| unused.to_string());
+        match said {
+            None => assert_eq!(unused, None, "{conf}"),
+            Some(said) => {
+                let unused = unused.unwrap_or_else(|| panic!("{conf} is taken for ours"));
+                assert!(unused.contains("00-first.conf") && unused.contains(said), "{conf}: {unused}");
+            }
+        }
+        // Behind Calico's list it does not matter.
+        fs::rename(node.path("net.d/00-first.conf"), node.path("net.d/90-first.conf")).unwrap();
+        assert!(node.files.put(None, &mut Judge::default()).unused.is_none(), "{conf}");
+    }
 }
 
 #[test]

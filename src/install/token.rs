@@ -56,10 +56,26 @@ enum NoToken {
     Unanswered(InstallError),
 }
 
-/// The part of a service account's token that says whose it is.
+/// The part of a service account's token that says whose it is, until when, and for which pod.
 #[derive(Deserialize)]
-struct Claims {
+pub(super) struct Claims {
     sub: String,
+    /// Seconds since 1970.
+    exp: Option<i64>,
+    #[serde(default, rename = "kubernetes.io")]
+    bound: Bound,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Bound {
+    pod: Option<BoundTo>,
+}
+
+/// What a token ends with.
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
+pub(super) struct BoundTo {
+    pub uid: String,
 }
 
 // === impl PluginToken ===
@@ -116,14 +132,15 @@ async fn request(account: &Path) -> Result<(String, Timestamp), NoToken> {
     let own = kubeconfig::read(account, "token").map_err(NoToken::Refused)?;
     let own = String::from_utf8_lossy(&own);
     let nobody = || NoToken::Refused(no_token(&"the pod's own token names no service account"));
-    let (namespace, name) = whose(&own).ok_or_else(nobody)?;
+    let claims = Claims::of(&own).ok_or_else(nobody)?;
+    let (namespace, name) = claims.account().ok_or_else(nobody)?;
     let client = client(account, own.trim()).await.map_err(NoToken::Refused)?;
     let wanted = TokenRequest {
         spec: TokenRequestSpec { expiration_seconds: i64::try_from(LIFE.as_secs()).ok(), ..Default::default() },
         ..Default::default()
     };
-    let accounts: Api<ServiceAccount> = Api::namespaced(client, &namespace);
-    let answer = accounts.create_token_request(&name, &PostParams::default(), &wanted).await.map_err(|error| {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client, namespace);
+    let answer = accounts.create_token_request(name, &PostParams::default(), &wanted).await.map_err(|error| {
         let told = no_token(&chain(&error));
         match error {
             kube::Error::Api(status) if matches!(status.code, 403 | 404) => NoToken::Refused(told),
@@ -134,21 +151,44 @@ async fn request(account: &Path) -> Result<(String, Timestamp), NoToken> {
     Ok((status.token, status.expiration_timestamp.0))
 }
 
-/// A client that logs in by the pod's own token.
+/// A client that logs in by this token.
 async fn client(account: &Path, token: &str) -> Result<Client, InstallError> {
-    let config = kubeconfig::of(account, token)?;
-    let config: Kubeconfig = serde_json::from_value(config).map_err(|error| no_token(&error))?;
-    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
-    let store = KubeStore::from_config(config.map_err(|error| no_token(&chain(&error)))?);
+    let store = KubeStore::from_config(config(account, token).await?);
     Ok(store.map_err(|error| no_token(&chain(&error)))?.client().clone())
 }
 
-/// Namespace and name of a token's service account.
-fn whose(token: &str) -> Option<(String, String)> {
-    let payload = URL_SAFE_NO_PAD.decode(token.trim().split('.').nth(1)?).ok()?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
-    let (namespace, name) = claims.sub.strip_prefix("system:serviceaccount:")?.split_once(':')?;
-    Some((namespace.to_owned(), name.to_owned()))
+/// The way to the API server as this pod finds it, with this token.
+pub(super) async fn config(account: &Path, token: &str) -> Result<Config, InstallError> {
+    let config = kubeconfig::of(account, token)?;
+    let config: Kubeconfig = serde_json::from_value(config).map_err(|error| no_token(&error))?;
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+    config.map_err(|error| no_token(&chain(&error)))
+}
+
+// === impl Claims ===
+
+impl Claims {
+    /// What a token says; nothing is verified. `None`: it is no service account's.
+    pub(super) fn of(token: &str) -> Option<Self> {
+        let payload = URL_SAFE_NO_PAD.decode(token.trim().split('.').nth(1)?).ok()?;
+        let claims: Self = serde_json::from_slice(&payload).ok()?;
+        claims.account().is_some().then_some(claims)
+    }
+
+    /// Namespace and name of its service account.
+    pub(super) fn account(&self) -> Option<(&str, &str)> {
+        self.sub.strip_prefix("system:serviceaccount:")?.split_once(':')
+    }
+
+    /// The pod that it ends with.
+    pub(super) fn pod(&self) -> Option<&BoundTo> {
+        self.bound.pod.as_ref()
+    }
+
+    /// Whether it has run out by this time.
+    pub(super) fn is_over(&self, now: Timestamp) -> bool {
+        self.exp.is_some_and(|end| end <= now.as_second())
+    }
 }
 
 fn no_token(why: &dyn std::fmt::Display) -> InstallError {
@@ -163,9 +203,18 @@ mod tests {
     fn a_token_says_whose_it_is() {
         let token = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
         let own = token(r#"{"iss":"x","sub":"system:serviceaccount:kube-system:kube-ipam"}"#);
-        assert_eq!(whose(&format!("{own}\n")), Some(("kube-system".to_owned(), "kube-ipam".to_owned())));
+        let claims = Claims::of(&format!("{own}\n")).unwrap();
+        assert_eq!((claims.account(), claims.pod()), (Some(("kube-system", "kube-ipam")), None));
+        assert!(!claims.is_over(Timestamp::MAX));
+        let bound = token(
+            r#"{"exp":60,"kubernetes.io":{"pod":{"name":"p","uid":"u"}},"sub":"system:serviceaccount:kube-system:kube-ipam"}"#,
+        );
+        let claims = Claims::of(&bound).unwrap();
+        assert_eq!(claims.pod().map(|pod| pod.uid.as_str()), Some("u"));
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!([59, 60].map(|second| claims.is_over(at(second))), [false, true]);
         for other in [token(r#"{"sub":"alice"}"#), token("{"), "opaque".to_owned(), String::new()] {
-            assert_eq!(whose(&other), None, "{other}");
+            assert!(Claims::of(&other).is_none(), "{other}");
         }
     }
 }

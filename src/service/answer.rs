@@ -130,7 +130,8 @@ fn of_store(store: &StoreError) -> CniError {
     let (code, remedy) = match &store.failure {
         Failure::Denied(_) => (
             code::FORBIDDEN,
-            "Check the credentials in kubeConfig and etcdConfig, and that the ClusterRole of kube-ipam is bound to them.",
+            "Check the credentials in kubeConfig and etcdConfig, and that the ClusterRole of kube-ipam is bound to them. If \
+             kube-ipam was taken off this cluster, give this node back to calico-ipam: run `kube-ipam uninstall` on it.",
         ),
         Failure::Unreadable(_) => (code::IO, "Make the file readable for the runtime's user, or name another."),
         Failure::Malformed(_) => (code::DECODE, "Put the right PEM file there, or name another."),

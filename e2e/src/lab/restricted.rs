@@ -2,22 +2,27 @@
 //! service account, people as somebody whom its role for people is bound to.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::PostParams;
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
+use kube_ipam::store::ipclaim::IPClaimLedger;
+use kube_ipam::store::kube::KubeStore;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::manifests::{self, ADMIN_ROLE, NAMESPACE, NODE_ACCOUNT, NODE_ROLE};
+use crate::manifests::{self, ADMIN_ROLE, NAMESPACE, NODE_ACCOUNT, NODE_ROLE, Right};
 use crate::real::audit::{AuditLog, Call};
 use crate::real::{ControlPlane, ControlPlaneOptions, Crds};
 use crate::tools::Tools;
 
+/// Longest wait until the API server goes by a role that was written, or serves a kind that was defined.
+const EFFECT: Duration = Duration::from_secs(10);
 /// No run of the tests lasts longer.
 const TOKEN_LIFE: i64 = 2 * 3600;
 
@@ -95,7 +100,52 @@ impl Restricted {
             let token = token(&client, user.account()).await?;
             self.control_plane.write_token_kubeconfig(&self.kubeconfig(user), &token)?;
         }
+        self.define_claims().await
+    }
+
+    /// As an agent does, where no manifest has.
+    async fn define_claims(&self) -> Result<()> {
+        let texts = ("apiextensions.k8s.io".to_owned(), "customresourcedefinitions".to_owned(), "patch".to_owned());
+        let (group, resource, verb) = texts;
+        self.effect_on(&Right { group, resource, verb }, Some("ipclaims.kube-ipam.io"), true).await?;
+        let store = KubeStore::from_kubeconfig(&self.kubeconfig(User::Node), None).await?;
+        let ledger = IPClaimLedger::new(store, "any");
+        ensure!(ledger.define().await?, "IPClaims were defined before");
+        let started = Instant::now();
+        while !ledger.is_served().await? {
+            ensure!(started.elapsed() < EFFECT, "IPClaims are defined, and not served");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        ensure!(!ledger.define().await?, "they are defined twice");
         Ok(())
+    }
+
+    /// Waits until the API server allows a right to nodes, or does not any more.
+    pub async fn effect(&self, right: &Right, allowed: bool) -> Result<()> {
+        self.effect_on(right, None, allowed).await
+    }
+
+    async fn effect_on(&self, right: &Right, name: Option<&str>, allowed: bool) -> Result<()> {
+        let reviews: Api<SubjectAccessReview> = Api::all(self.control_plane.client());
+        let asked = ResourceAttributes {
+            group: Some(right.group.clone()),
+            resource: Some(right.resource.clone()),
+            verb: Some(right.verb.clone()),
+            name: name.map(str::to_owned),
+            ..Default::default()
+        };
+        let user = Some(User::Node.name());
+        let spec = SubjectAccessReviewSpec { resource_attributes: Some(asked), user, ..Default::default() };
+        let review = SubjectAccessReview { spec, ..Default::default() };
+        let started = Instant::now();
+        loop {
+            let answer = reviews.create(&PostParams::default(), &review).await?;
+            if answer.status.is_some_and(|status| status.allowed == allowed) {
+                return Ok(());
+            }
+            ensure!(started.elapsed() < EFFECT, "the API server still goes by the old role");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// A user's kubeconfig.

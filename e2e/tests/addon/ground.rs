@@ -34,7 +34,8 @@ pub fn kubectl(cluster: &Cluster, arguments: &[&str]) -> String {
     }
 }
 
-fn seen(cluster: &Cluster) -> String {
+/// What there is: pods, Events, and what the add-on's containers have said.
+pub fn seen(cluster: &Cluster) -> String {
     let mut seen = String::new();
     for more in [&["get", "pods", "-A", "-o", "wide"][..], &["get", "events", "-A"]] {
         seen += &succeed(cluster.kubectl().args(more)).unwrap_or_else(|error| error.to_string());

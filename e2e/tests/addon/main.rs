@@ -4,4 +4,5 @@
 
 mod alone;
 mod ground;
+mod removed;
 mod with_calico;

@@ -155,6 +155,29 @@ async fn whoever_rewrites_the_conflist_ipam_comes_back() {
     agent.stop().await;
 }
 
+/// Multus comes first with a copy of Calico's list, which nobody but Multus writes.
+#[tokio::test]
+async fn a_configuration_that_comes_before_calicos_keeps_the_agent_from_being_ready() {
+    let node = Node::prepare().await;
+    let multus = json!({"cniVersion": "0.3.1", "name": "m", "type": "multus", "delegates": [node.calicos()]});
+    node.write("net.d/00-multus.conf", &multus.to_string());
+    let mut flags = node.flags();
+    flags.extend(["--cni-bin-dir".to_owned(), node.path("bin").display().to_string()]);
+    let installed = node.run("install", &flags);
+    assert!(installed.status.success() && said(&installed).contains("00-multus.conf"), "{}", said(&installed));
+    let agent = node.agent().await;
+    let status = || {
+        let flags = ["--state-dir".to_owned(), node.path("state").display().to_string()];
+        let program = tools::kube_ipam().unwrap();
+        said(&std::process::Command::new(program).arg("status").args(&flags).output().unwrap())
+    };
+    let (file, part) = ("00-multus.conf", "its delegates[0] is a copy of Calico's list with calico-ipam");
+    until("it is named", async || (status().contains(file) && status().contains(part)).then_some(())).await;
+    std::fs::remove_file(node.path("net.d/00-multus.conf")).unwrap();
+    until("the agent is ready", async || (!status().contains(file)).then_some(())).await;
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn a_renewed_token_reaches_the_plugins_kubeconfig() {
     let node = Node::prepare().await;

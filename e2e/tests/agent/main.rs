@@ -7,6 +7,7 @@ mod behind;
 mod cost;
 mod fallback;
 mod files;
+mod gone;
 #[allow(dead_code)]
 #[path = "../faults/ground.rs"]
 mod ground;

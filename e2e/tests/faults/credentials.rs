@@ -120,7 +120,7 @@ async fn a_kubeconfig_that_cannot_be_used_is_named_and_not_told() {
     assert_ok(&outcome);
     ground.server().revoke_token(TOKEN);
     let expired = call().run().await;
-    assert_refused(&expired, 104, &["Unauthorized", "good"]);
+    assert_refused(&expired, 104, &["Unauthorized", "good", "`kube-ipam uninstall`"]);
     assert_silent(&ground, &expired, &keys);
 }
 

@@ -52,12 +52,14 @@ fn the_definitions_of_ipam_are_those_of_the_crate() {
     assert!(wrong.is_empty(), "{wrong:?} in yaml/calico.yaml are not as the crate has them: {}", file.display());
 }
 
-/// One file is enough for `kubectl apply -f`, and for a cluster without the DaemonSet the other one.
+/// Claims go with their definition. So it is in no file that people delete to be rid of the add-on.
 #[test]
-fn the_definition_of_claims_is_the_types_wherever_it_is_written() {
+fn the_definition_of_claims_is_the_types_and_stays_when_the_add_on_is_deleted() {
+    let name = "ipclaims.kube-ipam.io";
     let expected = serde_json::to_value(kube_ipam::store::ipclaim::crd()).unwrap();
-    for file in ["kube-ipam.yaml", "ipclaims.yaml"] {
-        assert_eq!(crate::object(file, "CustomResourceDefinition", "ipclaims.kube-ipam.io"), expected, "{file}");
+    assert_eq!(crate::object("ipclaims.yaml", "CustomResourceDefinition", name), expected);
+    for file in ["kube-ipam.yaml", "uninstall.yaml", "calico.yaml"] {
+        assert!(documents(file).iter().all(|document| document["metadata"]["name"] != name), "{file}");
     }
 }
 

@@ -1,15 +1,11 @@
 //! Each right that the plugin's calls use is taken away, alone: then some call fails, and says what it lacks.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::lab::{Lab, User};
 use e2e::manifests::{self, NODE_ROLE, Right};
 use e2e::standin::{Attachment, CniOutcome};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::Api;
-use kube::api::PostParams;
 use serde_json::{Value, json};
 
 use crate::outpost::{Outpost, attachment};
@@ -17,9 +13,6 @@ use crate::right;
 
 /// Numbers of the outposts' blocks, behind those of the errands.
 const FIRST: u8 = 10;
-
-/// Longest wait until the API server goes by the changed role.
-const EFFECT: Duration = Duration::from_secs(10);
 
 pub async fn each_in_turn(lab: &Lab) -> Result<()> {
     let role = manifests::rights_of(&manifests::documents("kube-ipam.yaml")?, "ClusterRole", NODE_ROLE)?;
@@ -31,10 +24,10 @@ pub async fn each_in_turn(lab: &Lab) -> Result<()> {
     let mut not_missed = Vec::new();
     for (number, taken) in (FIRST + 1..).zip(&used) {
         grant(lab, role.iter().filter(|right| *right != taken)).await?;
-        effect(lab, taken, false).await?;
+        lab.rights()?.effect(taken, false).await?;
         let outcome = every_call(lab, number).await;
         grant(lab, role.iter()).await?;
-        effect(lab, taken, true).await?;
+        lab.rights()?.effect(taken, true).await?;
         match outcome? {
             Err(error) if error.to_string().contains(&taken.resource) => {}
             Err(error) => bail!("without {taken} a call fails, and does not name it: {error}"),
@@ -82,27 +75,4 @@ async fn grant<'a>(lab: &Lab, rights: impl Iterator<Item = &'a Right>) -> Result
         "rules": rights.map(rule).collect::<Vec<Value>>(),
     });
     manifests::apply(&lab.client(), &role).await
-}
-
-/// Waits until the API server allows a right to nodes, or does not any more.
-async fn effect(lab: &Lab, right: &Right, allowed: bool) -> Result<()> {
-    let reviews: Api<SubjectAccessReview> = Api::all(lab.client());
-    let asked = ResourceAttributes {
-        group: Some(right.group.clone()),
-        resource: Some(right.resource.clone()),
-        verb: Some(right.verb.clone()),
-        ..Default::default()
-    };
-    let user = Some(User::Node.name());
-    let spec = SubjectAccessReviewSpec { resource_attributes: Some(asked), user, ..Default::default() };
-    let review = SubjectAccessReview { spec, ..Default::default() };
-    let started = std::time::Instant::now();
-    loop {
-        let answer = reviews.create(&PostParams::default(), &review).await?;
-        if answer.status.is_some_and(|status| status.allowed == allowed) {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < EFFECT, "the API server still goes by the old role");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use calico::IPPool;
-use e2e::lab::Lab;
+use e2e::lab::{Lab, User};
 use e2e::tools;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -19,13 +19,54 @@ use serde_json::{Value, json};
 const NAMESPACE: &str = "kube-system";
 const ACCOUNT: &str = "kube-ipam";
 
-pub async fn outlives_the_pod(lab: &Lab) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(lab.client(), NAMESPACE);
+/// An agent in a pod hears of the end of its service account.
+pub async fn is_followed(lab: &Lab) -> Result<()> {
+    let pod = pod(lab, "agent").await?;
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name);
+    let node = lab.rights()?.kubeconfig(User::Node);
+    service_account(&node, &bound_token(lab, &pod).await?, directory.path())?;
+    std::fs::write(path("ipam.json"), json!({"type": "kube-ipam", "subnet": "10.244.0.0/16"}).to_string())?;
+    let mut agent = tokio::process::Command::new(tools::kube_ipam()?);
+    agent.args(["agent", "--node-name", "nowhere", "--collect=false", "--take-ahead=false"]);
+    for (flag, value) in [
+        ("--kubeconfig", node),
+        ("--state-dir", path("state")),
+        ("--cni-conf-dir", directory.path().to_owned()),
+        ("--service-account", directory.path().to_owned()),
+        ("--ipam", path("ipam.json")),
+    ] {
+        agent.arg(flag).arg(value);
+    }
+    let _agent = agent.env_remove("CNI_COMMAND").stderr(std::process::Stdio::null()).kill_on_drop(true).spawn()?;
+    for _ in 0..150 {
+        let calls = lab.rights()?.calls(&[User::Node])?;
+        if calls.iter().any(|call| call.verb == "watch" && call.resource == "serviceaccounts") {
+            return pods(lab)
+                .delete("agent", &DeleteParams::default().grace_period(0))
+                .await
+                .map(drop)
+                .map_err(Into::into);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    anyhow::bail!("the agent does not follow its service account")
+}
+
+fn pods(lab: &Lab) -> Api<Pod> {
+    Api::namespaced(lab.client(), NAMESPACE)
+}
+
+async fn pod(lab: &Lab, name: &str) -> Result<Pod> {
     let pod = json!({
-        "metadata": {"name": "installer"},
+        "metadata": {"name": name},
         "spec": {"serviceAccountName": ACCOUNT, "containers": [{"name": "c", "image": "none"}]},
     });
-    let pod = pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+    Ok(pods(lab).create(&PostParams::default(), &serde_json::from_value(pod)?).await?)
+}
+
+pub async fn outlives_the_pod(lab: &Lab) -> Result<()> {
+    let pod = pod(lab, "installer").await?;
     let directory = tempfile::tempdir()?;
     let bound = bound_token(lab, &pod).await?;
     let pods_own = directory.path().join("pods-own");
@@ -47,7 +88,7 @@ pub async fn outlives_the_pod(lab: &Lab) -> Result<()> {
     ensure!(output.status.success() && !said.contains("no token"), "kube-ipam install: {said}");
     may_list(&path).await.context("the plugin's token, while the pod is there")?;
     may_list(&pods_own).await.context("the pod's token, while the pod is there")?;
-    pods.delete("installer", &DeleteParams::default().grace_period(0)).await?;
+    pods(lab).delete("installer", &DeleteParams::default().grace_period(0)).await?;
     // Or else this test would prove nothing.
     ensure!(ends(&pods_own).await, "the token that is bound to the pod works on");
     may_list(&path).await.context("the plugin's token, when the pod is gone")

@@ -10,9 +10,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ::kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use ::kube::api::{Api, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use ::kube::core::ObjectMeta;
 use futures::{StreamExt as _, pin_mut};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use tokio::time::sleep;
 
 pub use self::object::{IPClaim, IPClaimSpec, NETWORK_LABEL, crd, network_token, object_name};
@@ -32,6 +33,9 @@ pub struct IPClaimLedger {
     /// The objects as last seen: a write has to repeat what they bear beside the claim.
     seen: Arc<Mutex<HashMap<IpAddr, IPClaim>>>,
 }
+
+/// Who the definition is applied by.
+const MANAGER: &str = "kube-ipam";
 
 /// How a watch ended.
 enum Followed {
@@ -59,6 +63,24 @@ impl IPClaimLedger {
             Err(error) if error.is_no_ledger() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Puts the definition of the kind in place if there is none; gives whether there was none. One that is there is
+    /// left as it is, whatever release wrote it.
+    ///
+    /// # Errors
+    /// The API server could not be asked, did not answer, or does not allow it.
+    pub async fn define(&self) -> Result<bool, StoreError> {
+        if self.is_served().await? {
+            return Ok(false);
+        }
+        let definition = crd();
+        let name = definition.metadata.name.as_deref().unwrap_or_default();
+        let definitions: Api<CustomResourceDefinition> = Api::all(self.store.client().clone());
+        // Unlike a creation, this can be allowed for one name.
+        let applied = definitions.patch(name, &PatchParams::apply(MANAGER), &Patch::Apply(&definition)).await;
+        let what = || format!("customresourcedefinitions {name}");
+        applied.map(|_| true).map_err(|error| StoreError::new("apply", what(), Failure::Unknown(chain(&error))))
     }
 
     fn name(&self, address: IpAddr) -> String {
