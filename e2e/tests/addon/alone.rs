@@ -28,7 +28,7 @@ async fn the_add_on_takes_real_nodes_over_serves_the_guides_pods_and_gives_the_n
     for name in NODES {
         assert_eq!(section(&cluster, name), ours, "{name}");
     }
-    let pod = guides_pods(&cluster).await;
+    let pod = guides_pods(&cluster, ["10.244.0.2", "10.244.255.254"]).await;
     let claim = kubectl(&cluster, &["get", "ipclaim", "kube-subnet.10-244-0-216", "-o=jsonpath={.spec.holder.pod}"]);
     assert_eq!(claim, pod.name_any());
     written_anew(&cluster, &ours).await;

@@ -75,7 +75,7 @@ async fn the_agent_in_calico_nodes_pod_serves_the_guides_pods_by_the_guides_file
     rolled_out(&cluster, "calico-node");
     let before = NODES.map(|name| section(&cluster, name));
 
-    let pod = guides_pods(&cluster).await;
+    let pod = guides_pods(&cluster, ["10.244.0.10", "10.244.0.200"]).await;
     let claims = on_node(&cluster, &node(&pod), &["claims", "--conflist", paths::CONFLIST]);
     let claim = claims.as_array().unwrap().iter().find(|claim| claim["address"] == FIXED).unwrap();
     assert_eq!(claim["holder"]["pod"], pod.name_any());
