@@ -101,8 +101,15 @@ async fn with_etcd(cluster: &Cluster, mut ipam: Value) {
     let patch = json!({"data": {"ipam.json": ipam.to_string()}}).to_string();
     kubectl(cluster, &["-n", "kube-system", "patch", "configmap", "kube-ipam", "--type=merge", "-p", &patch]);
     kubectl(cluster, &["-n", "kube-system", "rollout", "restart", "daemonset/kube-ipam"]);
+    // Until the claims are carried over, the agents are not ready.
+    let started = Instant::now();
+    while section(cluster, "node1") != ipam {
+        assert!(started.elapsed() < LIMIT, "{}", section(cluster, "node1"));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let carry = ["claims", "move", "--to", "etcd", "--close", "--yes", "--conflist", paths::CONFLIST];
+    assert_eq!(on_node(cluster, "node1", &carry)["done"], true);
     rolled_out(cluster, "kube-ipam");
-    assert_eq!(section(cluster, "node1"), ipam);
     kubectl(cluster, &["apply", "-f", "fixed-ip-test.yaml"]);
     let pod = running(cluster, "fixed-ip-test", 1).await.remove(0);
     assert_eq!(address(&pod), FIXED);
