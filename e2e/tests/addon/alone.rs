@@ -103,13 +103,19 @@ async fn with_etcd(cluster: &Cluster, mut ipam: Value) {
     kubectl(cluster, &["-n", "kube-system", "rollout", "restart", "daemonset/kube-ipam"]);
     // Until the claims are carried over, the agents are not ready.
     let started = Instant::now();
-    while section(cluster, "node1") != ipam {
-        assert!(started.elapsed() < LIMIT, "{}", section(cluster, "node1"));
+    let first = loop {
+        match NODES.into_iter().find(|name| section(cluster, name) == ipam) {
+            Some(first) => break first,
+            None => assert!(started.elapsed() < LIMIT, "{}", section(cluster, "node1")),
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    };
     let carry = ["claims", "move", "--to", "etcd", "--close", "--yes", "--conflist", paths::CONFLIST];
-    assert_eq!(on_node(cluster, "node1", &carry)["done"], true);
+    assert_eq!(on_node(cluster, first, &carry)["done"], true);
     rolled_out(cluster, "kube-ipam");
+    for name in NODES {
+        assert_eq!(section(cluster, name), ipam, "{name}");
+    }
     kubectl(cluster, &["apply", "-f", "fixed-ip-test.yaml"]);
     let pod = running(cluster, "fixed-ip-test", 1).await.remove(0);
     assert_eq!(address(&pod), FIXED);
