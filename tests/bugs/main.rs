@@ -69,6 +69,7 @@ fn every_planted_bug_is_caught() {
     if let Ok(commit) = std::env::var("BUGS_OF_COMMIT") {
         patches = few(patches, &commit);
     }
+    assert!(!patches.is_empty(), "BUGS={wanted:?} names no planted bug");
     let tree = Tree::lay();
     let started = Instant::now();
     let all: BTreeSet<&Test> = patches.iter().flat_map(|patch| &patch.caught_by).collect();
