@@ -29,7 +29,6 @@ mod sightings;
 
 use std::time::Duration;
 
-use calico::Family;
 use futures::future::{BoxFuture, FutureExt as _};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -173,9 +172,9 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
     fn filling(&self, census: &Census) -> Vec<Filling> {
         let reserved = || census.reservations.iter().flat_map(reserved_addresses);
         let used = || census.blocks.all(&census.pods).map(|used| used.address);
-        let usages = [Family::V4, Family::V6].into_iter().filter_map(|family| self.rules.ipam.ranges(family));
-        let usages = usages.map(|ranges| Usage::of(ranges, used(), reserved())).filter(Usage::is_nearly_full);
+        let usages = self.rules.ipam.range_sets().map(|ranges| Usage::of(ranges, used(), reserved()));
         usages
+            .filter(Usage::is_nearly_full)
             .filter_map(|usage| Some(Filling { pool: calico::covering(&census.pools, usage.first)?.name_any(), usage }))
             .collect()
     }

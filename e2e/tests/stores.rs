@@ -339,14 +339,19 @@ async fn two_networks_do_not_see_each_others_claims() {
     assert_eq!((one.all().await.unwrap().len(), two.all().await.unwrap().len()), (0, 1));
 }
 
+/// A ledger of IPClaims with one claim, and that claim as an object, by its name.
+async fn stored_claim(cluster: &Cluster) -> (IPClaimLedger, Claim, Api<IPClaim>, String) {
+    let ledger = ledger_of_objects(cluster, "net").await;
+    let claim = conformance::sample(ip("10.0.0.1"), "a");
+    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
+    let name = object_name("net", claim.address);
+    (ledger, claim, Api::all(cluster.client("test").unwrap()), name)
+}
+
 #[tokio::test]
 async fn what_others_put_on_an_ipclaim_outlives_our_writes() {
     let cluster = cluster(false).await;
-    let ledger = ledger_of_objects(&cluster, "net").await;
-    let claim = conformance::sample(ip("10.0.0.1"), "a");
-    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
-    let api: Api<IPClaim> = Api::all(cluster.client("test").unwrap());
-    let name = object_name("net", claim.address);
+    let (ledger, claim, api, name) = stored_claim(&cluster).await;
     let more = json!({"metadata": {"labels": {"team": "db"}}, "spec": {"later": 1, "holder": {"mood": "fine"}}});
     let stored = api.patch(&name, &PatchParams::default(), &Patch::Merge(more)).await.unwrap();
     // Seen by another process than the one that writes next, and so not known to it.
@@ -363,11 +368,7 @@ async fn what_others_put_on_an_ipclaim_outlives_our_writes() {
 #[tokio::test]
 async fn an_ipclaim_that_says_another_address_than_its_name_is_named_and_not_believed() {
     let cluster = cluster(false).await;
-    let ledger = ledger_of_objects(&cluster, "net").await;
-    let claim = conformance::sample(ip("10.0.0.1"), "a");
-    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
-    let api: Api<IPClaim> = Api::all(cluster.client("test").unwrap());
-    let name = object_name("net", claim.address);
+    let (ledger, claim, api, name) = stored_claim(&cluster).await;
     let other = json!({"spec": {"address": "10.0.0.9"}});
     api.patch(&name, &PatchParams::default(), &Patch::Merge(other)).await.unwrap();
     // It costs itself alone, and what it might be the claim on is known.
@@ -386,11 +387,7 @@ async fn an_ipclaim_that_says_another_address_than_its_name_is_named_and_not_bel
 #[tokio::test]
 async fn an_ipclaim_whose_address_is_none_is_refused_by_the_definition() {
     let cluster = cluster(false).await;
-    let ledger = ledger_of_objects(&cluster, "net").await;
-    let claim = conformance::sample(ip("10.0.0.1"), "a");
-    ledger.swap(claim.address, None, Some(&claim)).await.unwrap();
-    let api: Api<IPClaim> = Api::all(cluster.client("test").unwrap());
-    let name = object_name("net", claim.address);
+    let (_, _, api, name) = stored_claim(&cluster).await;
     for none in ["10.244.0.999", "", "10.0.0", "cafe", "10.0.0.1/32", "fd00::x"] {
         let other = Patch::Merge(json!({"spec": {"address": none}}));
         let refused = api.patch(&name, &PatchParams::default(), &other).await.unwrap_err().to_string();

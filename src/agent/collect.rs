@@ -56,7 +56,12 @@ impl Agent {
         let witness = self.witness.clone();
         let hear = |news: News<'_>| {
             witness.collector(&news);
-            if let (News::Leading | News::Round(_), Some(claims)) = (news, claims.clone()) {
+            let missing = match news {
+                News::Leading => true,
+                News::Round(Ok(report)) => report.claims.is_none(),
+                News::Round(Err(_)) | News::Following => false,
+            };
+            if let Some(claims) = claims.clone().filter(|_| missing) {
                 self.tasks.spawn(define(claims));
             }
         };

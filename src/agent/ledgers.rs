@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use calico::{Family, IPReservation};
+use calico::IPReservation;
 use tokio::time::sleep;
 
 use super::Agent;
@@ -15,7 +15,7 @@ use crate::netconf::{EtcdConfig, NetConf};
 use crate::service::state::State;
 use crate::store::cluster::{ClusterId, Memory as _};
 use crate::store::kube::{KubeStore, origin};
-use crate::store::{LazyLedger, Ledger as _, Objects as _};
+use crate::store::{LazyLedger, Ledger as _, Objects as _, StoreError};
 
 /// How often is looked where the claims are.
 const LOOK: Duration = Duration::from_secs(5);
@@ -73,8 +73,20 @@ impl Agent {
     /// names. The reservations, which are remembered anyway, say so.
     pub(super) async fn look_for_stray_claims(self: Arc<Self>) {
         let pulse = self.health.pulse("ledger");
+        let (mut looked, mut marked) = (None, None);
         loop {
-            let stray = pulse.while_waiting(self.claims_elsewhere()).await;
+            let seen = (default_network(&self.options.cni_conf_dir), self.shelves().reservations.newest());
+            let ledger = seen.0.as_ref().map(|net| self.ledgers.of(net));
+            // There may be thousands of reservations, and they change rarely.
+            if looked.as_ref() != Some(&seen)
+                && let Ok(found) = pulse.while_waiting(self.marked_elsewhere(seen.0.as_ref())).await
+            {
+                (looked, marked) = (Some(seen), found);
+            }
+            let stray = match ledger.zip(marked.clone()) {
+                Some((ledger, found)) => pulse.while_waiting(unless_carried(&ledger, found)).await,
+                None => None,
+            };
             let reason = stray.map(|found| format!("{found}; fixed addresses are refused. {}", found.remedy()));
             let known = std::mem::replace(
                 &mut *self.stray_claims.lock().unwrap_or_else(PoisonError::into_inner),
@@ -87,18 +99,18 @@ impl Agent {
         }
     }
 
-    async fn claims_elsewhere(&self) -> Option<ClaimedElsewhere> {
-        let net = default_network(&self.options.cni_conf_dir)?;
-        let ledger = self.ledgers.of(&net);
-        let reservations = self.driver.objects().list_cached::<IPReservation>("").await.ok()?;
-        let permitted = |address| {
-            let ranges = net.ipam.ranges(Family::of(address));
-            ranges.is_none_or(|ranges| ranges.permits_fixed(address).is_ok())
-        };
-        let found = any_claimed_elsewhere(&reservations, &ledger.name(), permitted)?;
-        // Claims that were just carried over are not marked yet.
-        matches!(ledger.read(found.address).await, Ok(None)).then_some(found)
+    /// What the reservations say of a network's claims.
+    async fn marked_elsewhere(&self, net: Option<&NetConf>) -> Result<Option<ClaimedElsewhere>, StoreError> {
+        let Some(net) = net else { return Ok(None) };
+        let reservations = self.driver.objects().list_cached::<IPReservation>("").await?;
+        let (here, permitted) = (self.ledgers.of(net).name(), |address| net.ipam.permits_fixed(address));
+        Ok(any_claimed_elsewhere(&reservations, &here, permitted))
     }
+}
+
+/// Claims that were just carried over are not marked yet.
+async fn unless_carried(ledger: &LazyLedger, found: ClaimedElsewhere) -> Option<ClaimedElsewhere> {
+    matches!(ledger.read(found.address).await, Ok(None)).then_some(found)
 }
 
 /// When the files of the credentials were written; none for one that cannot be looked at.

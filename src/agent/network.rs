@@ -3,17 +3,13 @@
 
 use std::path::Path;
 
-use crate::conflist::plugin_conf;
 use crate::install::InUse;
 use crate::netconf::NetConf;
 
-/// The name that addresses are taken ahead under; a plugin of another name has rules of its own.
-const PLUGIN: &str = "kube-ipam";
-
 /// The configuration that pods get by default; `None` if there is none, or if it is not kube-ipam's.
 pub(super) fn default_network(directory: &Path) -> Option<NetConf> {
-    let list = InUse::of(directory)?.network()?;
-    NetConf::parse(&plugin_conf(&list, PLUGIN).ok()?, PLUGIN).ok()
+    let (_, _, net) = InUse::of(directory)?.ours()?;
+    Some(net)
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use calico::Family;
 use ipnetwork::IpNetwork;
 use kube::ResourceExt as _;
 
 use super::view::{Use, View};
 use super::{Class, Snapshot, Violation, by_itself};
 use crate::claim::{Claim, Holder};
-use crate::driver::{CLAIM_KEY, POD_UID_KEY, host_cidr, is_own_reservation};
+use crate::driver::{CLAIM_KEY, POD_UID_KEY, as_written, is_own_reservation};
 use crate::pod::Owner;
 
 pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
@@ -124,7 +123,7 @@ fn reservations(view: &View<'_>, claims: &BTreeMap<IpAddr, &Claim>) -> Vec<Viola
             let detail = format!("keeps {text} from automatic assignment, and there is no claim on it");
             let by_hand = "kube-ipam release --claim, if no other network has claimed the address";
             // The collector leaves alone what may be another network's, and what a person wrote in another form.
-            let ours = address.filter(|a| host_cidr(*a).to_string() == *text).filter(|a| may_be_ours(snapshot, *a));
+            let ours = as_written(text).filter(|address| may_be_ours(snapshot, *address));
             let remedy = if ours.is_some() { by_itself(by_hand) } else { by_hand.to_owned() };
             found.push(Violation::new(Class::ReservationWithoutClaim, object, detail, remedy));
         }
@@ -143,6 +142,5 @@ fn is_host(cidr: &IpNetwork) -> bool {
 
 /// Whether an address without claim is this network's by its configuration, if that is known.
 fn may_be_ours(snapshot: &Snapshot, address: IpAddr) -> bool {
-    let ranges = snapshot.net.as_ref().map(|net| net.ipam.ranges(Family::of(address)));
-    ranges.is_some_and(|ranges| ranges.is_none_or(|ranges| ranges.permits_fixed(address).is_ok()))
+    snapshot.net.as_ref().is_some_and(|net| net.ipam.permits_fixed(address))
 }

@@ -30,8 +30,8 @@ pub(super) fn violations(view: &View<'_>) -> Vec<Violation> {
 /// The families whose subnets no pool covers, judged as an ADD judges them.
 fn uncovered(view: &View<'_>) -> Vec<(Family, UnmetPool)> {
     let Some(net) = &view.snapshot.net else { return Vec::new() };
-    let ranges = [Family::V4, Family::V6].into_iter().filter_map(|family| net.ipam.ranges(family));
-    ranges.filter_map(|r| Some((r.family(), check_coverage(r, &view.snapshot.pools).err()?))).collect()
+    let judged = net.ipam.range_sets().map(|r| (r.family(), check_coverage(r, &view.snapshot.pools)));
+    judged.filter_map(|(family, covered)| Some((family, covered.err()?))).collect()
 }
 
 /// The cause, and how many pods show it: what they have is as good as it was.
@@ -77,8 +77,7 @@ pub(super) fn notes(snapshot: &Snapshot) -> Vec<Violation> {
     let Some(net) = &snapshot.net else { return Vec::new() };
     let view = View::of(snapshot);
     let reserved = || snapshot.reservations.iter().flat_map(reserved_addresses);
-    let usages = [Family::V4, Family::V6].into_iter().filter_map(|family| net.ipam.ranges(family));
-    let usages = usages.map(|ranges| Usage::of(ranges, view.used.keys().copied(), reserved()));
+    let usages = net.ipam.range_sets().map(|ranges| Usage::of(ranges, view.used.keys().copied(), reserved()));
     let note = |usage: Usage| Violation::new(Class::RangeNearlyFull, "Range", usage.to_string(), WIDEN);
     usages.filter(Usage::is_nearly_full).map(note).collect()
 }

@@ -10,9 +10,8 @@ use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use serde_json::{Value, json};
 
 use super::ledger::Choice;
-use crate::conflist::plugin_conf;
-use crate::install::configurations;
-use crate::netconf::{EtcdConfig, NetConf};
+use crate::install::InUse;
+use crate::netconf::EtcdConfig;
 use crate::store::cluster::ClusterId;
 use crate::store::ipclaim::IPClaim;
 use crate::store::kube::KubeStore;
@@ -40,11 +39,9 @@ pub(super) struct NodeList {
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// The first list in a directory, if it is kube-ipam's.
+/// The list of a directory that the runtime uses, if it is kube-ipam's.
 pub(super) fn node_list(directory: &Path) -> Option<NodeList> {
-    let path = configurations(directory).ok()?.into_iter().next()?;
-    let list: Value = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
-    let net = NetConf::parse(&plugin_conf(&list, "kube-ipam").ok()?, "kube-ipam").ok()?;
+    let (path, list, net) = InUse::of(directory)?.ours()?;
     Some(NodeList { found: Found { list, at: path.display().to_string() }, kubeconfig: net.kubeconfig })
 }
 

@@ -49,7 +49,7 @@ pub(super) struct Census {
     /// All claims of the network, by address; `None` if they were not looked at, and then nothing is said about them.
     pub claims: Option<Vec<Versioned<Claim>>>,
     /// The records among them that cannot be read: there may be a claim.
-    pub unreadable: Option<Vec<Unreadable>>,
+    pub unreadable: Vec<Unreadable>,
     /// Which owners of claims exist; one that is not listed was not looked for.
     pub owners: BTreeMap<Owner, bool>,
     /// All pods.
@@ -94,7 +94,7 @@ impl Census {
 
     /// Whether there may be a claim on the address that cannot be read.
     pub(super) fn is_unread(&self, address: IpAddr) -> bool {
-        self.unreadable.iter().flatten().any(|record| record.address.is_none_or(|of| of == address))
+        self.unreadable.iter().any(|record| record.address.is_none_or(|of| of == address))
     }
 
     /// The claim on an address.

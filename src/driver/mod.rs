@@ -56,7 +56,8 @@ pub use self::place::{Apart, Exhaustion};
 pub use self::release::Freed;
 pub use self::reservation::LEDGERS_ANNOTATION;
 pub(crate) use self::reservation::{
-    any_claimed_elsewhere, claimed_elsewhere, is_own_reservation, reservation_name, reserved_addresses, unmarked,
+    any_claimed_elsewhere, as_written, claimed_elsewhere, is_own_reservation, reservation_name, reserved_addresses,
+    unmarked,
 };
 pub use self::snapshot::UnmetPool;
 pub(crate) use self::snapshot::{check_coverage, node_state, pod_state};

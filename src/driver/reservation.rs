@@ -103,13 +103,20 @@ pub(crate) fn any_claimed_elsewhere(
 /// The single addresses of a reservation, in the form that we write. Anything else was put there by a person, who may have
 /// meant it.
 pub(crate) fn reserved_addresses(reservation: &IPReservation) -> impl Iterator<Item = IpAddr> {
-    let address = |text: &str| text.split_once('/').and_then(|(address, _)| address.parse::<IpAddr>().ok());
-    let ours = move |text: &String| address(text).filter(|address| host_cidr(*address).to_string() == *text);
-    reservation.spec.reserved_cidrs.iter().filter_map(ours)
+    reservation.spec.reserved_cidrs.iter().filter_map(|text| as_written(text))
 }
 
-/// Addresses of one of our reservations that are among `claimed`, and not marked as claimed in `here`.
+/// The address of a reservation's entry, if that has the form that we write.
+pub(crate) fn as_written(text: &str) -> Option<IpAddr> {
+    let address = text.split_once('/').and_then(|(address, _)| address.parse::<IpAddr>().ok());
+    address.filter(|address| host_cidr(*address).to_string() == *text)
+}
+
+/// Addresses of a reservation that are among `claimed`, and not marked as claimed in `here`; none if it is not ours.
 pub(crate) fn unmarked(reservation: &IPReservation, claimed: &BTreeSet<IpAddr>, here: &LedgerName) -> Vec<IpAddr> {
+    if !is_own_reservation(&reservation.name_any()) {
+        return Vec::new();
+    }
     let marks = Marks::of(reservation);
     let unmarked = |address: &IpAddr| claimed.contains(address) && marks.ledger(*address) != Some(here);
     reserved_addresses(reservation).filter(unmarked).collect()

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use calico::{Family, IPPool};
+use calico::IPPool;
 use serde_json::Value;
 
 use super::{InstallError, read_section};
@@ -64,8 +64,7 @@ impl Pools {
             Self::Unknown => return refuse("Calico's IPPools are not known yet".to_owned(), "wait for the API server"),
             Self::Known(pools) => pools,
         };
-        let ranges = [Family::V4, Family::V6].into_iter().filter_map(|family| net.ipam.ranges(family));
-        match ranges.map(|ranges| check_coverage(ranges, pools)).find_map(Result::err) {
+        match net.ipam.range_sets().map(|ranges| check_coverage(ranges, pools)).find_map(Result::err) {
             Some(unmet) => {
                 let wrong = format!("{unmet}: no pod could start");
                 refuse(wrong, "make subnet and Calico's IPPool the same (kubectl get ippools)")

@@ -15,6 +15,8 @@ use crate::netconf::NetConf;
 
 /// Calico's own section of a list is kept beside it, under its name with this behind: a runtime does not read it.
 const BEFORE: &str = ".before-kube-ipam";
+/// The name that our plugin has in a section.
+const OURS: &str = "kube-ipam";
 
 /// Mode of a list that was not there before: Calico's installer writes the same.
 const MODE: u32 = 0o600;
@@ -54,7 +56,7 @@ pub(super) fn network_with(directory: &Path, section: &Value) -> Option<NetConf>
     let mut lists = configurations(directory).ok()?.into_iter().filter_map(|path| read_json(&path).ok());
     let list = lists.find(|list| conflist::ipam_section(list).is_some())?;
     let edited = conflist::with_ours(&list, section).ok()?.unwrap_or(list);
-    NetConf::parse(&conflist::plugin_conf(&edited, "kube-ipam").ok()?, "kube-ipam").ok()
+    NetConf::parse(&conflist::plugin_conf(&edited, OURS).ok()?, OURS).ok()
 }
 
 /// Applies `edit` to each configuration whose addresses come from Calico's IPAM or from ours.
@@ -118,9 +120,12 @@ impl InUse {
         Some(Self { path, place, network })
     }
 
-    /// The configuration of the network that pods get by default, if it can be seen.
-    pub(crate) fn network(self) -> Option<Value> {
-        self.network
+    /// The configuration of the network that pods get by default, as a list and as our plugin reads it; `None` if it cannot be
+    /// seen, or is not ours.
+    pub(crate) fn ours(self) -> Option<(PathBuf, Value, NetConf)> {
+        let list = self.network?;
+        let net = NetConf::parse(&conflist::plugin_conf(&list, OURS).ok()?, OURS).ok()?;
+        Some((self.path, list, net))
     }
 
     /// Why pods do not get their addresses from us, and what to do about it; `None` if they do.

@@ -176,6 +176,16 @@ impl Ipam {
         }
     }
 
+    /// The subnets of each family that has some.
+    pub fn range_sets(&self) -> impl Iterator<Item = &RangeSet> {
+        [&self.v4, &self.v6].into_iter().flatten()
+    }
+
+    /// Whether a pod of this network may ask for this address; any is permitted where the family has no subnets.
+    pub fn permits_fixed(&self, address: IpAddr) -> bool {
+        self.ranges(Family::of(address)).is_none_or(|ranges| ranges.permits_fixed(address).is_ok())
+    }
+
     /// Whether a pod of this network gets an address of this family, unless its annotations say otherwise.
     pub fn assigns(&self, family: Family) -> bool {
         match (self.dialect, family) {

@@ -132,10 +132,6 @@ impl Ledger for EtcdLedger {
         claim.map(|pair| decode(&what, &pair)).transpose()
     }
 
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        Ok(self.listed().await?.readable())
-    }
-
     async fn listed(&self) -> Result<Listed, StoreError> {
         let view = self.view().await?;
         let found = view.range().await?;

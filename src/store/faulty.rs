@@ -174,10 +174,6 @@ impl<S: Ledger> Ledger for Faulty<S> {
         self.faults.around("range", format!("claim {address}"), self.inner.read(address)).await
     }
 
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        self.faults.around("range", "claims".into(), self.inner.all()).await
-    }
-
     async fn listed(&self) -> Result<Listed, StoreError> {
         self.faults.around("range", "claims".into(), self.inner.listed()).await
     }

@@ -173,10 +173,6 @@ impl<L: Ledger> Ledger for Gated<L> {
         self.inner.read(address).await
     }
 
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        self.inner.all().await
-    }
-
     async fn listed(&self) -> Result<Listed, StoreError> {
         self.inner.listed().await
     }

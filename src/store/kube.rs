@@ -17,7 +17,6 @@ use ::kube::discovery::{ApiCapabilities, Scope};
 use ::kube::{Client, Config, Resource as _};
 use calico::IPAMBlock;
 use http_body_util::{BodyExt, Limited};
-use hyper_util::client::proxy::matcher::Matcher;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -115,18 +114,8 @@ impl KubeStore {
     pub async fn config(path: &Path, context: Option<&str>) -> Result<Config, KubeconfigError> {
         let kubeconfig = Kubeconfig::read_from(path).map_err(|e| KubeconfigError::of(path, &e))?;
         let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
-        let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
-        let proxies: Vec<String> = clusters.filter_map(|cluster| cluster.proxy_url.clone()).collect();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        let mut config = config.map_err(|e| KubeconfigError::of(path, &e))?;
-        let named = config
-            .proxy_url
-            .as_ref()
-            .is_some_and(|proxy| proxies.iter().any(|p| p.parse::<http::Uri>().is_ok_and(|p| p == *proxy)));
-        if !named && !is_proxied(&config.cluster_url, &Matcher::from_env()) {
-            config.proxy_url = None;
-        }
-        Ok(config)
+        config.map_err(|e| KubeconfigError::of(path, &e))
     }
 
     /// A store by kube's own configuration, with everything switched off that would repeat a request.
@@ -198,12 +187,6 @@ impl KubeStore {
             _ => Failure::Unknown(format!("HTTP {status}: {message}")),
         })
     }
-}
-
-/// Whether the environment sends requests to this server by a proxy. A runtime's environment often names one, for images,
-/// and excludes the cluster by `NO_PROXY`; kube compares that with the proxy's own address.
-fn is_proxied(server: &http::Uri, environment: &Matcher) -> bool {
-    environment.intercept(server).is_some()
 }
 
 /// A digest of the address and the authority of an API server.

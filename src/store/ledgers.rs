@@ -53,13 +53,6 @@ impl Ledger for AnyLedger {
         }
     }
 
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        match self {
-            Self::Etcd(ledger) => ledger.all().await,
-            Self::Objects(ledger) => ledger.all().await,
-        }
-    }
-
     async fn listed(&self) -> Result<Listed, StoreError> {
         match self {
             Self::Etcd(ledger) => ledger.listed().await,
@@ -123,10 +116,6 @@ impl Ledger for LazyLedger {
 
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         self.open().await?.read(address).await
-    }
-
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        self.open().await?.all().await
     }
 
     async fn listed(&self) -> Result<Listed, StoreError> {

@@ -196,10 +196,6 @@ impl Ledger for MemoryLedger {
         Ok(self.state().get(&address).cloned())
     }
 
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        Ok(self.listed().await?.claims)
-    }
-
     async fn listed(&self) -> Result<Listed, StoreError> {
         let mut listed = Listed::default();
         for (address, claim) in self.state().iter() {

@@ -149,7 +149,7 @@ pub struct Unreadable {
 
 impl Listed {
     /// The claims that can be read; the log names the others.
-    pub(crate) fn readable(self) -> Vec<Versioned<Claim>> {
+    fn readable(self) -> Vec<Versioned<Claim>> {
         for unreadable in &self.unreadable {
             tracing::warn!(%unreadable, "a record of a claim is passed over");
         }
@@ -178,13 +178,13 @@ pub trait Ledger: Send + Sync {
 
     /// All claims of the network that can be read, in order of address; a record that cannot is named in the log. An
     /// error is never an empty list.
-    fn all(&self) -> impl Future<Output = Result<Vec<Versioned<Claim>>, StoreError>> + Send;
+    fn all(&self) -> impl Future<Output = Result<Vec<Versioned<Claim>>, StoreError>> + Send {
+        let listed = self.listed();
+        async move { Ok(listed.await?.readable()) }
+    }
 
     /// The same with the records that cannot be read, for whoever concludes anything from a claim that is not there.
-    fn listed(&self) -> impl Future<Output = Result<Listed, StoreError>> + Send {
-        let all = self.all();
-        async move { Ok(Listed { claims: all.await?, unreadable: Vec::new() }) }
-    }
+    fn listed(&self) -> impl Future<Output = Result<Listed, StoreError>> + Send;
 
     /// Writes `claim` (or deletes it: `None`) if the stored revision is still `expected` (`None`: no claim there).
     /// One transaction. With [`Failure::Unknown`] the caller must read back before it concludes anything.
@@ -207,10 +207,6 @@ impl<L: Ledger> Ledger for std::sync::Arc<L> {
 
     async fn read(&self, address: IpAddr) -> Result<Option<Versioned<Claim>>, StoreError> {
         L::read(self, address).await
-    }
-
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        L::all(self).await
     }
 
     async fn listed(&self) -> Result<Listed, StoreError> {

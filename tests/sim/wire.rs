@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt as _};
 use kube_ipam::claim::{Claim, LedgerName};
 use kube_ipam::pod::Owner;
-use kube_ipam::store::{Failure, Ledger, Object, Objects, StoreError, Swap, Versioned};
+use kube_ipam::store::{Failure, Ledger, Listed, Object, Objects, StoreError, Swap, Versioned};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -289,8 +289,9 @@ impl Ledger for Wire {
         outcome
     }
 
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        self.exchange("range", "claims".to_owned(), |truth| Ok(truth.claims())).await
+    async fn listed(&self) -> Result<Listed, StoreError> {
+        let listed = |truth: &mut Truth| Ok(Listed { claims: truth.claims(), unreadable: Vec::new() });
+        self.exchange("range", "claims".to_owned(), listed).await
     }
 
     async fn swap(&self, address: IpAddr, expected: Option<i64>, claim: Option<&Claim>) -> Result<Swap, StoreError> {

@@ -19,7 +19,7 @@ use super::ground::{Ground, PODS};
 use super::process::{Agent, until};
 
 const SETS: &str = "/apis/apps/v1/namespaces/default/daemonsets";
-/// Whoever may do everything: the test, and the agent's watches.
+/// A user with every right, for the test and the agent's watches.
 const ADMIN: &str = "0-admin";
 const CALICO: &str = "calico";
 
@@ -167,7 +167,7 @@ async fn an_agent_that_is_stopped_because_its_daemon_set_is_gone_gives_the_node_
         assert_eq!(node.ipam(), json!({"type": "calico-ipam"}), "{why}");
         let log = std::fs::read_to_string(node.path("agent.log")).unwrap();
         assert!(log.contains(why) && log.contains("given back to calico-ipam"), "{why}: {log}");
-        // Whoever starts an agent again takes the node again.
+        // An agent that starts again takes the node again.
         node.agent().await.stop().await;
     }
 }

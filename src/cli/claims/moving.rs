@@ -23,7 +23,7 @@ use crate::cli::confirm::confirm;
 use crate::cli::connect::{Connection, Site};
 use crate::cli::ledger::LedgerKind;
 use crate::cli::output::{self, Format, NONE};
-use crate::driver::{Driver, is_own_reservation, unmarked};
+use crate::driver::{Driver, unmarked};
 use crate::store::kube::KubeStore;
 use crate::store::{
     AnyLedger, DatastoreGate, Failure, Gated, Ledger as _, Listed, LiveGate, Objects as _, StoreError, Swap,
@@ -313,7 +313,7 @@ impl Ledgers {
         let driver = Driver::behind(self.gate.clone(), self.store.clone(), Some(self.target.clone()), Timestamp::now);
         for reservation in self.store.list::<IPReservation>("").await? {
             let addresses = unmarked(&reservation, &claimed, &self.target.name());
-            if is_own_reservation(&reservation.name_any()) && !addresses.is_empty() {
+            if !addresses.is_empty() {
                 driver.mark(&reservation.name_any(), &addresses, Instant::now() + MARK_TIME).await?;
             }
         }

@@ -28,14 +28,15 @@ pub(in crate::collector) async fn read<O: Objects, L: Ledger>(
     let complete = unread.is_empty();
     if let Some(ledger) = ledger {
         match if_any(ledger.listed().await) {
-            Ok(listed) => {
-                let listed = listed.map(|listed| (by_address(listed.claims), listed.unreadable));
-                (census.claims, census.unreadable) = listed.unzip();
+            Ok(None) => {}
+            Ok(Some(listed)) => {
+                (census.claims, census.unreadable) = (Some(by_address(listed.claims)), listed.unreadable);
             }
             Err(error) => unread.push(error),
         }
-        let passed_over = census.unreadable.iter().flatten();
-        unread.extend(passed_over.map(|u| StoreError::new("list", &u.record, Failure::Corrupt(u.why.clone()))));
+        unread.extend(
+            census.unreadable.iter().map(|u| StoreError::new("list", &u.record, Failure::Corrupt(u.why.clone()))),
+        );
         let (owners, failed) = owners(objects, census.claims.iter().flatten()).await;
         census.owners = owners;
         unread.extend(failed);

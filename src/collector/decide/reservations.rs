@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use calico::{Family, IPReservation};
+use calico::IPReservation;
 use kube::ResourceExt as _;
 
 use super::{Finding, Needs, Scene, Task};
@@ -21,8 +21,9 @@ pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let missing = claims.iter().filter(|claim| !listed.contains(&claim.value.address));
     let mut found: Vec<Finding> = missing.filter_map(|claim| missing_entry(scene, claim)).collect();
     let leftover = reserved.iter().filter(|(address, _)| !claimed.contains(address) && is_ours(scene, *address));
-    let leftover = leftover.filter(|(address, _)| scene.claimed_elsewhere(*address).is_none());
-    let leftover = leftover.filter(|(address, _)| !scene.census.is_unread(*address));
+    // There may be a claim, in another ledger or in a record that cannot be read.
+    let leftover = leftover
+        .filter(|(address, _)| scene.claimed_elsewhere(*address).is_none() && !scene.census.is_unread(*address));
     found.extend(leftover.map(|(address, name)| leftover_entry(scene, *address, name)));
     // A claim that was carried away is marked from where it is now.
     let open = claims.iter().map(|claim| &claim.value).filter(|claim| claim.moved.is_none());
@@ -41,9 +42,7 @@ fn reserved(scene: &Scene<'_>) -> BTreeSet<(IpAddr, String)> {
 /// Whether an entry without claim can only be this network's. Another network's claims are not known here, but
 /// its addresses are other ones, and for one that a pod has the block says that it is fixed.
 fn is_ours(scene: &Scene<'_>, address: IpAddr) -> bool {
-    let ranges = scene.rules.ipam.ranges(Family::of(address));
-    let permitted = ranges.is_none_or(|ranges| ranges.permits_fixed(address).is_ok());
-    permitted && scene.census.used(address).is_none_or(|used| used.party.fixed.is_none())
+    scene.rules.ipam.permits_fixed(address) && scene.census.used(address).is_none_or(|used| used.party.fixed.is_none())
 }
 
 fn missing_entry(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
@@ -60,9 +59,6 @@ fn missing_entry(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding>
 /// of before the claims were carried over.
 fn unmarked_entries(scene: &Scene<'_>, claimed: &BTreeSet<IpAddr>, reservation: &IPReservation) -> Option<Finding> {
     let (here, name) = (scene.rules.ledger.as_ref()?, reservation.name_any());
-    if !is_own_reservation(&name) {
-        return None;
-    }
     let addresses = unmarked(reservation, claimed, here);
     let first = addresses.first()?;
     let needs = Needs { claims: addresses.clone(), reservations: vec![name.clone()], ..Needs::default() };

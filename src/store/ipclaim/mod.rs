@@ -199,10 +199,6 @@ impl Ledger for IPClaimLedger {
         found.map(|object| self.take_in("get", object)).transpose()
     }
 
-    async fn all(&self) -> Result<Vec<Versioned<Claim>>, StoreError> {
-        Ok(self.listed().await?.readable())
-    }
-
     async fn listed(&self) -> Result<Listed, StoreError> {
         let selector = format!("{NETWORK_LABEL}={}", network_token(&self.network));
         let objects: Vec<Unread> = self.store.list(&selector).await.map_err(of_kind)?;
