@@ -823,7 +823,10 @@ async fn a_new_claim_does_not_believe_a_reservation_that_an_agent_remembers() {
     let shelves = Arc::new(Shelves::new("n1"));
     let remembered: IPReservation = object(json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": "IPReservation",
-        "metadata": {"name": "kube-ipam-10-244-0-64-26", "resourceVersion": "1", "uid": "before"},
+        "metadata": {
+            "name": "kube-ipam-10-244-0-64-26", "resourceVersion": "1", "uid": "before",
+            "annotations": {"kube-ipam.ledgers": "{\"ipclaims:in-memory\":[\"10.244.0.77\"]}"},
+        },
         "spec": {"reservedCIDRs": ["10.244.0.77/32"]},
     }));
     shelves.reservations.reset(shelves.reservations.begin_list(), vec![remembered]);
