@@ -212,7 +212,7 @@ async fn every_sample_is_refused_in_the_plugins_words() {
             }
         }
     }
-    assert_eq!(samples, 17);
+    assert!(samples >= 20, "only {samples} samples were judged");
 }
 
 #[tokio::test]
