@@ -15,7 +15,8 @@ fn read(path: impl AsRef<Path>) -> String {
 
 /// Every document that people read, the ones in the root included.
 fn documents() -> Vec<PathBuf> {
-    let entries = ["", "docs", "tests/fuzz", "calico/tests/fixtures"].map(|directory| root().join(directory).read_dir());
+    let entries =
+        ["", "docs", "tests/fuzz", "calico/tests/fixtures"].map(|directory| root().join(directory).read_dir());
     let files = entries.into_iter().flat_map(Result::unwrap).map(|entry| entry.unwrap().path());
     let documents: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|x| x == "md")).collect();
     assert!(documents.len() > 14, "{documents:?}");
@@ -27,11 +28,11 @@ fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// The words in backticks that begin like a path of this repository.
+/// The words that begin like a path of this repository, in commands and pictures too.
 fn paths(text: &str) -> BTreeSet<String> {
     let tops = ["src/", "calico/", "tests/", "e2e/", "docs/", "yaml/", ".github/", ".ci/"];
-    let prose = prose(text);
-    let words = prose.split('`').skip(1).step_by(2).flat_map(|code| code.split_whitespace());
+    let words = text.split(|c: char| c.is_whitespace() || "`|()[],;:'\"#".contains(c));
+    let words = words.map(|word| word.trim_end_matches('.'));
     words.filter(|word| tops.iter().any(|top| word.starts_with(top))).map(str::to_owned).collect()
 }
 
