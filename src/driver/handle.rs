@@ -94,13 +94,19 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 }
 
 fn handle_object(attachment: &Attachment<'_>, counts: &Counts) -> IPAMHandle {
-    let mut spec = IPAMHandleSpec::new(attachment.handle());
+    let uid = attachment.pod.and_then(|pod| pod.uid).filter(|_| attachment.is_ahead());
+    handle_of_node(&attachment.handle(), attachment.node, uid, counts)
+}
+
+/// A handle as this program makes them; `uid` is the pod's where the handle is a pod's.
+pub(super) fn handle_of_node(id: &str, node: &str, uid: Option<&str>, counts: &Counts) -> IPAMHandle {
+    let mut spec = IPAMHandleSpec::new(id);
     for (block, count) in counts {
         spec.increment(block, *count);
     }
     let mut object = spec.object();
-    object.metadata.labels = Some([(NODE_LABEL.to_owned(), calico::hostname_hash(attachment.node))].into());
-    if let Some(uid) = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead()) {
+    object.metadata.labels = Some([(NODE_LABEL.to_owned(), calico::hostname_hash(node))].into());
+    if let Some(uid) = uid {
         object.metadata.annotations = Some([(POD_UID_KEY.to_owned(), uid.to_owned())].into());
     }
     object

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use calico::{
-    AffinityState, BlockAffinity, Entry, Expect, IPAMBlock, IPAMHandle, IPAMHandleSpec, cidr_name, handle_name,
+    AffinityState, BlockAffinity, Entry, Expect, Holder as Allocation, IPAMBlock, IPAMConfig, IPAMConfigSpec,
+    IPAMHandle, IPAMHandleSpec, Reservations, cidr_name, handle_name,
 };
 use futures::future::try_join_all;
 use ipnetwork::IpNetwork;
@@ -12,11 +13,32 @@ use kube::ResourceExt as _;
 use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
-use super::handle::Counts;
+use super::edit::{Assign, Edit, Outcome, Which};
+use super::handle::{Counts, handle_of_node};
 use super::reservation::Asks;
-use super::{Driver, Error, NotWithdrawn};
+use super::snapshot::host;
+use super::{CLAIM_KEY, Driver, Error, NotWithdrawn, POD_UID_KEY, PodRef};
 use crate::claim::Claim;
 use crate::store::{Ledger, Object, Objects, Swap, Versioned};
+
+/// An address that a running pod has and no block records.
+#[derive(Debug, Clone)]
+pub(crate) struct Lost {
+    /// The address.
+    pub address: IpAddr,
+    /// The block that it belongs in.
+    pub cidr: IpNetwork,
+    /// Whose it is.
+    pub namespace: String,
+    /// Whose it is.
+    pub pod: String,
+    /// The pod's UID as its node knows it.
+    pub uid: String,
+    /// Where the pod runs.
+    pub node: String,
+    /// The generation of its claim, if the address is a fixed one.
+    pub generation: Option<u64>,
+}
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Releases one allocation if it still is the expected one, and counts its handle down; false if nobody
@@ -66,6 +88,53 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.reserve(address, block, Asks::ForClaim, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Records an address again for the pod that has it, as what is recorded ahead of a pod's containers: the DEL of
+    /// whichever container it has releases it. False if the address is not free any more.
+    pub(crate) async fn record_again(&self, lost: &Lost, deadline: Instant) -> Result<bool, Error> {
+        let Lost { address, cidr, .. } = *lost;
+        let pod = PodRef { namespace: &lost.namespace, name: &lost.pod, uid: Some(&lost.uid) };
+        let handle = pod.handle();
+        if self.read_block(cidr).await?.is_none() {
+            self.claim_block(cidr, &lost.node, deadline).await?;
+        }
+        self.converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Absent, deadline, |current| {
+            Ok(match current {
+                None => {
+                    let counts = [(cidr, 1)].into();
+                    Step::Create(handle_of_node(&handle, &lost.node, Some(&lost.uid), &counts), ())
+                }
+                Some(found) if found.spec.is_deleted() => Step::Finish(found),
+                Some(_) => Step::Done(()),
+            })
+        })
+        .await?;
+        let mut allocation = Allocation::pod(handle.clone(), pod.namespace, pod.name, &lost.node, self.now());
+        allocation.secondary.insert(POD_UID_KEY.to_owned(), lost.uid.clone());
+        if let Some(generation) = lost.generation {
+            allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
+        }
+        let config = self.objects.get::<IPAMConfig>(None, calico::config::NAME).await?;
+        let assign = Assign {
+            which: Which::Exactly(address, lost.generation),
+            allocation,
+            ours: host(&lost.node),
+            strict: false,
+            cooldown: config.map_or_else(IPAMConfigSpec::default, |config| config.spec).cooldown_seconds(),
+            renews: false,
+            displaces: None,
+            ranges: None,
+            reservations: Reservations::default(),
+        };
+        let recorded = match self.commit(cidr, Edit::Assign(Box::new(assign)), Known::Unread, deadline).await {
+            Ok(Outcome::Assigned { .. }) => true,
+            Ok(Outcome::Full | Outcome::Released { .. }) | Err(Error::Taken { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        // Where nothing was recorded, a handle that counts too much is mended by itself.
+        self.raise(&handle, &[cidr], deadline).await?;
+        Ok(recorded)
     }
 
     /// Says in the reservation of that name that the claims on these addresses lie in this driver's ledger.
