@@ -14,6 +14,10 @@ use crate::netconf::NetConf;
 const OURS: &str = "kube-ipam";
 /// `ipam.type` of Calico's.
 const CALICOS: &str = "calico-ipam";
+/// Fields that name subnets: with one of them the families and pools are the template's own.
+const SUBNETS: [&str; 2] = ["subnet", "ranges"];
+/// Fields of Calico's section that mean the same in ours.
+const CARRIED: [&str; 4] = ["assign_ipv4", "assign_ipv6", "ipv4_pools", "ipv6_pools"];
 
 /// The `ipam` section of a list, whoever's of the two it is. `None`: it is no list of Calico's, or its addresses come
 /// from somewhere else.
@@ -91,6 +95,24 @@ pub fn with_calicos(list: &Value, before: Option<&Value>) -> Result<Option<Value
     }
     let plain = json!({ "type": CALICOS });
     replaced(list, before.filter(|section| is_calicos(section)).unwrap_or(&plain))
+}
+
+/// The section that a list gets by a template: where this names no subnet, what Calico's own section `calicos` says of
+/// families and pools, and the template does not, stays so.
+pub fn carried_over(template: &Value, calicos: Option<&Value>) -> Value {
+    let mut section = template.clone();
+    let (Some(fields), Some(calicos)) = (section.as_object_mut(), calicos.filter(|section| is_calicos(section))) else {
+        return section;
+    };
+    if SUBNETS.iter().any(|key| fields.contains_key(*key)) {
+        return section;
+    }
+    for key in CARRIED {
+        if let Some(value) = calicos.get(key) {
+            fields.entry(key).or_insert_with(|| value.clone());
+        }
+    }
+    section
 }
 
 /// What a section alone says, before there is a list to put it in. Code 7 if it is not sound.
@@ -185,6 +207,26 @@ mod tests {
         assert_eq!(plain["plugins"][0]["ipam"], json!({"type": "calico-ipam"}));
         // What is kept of an earlier time is believed only if it is Calico's.
         assert_eq!(with_calicos(&edited, Some(&ours())).unwrap().unwrap(), plain);
+    }
+
+    #[test]
+    fn what_calicos_section_says_of_families_and_pools_is_carried_over() {
+        let calicos = json!({
+            "type": "calico-ipam", "assign_ipv4": "false", "assign_ipv6": "true", "ipv6_pools": ["six"], "other": 1,
+        });
+        let template = json!({"type": "kube-ipam", "name": "kube-subnet"});
+        let expected = json!({
+            "type": "kube-ipam", "name": "kube-subnet", "assign_ipv4": "false", "assign_ipv6": "true", "ipv6_pools": ["six"],
+        });
+        assert_eq!(carried_over(&template, Some(&calicos)), expected);
+        // What the template says counts, and its subnets say everything.
+        let own = json!({"type": "kube-ipam", "assign_ipv4": true, "ipv6_pools": ["own"]});
+        let mut expected = own.clone();
+        expected["assign_ipv6"] = "true".into();
+        assert_eq!(carried_over(&own, Some(&calicos)), expected);
+        assert_eq!(carried_over(&ours(), Some(&calicos)), ours());
+        assert_eq!(carried_over(&template, None), template);
+        assert_eq!(carried_over(&template, Some(&own)), template);
     }
 
     #[test]

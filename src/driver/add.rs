@@ -96,6 +96,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let namespace = snapshot.namespace.as_ref().map(|namespace| namespace.annotations());
             check_namespace(request, pod.namespace, namespace, attachment.net.ipam.fixed)?;
         }
+        if let Some(request) = &request {
+            request.check_pools(&snapshot.pools, &attachment.net.ipam)?;
+        }
         let owner = snapshot.pod.as_ref().filter(|_| request.is_some()).map(Owner::of).transpose()?;
         let wants = wants(attachment, &snapshot, request.as_ref(), owner.as_ref())?;
         for (family, _) in &wants {

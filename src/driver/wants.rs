@@ -87,6 +87,9 @@ pub(super) fn wants(
 /// The block of an address that is asked for by name: it must lie in an enabled pool for workloads.
 pub(super) fn workload_block(snapshot: &Snapshot, address: IpAddr) -> Result<IpNetwork, Error> {
     let pool = covering(&snapshot.pools, address).ok_or_else(|| UnmetPool::of_address(address, &snapshot.pools))?;
-    pool.spec.check_explicit(&pool.name_any(), AllowedUse::Workload)?;
+    pool.spec.check_explicit(&pool.name_any(), AllowedUse::Workload).map_err(|error| {
+        let right = "ask for an address of another pool, or change the pool";
+        CniError::new(code::NO_POOL, format!("address {address} cannot be given to a pod: {error}"), right)
+    })?;
     Ok(pool.spec.block_of(address))
 }

@@ -26,12 +26,19 @@ type Edits = Vec<Result<Vec<Written>, InstallError>>;
 /// Puts our section into each list of Calico's. Gives how many there are, too.
 pub(super) fn put_ours(directory: &Path, section: &Value) -> (usize, Edits) {
     each(directory, |path, list| {
-        let Some(edited) = conflist::with_ours(list, section).map_err(invalid(path))? else { return Ok(Vec::new()) };
+        let section = for_list(path, list, section);
+        let Some(edited) = conflist::with_ours(list, &section).map_err(invalid(path))? else { return Ok(Vec::new()) };
         if let Some(calicos) = conflist::ipam_section(list).filter(|found| conflist::is_calicos(found)) {
             replace(&before(path), &text(calicos), MODE)?;
         }
         write(path, list, &edited, "has kube-ipam's section now")
     })
+}
+
+/// The section by the template for one list. What Calico's own said is in the list, or beside it since ours is there.
+fn for_list(path: &Path, list: &Value, template: &Value) -> Value {
+    let found = conflist::ipam_section(list).filter(|found| conflist::is_calicos(found)).cloned();
+    conflist::carried_over(template, found.or_else(|| read_json(&before(path)).ok()).as_ref())
 }
 
 /// Puts Calico's own section back into each list that has ours, as it was before.
@@ -53,9 +60,10 @@ pub fn restore_calico(directory: &Path) -> Vec<Result<Vec<Written>, InstallError
 
 /// What the first list of Calico's would be with our section.
 pub(super) fn network_with(directory: &Path, section: &Value) -> Option<NetConf> {
-    let mut lists = configurations(directory).ok()?.into_iter().filter_map(|path| read_json(&path).ok());
-    let list = lists.find(|list| conflist::ipam_section(list).is_some())?;
-    let edited = conflist::with_ours(&list, section).ok()?.unwrap_or(list);
+    let mut lists =
+        configurations(directory).ok()?.into_iter().filter_map(|path| read_json(&path).ok().map(|list| (path, list)));
+    let (path, list) = lists.find(|(_, list)| conflist::ipam_section(list).is_some())?;
+    let edited = conflist::with_ours(&list, &for_list(&path, &list, section)).ok()?.unwrap_or(list);
     NetConf::parse(&conflist::plugin_conf(&edited, OURS).ok()?, OURS).ok()
 }
 

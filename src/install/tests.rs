@@ -92,6 +92,26 @@ fn calicos_list_gets_our_section_and_has_its_own_again() {
     assert_eq!(node.read("net.d/10-calico.conflist"), calicos());
 }
 
+/// The template names no subnet: what Calico's section says stays so at each pass, and comes back as it was.
+#[test]
+fn what_calicos_section_says_of_families_stays_in_force() {
+    let node = Node::new();
+    let template = json!({"type": "kube-ipam", "name": "kube-subnet"});
+    node.write("config/ipam.json", &template.to_string());
+    node.write("net.d/10-calico.conflist", &calicos().to_string());
+    let mut expected = calicos();
+    expected["plugins"][0]["ipam"] = template;
+    expected["plugins"][0]["ipam"]["assign_ipv6"] = "true".into();
+    for written in [1, 0] {
+        let outcome = node.files.put(None, &mut Judge::by(Pools::Known(Vec::new())));
+        assert!(outcome.failed.is_empty() && outcome.written.len() == written, "{outcome:?}");
+        assert_eq!(node.read("net.d/10-calico.conflist"), expected);
+        assert!(node.files.net().unwrap().ipam.assigns(calico::Family::V6));
+    }
+    restore(&node.files.cni_conf_dir);
+    assert_eq!(node.read("net.d/10-calico.conflist"), calicos());
+}
+
 /// Multus copies Calico's list into a file of its own, or names it; other plugins come first with what they are.
 #[test]
 fn what_the_runtime_really_uses_is_judged() {

@@ -14,7 +14,7 @@ use crate::cni::names::{is_cni_name, is_dns_subdomain};
 use crate::cni::object::Object;
 use crate::cni::text::{self, Wrong};
 use crate::cni::{CniError, Route, code};
-use crate::pod::FixedAddresses;
+use crate::pod::{Families, FixedAddresses};
 use crate::range::{self, Family, RangeSet};
 
 /// The `ipam` section of a network configuration.
@@ -24,7 +24,7 @@ pub struct Ipam {
     pub network: String,
     /// `ipam.etcdConfig`: where claims are; none: they are IPClaims, on the API server.
     pub etcd: Option<EtcdConfig>,
-    /// The IPv4 subnets.
+    /// The IPv4 subnets. None in either family: Calico's pools decide.
     pub v4: Option<RangeSet>,
     /// The IPv6 subnets.
     pub v6: Option<RangeSet>,
@@ -44,6 +44,8 @@ pub struct Ipam {
     pub v4_pools: Vec<PoolRef>,
     /// `ipam.ipv6_pools`
     pub v6_pools: Vec<PoolRef>,
+    /// The families of automatic addresses, at least one: those of the subnets, else by `assign_ipv4` and `assign_ipv6`.
+    pub families: Families,
     /// Whose form of input and answer this is.
     pub dialect: Dialect,
 }
@@ -51,15 +53,10 @@ pub struct Ipam {
 /// Whose form of configuration and answer is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// Ours: families and ranges follow the configured subnets, of which there is at least one.
+    /// Ours.
     KubeIpam,
-    /// That of `calico-ipam`: families by `assign_ipv4` and `assign_ipv6`, at least one of them; subnets are optional.
-    CalicoIpam {
-        /// `assign_ipv4`, by default true
-        assign_v4: bool,
-        /// `assign_ipv6`, by default false
-        assign_v6: bool,
-    },
+    /// That of `calico-ipam`: `assign_ipv4` and `assign_ipv6` count beside subnets too.
+    CalicoIpam,
 }
 
 pub use calico::PoolRef;
@@ -125,13 +122,23 @@ impl Ipam {
     ) -> Result<Ipam, CniError> {
         ipam.refuse_misspelt(&FIELDS)?;
         let dialect = dialect(ipam, plugin_name)?;
+        let ours = dialect == Dialect::KubeIpam;
         // Only Calico's main plugin does without a gateway; the others take the first address for it, as host-local does.
-        let (v4, v6) = range::parse(ipam, main_plugin != "calico" && dialect == Dialect::KubeIpam)?;
-        if dialect == Dialect::KubeIpam && v4.is_none() && v6.is_none() {
-            return Err(
-                ipam.missing("subnet", "give the CIDR of the Calico IP pool, such as \"10.244.0.0/16\", or ranges")
-            );
+        let (v4, v6) = range::parse(ipam, main_plugin != "calico" && ours)?;
+        let has_subnet = v4.is_some() || v6.is_some();
+        if ours && !has_subnet && ipam.value("ranges").is_some() {
+            return Err(ipam.missing("subnet", "put one into ranges, or leave ranges out: then Calico's pools decide"));
         }
+        if ours && !has_subnet && main_plugin != "calico" {
+            let right = format!("main plugin {main_plugin} takes mask and gateway from it: give a CIDR, or ranges");
+            return Err(ipam.missing("subnet", right));
+        }
+        let families = if ours && has_subnet {
+            refuse_switches(ipam)?;
+            Families { v4: v4.is_some(), v6: v6.is_some() }
+        } else {
+            assigned(ipam)?
+        };
         Ok(Ipam {
             network: ledger_network(ipam, network)?,
             etcd: ipam.object("etcdConfig")?.map(|etcd| EtcdConfig::parse(&etcd)).transpose()?,
@@ -145,6 +152,7 @@ impl Ipam {
             state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: pools(ipam, "ipv4_pools", Family::V4)?,
             v6_pools: pools(ipam, "ipv6_pools", Family::V6)?,
+            families,
             dialect,
         })
     }
@@ -164,6 +172,7 @@ impl Ipam {
             state_dir: ipam.file("stateDir").ok().flatten().unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: Vec::new(),
             v6_pools: Vec::new(),
+            families: Families { v4: false, v6: false },
             dialect: Dialect::KubeIpam,
         })
     }
@@ -188,38 +197,19 @@ impl Ipam {
 
     /// Whether a pod of this network gets an address of this family, unless its annotations say otherwise.
     pub fn assigns(&self, family: Family) -> bool {
-        match (self.dialect, family) {
-            (Dialect::KubeIpam, _) => self.ranges(family).is_some(),
-            (Dialect::CalicoIpam { assign_v4, .. }, Family::V4) => assign_v4,
-            (Dialect::CalicoIpam { assign_v6, .. }, Family::V6) => assign_v6,
-        }
+        self.families.contains(family)
+    }
+
+    /// Whether no subnet is configured, so that Calico's pools alone say which addresses there are.
+    pub fn goes_by_pools(&self) -> bool {
+        self.v4.is_none() && self.v6.is_none()
     }
 }
 
 fn dialect(ipam: &Object<'_>, plugin_name: &str) -> Result<Dialect, CniError> {
-    let (v4, v6) = (switch(ipam, "assign_ipv4")?, switch(ipam, "assign_ipv6")?);
     match ipam.text("type")?.unwrap_or(plugin_name) {
-        "calico-ipam" => {
-            let (assign_v4, assign_v6) = (v4.unwrap_or(true), v6.unwrap_or(false));
-            if !assign_v4 && !assign_v6 {
-                return Err(ipam.refuse(
-                    "assign_ipv4",
-                    "false",
-                    "leaves no address to assign",
-                    "set assign_ipv6 to \"true\"",
-                ));
-            }
-            Ok(Dialect::CalicoIpam { assign_v4, assign_v6 })
-        }
-        name if name == "kube-ipam" || name == plugin_name => {
-            for (key, value) in [("assign_ipv4", v4), ("assign_ipv6", v6)] {
-                if let Some(value) = value {
-                    let right = "leave it out: the families follow subnet and ranges";
-                    return Err(ipam.refuse(key, &value.to_string(), "is for type calico-ipam only", right));
-                }
-            }
-            Ok(Dialect::KubeIpam)
-        }
+        "calico-ipam" => Ok(Dialect::CalicoIpam),
+        name if name == "kube-ipam" || name == plugin_name => Ok(Dialect::KubeIpam),
         other => Err(ipam.refuse(
             "type",
             other,
@@ -227,6 +217,28 @@ fn dialect(ipam: &Object<'_>, plugin_name: &str) -> Result<Dialect, CniError> {
             "write \"kube-ipam\" or \"calico-ipam\"",
         )),
     }
+}
+
+/// The families by `assign_ipv4`, by default true, and `assign_ipv6`, by default false.
+fn assigned(ipam: &Object<'_>) -> Result<Families, CniError> {
+    let v4 = switch(ipam, "assign_ipv4")?.unwrap_or(true);
+    let v6 = switch(ipam, "assign_ipv6")?.unwrap_or(false);
+    if v4 || v6 {
+        return Ok(Families { v4, v6 });
+    }
+    Err(ipam.refuse("assign_ipv4", "false", "leaves no address to assign", "set assign_ipv6 to \"true\""))
+}
+
+/// Beside subnets the switches would contradict these, or say nothing.
+fn refuse_switches(ipam: &Object<'_>) -> Result<(), CniError> {
+    for key in ["assign_ipv4", "assign_ipv6"] {
+        if let Some(value) = switch(ipam, key)? {
+            let right = "leave it out: the families follow subnet and ranges";
+            let wrong = "is for type calico-ipam and for a configuration without subnets only";
+            return Err(ipam.refuse(key, &value.to_string(), wrong, right));
+        }
+    }
+    Ok(())
 }
 
 /// calico-ipam's `"true"` and `"false"`, with or without quotes.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::conflist::plugin_conf;
+use crate::pod::Families;
 use crate::range::Family;
 
 const GUIDE: &str = include_str!("../../tests/fixtures/guide-10-calico.conflist");
@@ -80,7 +81,7 @@ fn a_missing_section_or_name_is_named() {
     refused(guide_with("/type", Value::Null), &["type: missing", "calico"]);
     refused(guide_with("/ipam", Value::Null), &["ipam: missing", "kube-ipam"]);
     refused(guide_with("/ipam", json!("kube-ipam")), &["ipam: \"kube-ipam\"", "object"]);
-    refused(guide_with("/ipam", json!({"type": "kube-ipam"})), &["ipam.subnet: missing", "ranges"]);
+    refused(guide_with("/ipam", json!({"type": "kube-ipam", "ranges": []})), &["ipam.subnet: missing", "ranges"]);
     refused(json!([]), &["the network configuration", "object"]);
 }
 
@@ -444,14 +445,11 @@ fn calico(ipam: Value) -> Value {
 
 #[test]
 fn calico_ipams_input_needs_no_subnet() {
-    let dialect = |ipam| parse(&calico(ipam)).map(|conf| conf.ipam.dialect);
-    assert_eq!(
-        dialect(json!({"type": "calico-ipam"})).unwrap(),
-        Dialect::CalicoIpam { assign_v4: true, assign_v6: false }
-    );
+    let plain = parse(&calico(json!({"type": "calico-ipam"}))).unwrap().ipam;
+    assert_eq!((plain.dialect, plain.families), (Dialect::CalicoIpam, Families { v4: true, v6: false }));
     let both = json!({"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": true, "ipv6_pools": ["fd00::/48"]});
     let conf = parse(&calico(both)).unwrap();
-    assert_eq!(conf.ipam.dialect, Dialect::CalicoIpam { assign_v4: true, assign_v6: true });
+    assert_eq!((conf.ipam.dialect, conf.ipam.families), (Dialect::CalicoIpam, Families { v4: true, v6: true }));
     assert!(conf.ipam.assigns(Family::V6) && conf.ipam.v6.is_none());
     refused(
         calico(json!({"type": "calico-ipam", "assign_ipv4": "false"})),
@@ -464,8 +462,9 @@ fn calico_ipams_input_needs_no_subnet() {
 #[test]
 fn the_name_of_the_binary_stands_in_for_the_type() {
     let bare = calico(json!({}));
-    assert!(matches!(NetConf::parse(&bare, "calico-ipam").unwrap().ipam.dialect, Dialect::CalicoIpam { .. }));
-    assert!(NetConf::parse(&bare, "kube-ipam").unwrap_err().msg.contains("ipam.subnet"));
+    for (name, dialect) in [("calico-ipam", Dialect::CalicoIpam), ("kube-ipam", Dialect::KubeIpam)] {
+        assert_eq!(NetConf::parse(&bare, name).unwrap().ipam.dialect, dialect);
+    }
     let ours = calico(json!({"type": "my-ipam", "subnet": "10.0.0.0/16"}));
     assert_eq!(NetConf::parse(&ours, "my-ipam").unwrap().ipam.dialect, Dialect::KubeIpam);
     refused(
@@ -475,8 +474,35 @@ fn the_name_of_the_binary_stands_in_for_the_type() {
 }
 
 #[test]
-fn calico_ipams_switches_are_refused_elsewhere() {
-    refused(guide_with("/ipam/assign_ipv6", json!("true")), &["ipam.assign_ipv6", "calico-ipam only", "leave it out"]);
+fn calico_ipams_switches_are_refused_beside_our_subnets() {
+    refused(guide_with("/ipam/assign_ipv6", json!("true")), &["ipam.assign_ipv6", "without subnets", "leave it out"]);
+    let v6 = json!({"type": "kube-ipam", "subnet": "fd00::/64", "assign_ipv4": true});
+    refused(calico(v6), &["ipam.assign_ipv4: \"true\"", "leave it out"]);
+}
+
+#[test]
+fn without_subnets_the_pools_decide_and_the_switches_name_the_families() {
+    let families = |more: Value| {
+        let mut section = json!({"type": "kube-ipam"});
+        section.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        parse(&calico(section)).map(|conf| (conf.ipam.goes_by_pools(), conf.ipam.families))
+    };
+    assert_eq!(families(json!({})), Ok((true, Families { v4: true, v6: false })));
+    assert_eq!(families(json!({"assign_ipv6": "true"})), Ok((true, Families { v4: true, v6: true })));
+    let v6 = json!({"assign_ipv4": false, "assign_ipv6": true, "ipv6_pools": ["six"]});
+    assert_eq!(families(v6), Ok((true, Families { v4: false, v6: true })));
+    assert_eq!(families(json!({"subnet": "fd00::/64"})), Ok((false, Families { v4: false, v6: true })));
+    let none = families(json!({"assign_ipv4": false})).unwrap_err().to_string();
+    assert!(none.contains("ipam.assign_ipv4") && none.contains("no address"), "{none}");
+    // What belongs to a subnet says nothing without one.
+    for field in ["gateway", "rangeStart", "rangeEnd"] {
+        let alone = families(json!({field: "10.244.0.1"})).unwrap_err().to_string();
+        assert!(alone.contains("ipam.subnet"), "{alone}");
+    }
+    let empty = families(json!({"ranges": []})).unwrap_err().to_string();
+    assert!(empty.contains("ipam.subnet"), "{empty}");
+    let ptp = json!({"cniVersion": "1.0.0", "name": "n", "type": "ptp", "ipam": {"type": "kube-ipam"}});
+    refused(ptp, &["ipam.subnet", "ptp", "gateway"]);
 }
 
 #[test]

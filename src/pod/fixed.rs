@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use calico::{IPPool, covering};
 use ipnetwork::{IpNetwork, ip_mask_to_prefix};
+use kube::ResourceExt as _;
 
 use super::{GATEWAY, IP, IP_ADDRS, IP_ADDRS_NO_IPAM, NETMASK, OWNER};
 use crate::cni::error::shown;
@@ -62,6 +64,42 @@ impl FixedRequest {
             request.gateways = request.read_gateways(value, ipam)?;
         }
         Ok(Some(request))
+    }
+
+    /// Checks mask and gateway against the pools that hold the addresses, where no subnet does it. Code 7 for a mask of
+    /// another length than the pool's, and for a gateway that is no host of the pool.
+    pub fn check_pools(&self, pools: &[IPPool], ipam: &Ipam) -> Result<(), CniError> {
+        if ipam.dialect != Dialect::KubeIpam || !ipam.goes_by_pools() {
+            return Ok(());
+        }
+        for ip in self.v4.iter().chain(&self.v6) {
+            let Some(pool) = covering(pools, *ip) else { continue };
+            let (family, cidr) = (Family::of(*ip), pool.spec.cidr);
+            let holder = format!("{cidr}, the IPPool {} that holds {ip}", pool.name_any());
+            if let Some(length) = self.netmask(family).filter(|length| *length != cidr.prefix()) {
+                let mask = if cidr.is_ipv4() { format!("{} or ", cidr.mask()) } else { String::new() };
+                let right = format!("write {mask}/{}, or leave {NETMASK} out", cidr.prefix());
+                return Err(CniError::annotation(
+                    NETMASK,
+                    &format!("/{length}"),
+                    format!("contradicts {holder}"),
+                    right,
+                ));
+            }
+            let is_host = |ip: &IpAddr| {
+                cidr.contains(*ip) && !(ip.is_ipv4() && (*ip == cidr.network() || *ip == cidr.broadcast()))
+            };
+            if let Some(gateway) = self.gateway(family).filter(|gateway| !is_host(gateway)) {
+                let right = format!("give a host of {cidr}, or leave {GATEWAY} out");
+                return Err(CniError::annotation(
+                    GATEWAY,
+                    &gateway.to_string(),
+                    format!("is no host of {holder}"),
+                    right,
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The addresses a pod may get in a family: all, in order, or with an ordinal exactly the n-th (counted from 0). Code 7 if the list is
@@ -257,23 +295,23 @@ const MOST_IN_SPANS: usize = 256;
 fn permitted(ip: IpAddr, value: &str, ipam: &Ipam) -> Result<(), CniError> {
     let family = Family::of(ip);
     let refuse = |wrong: String, right: String| Err(CniError::annotation(IP, value, wrong, right));
-    match (ipam.ranges(family), ipam.dialect) {
-        (Some(ranges), _) => ranges.permits_fixed(ip).or_else(|why| {
+    match ipam.ranges(family) {
+        Some(ranges) => ranges.permits_fixed(ip).or_else(|why| {
             let right = format!("give an address of {} that is not network, broadcast or gateway", ranges.networks());
             refuse(format!("has {ip}, which {why}"), right)
         }),
-        (None, Dialect::KubeIpam) => {
+        None if ipam.dialect == Dialect::KubeIpam && !ipam.goes_by_pools() => {
             let other = Family::BOTH.into_iter().find_map(|family| ipam.ranges(family));
             let only = other.map(|ranges| format!("has {} only: {ranges}", ranges.family())).unwrap_or_default();
             let right = format!("leave it out, or configure an {family} subnet");
             refuse(format!("has {ip}, but network {} {only}", ipam.network), right)
         }
         // Which pool it is in, if any, is known later.
-        (None, Dialect::CalicoIpam { .. }) if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() => refuse(
+        None if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() => refuse(
             format!("has {ip}, which is not an address for a pod"),
             "give an address of a Calico IP pool".to_owned(),
         ),
-        (None, Dialect::CalicoIpam { .. }) => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -40,11 +40,10 @@ impl Families {
     pub(crate) fn unmet(self, family: Family, ipam: &Ipam) -> CniError {
         let asked: Vec<String> =
             Family::BOTH.into_iter().filter(|f| self.contains(*f)).map(|f| format!("\"{f}\"")).collect();
-        let (lacks, remedy) = match ipam.dialect {
-            Dialect::KubeIpam => ("has no subnet of", format!("add an {family} subnet to ipam.ranges")),
-            Dialect::CalicoIpam { .. } => {
-                ("does not assign", format!("set assign_{}", family.to_string().to_lowercase()))
-            }
+        let (lacks, remedy) = if ipam.dialect == Dialect::KubeIpam && !ipam.goes_by_pools() {
+            ("has no subnet of", format!("add an {family} subnet to ipam.ranges"))
+        } else {
+            ("does not assign", format!("set assign_{}", family.to_string().to_lowercase()))
         };
         let wrong = format!("asks for {family}, which network {} {lacks}", ipam.network);
         CniError::annotation(

@@ -20,7 +20,7 @@ pub fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
             routes: net.ipam.routes.clone(),
             dns: dns(net),
         },
-        Dialect::CalicoIpam { .. } => {
+        Dialect::CalicoIpam => {
             let ips: Vec<AnswerIp> = assigned.iter().map(by_block).collect();
             let routes = ips.iter().map(|ip| Route { dst: ip.address, gw: None }).collect();
             Answer { ips, routes, dns: Dns::default() }

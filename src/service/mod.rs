@@ -308,7 +308,7 @@ fn explicit<'a>(args: &'a CniArgs, net: &NetConf) -> Result<&'a [IpAddr], CniErr
     }
     match (args.ip.as_deref(), net.ipam.dialect) {
         (None, _) => Ok(&[]),
-        (Some(addresses), Dialect::CalicoIpam { .. }) => Ok(addresses),
+        (Some(addresses), Dialect::CalicoIpam) => Ok(addresses),
         (Some(addresses), Dialect::KubeIpam) => {
             let list = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
             // Kubernetes' runtimes pass no address by themselves.

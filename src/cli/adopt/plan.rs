@@ -222,7 +222,7 @@ pub(in crate::cli) fn permitted_block(snapshot: &Snapshot, address: IpAddr) -> R
     if let Some(ipam) = snapshot.net.as_ref().map(|net| &net.ipam) {
         match ipam.ranges(Family::of(address)) {
             Some(ranges) => ranges.permits_fixed(address).map_err(|why| format!("{address} {why}"))?,
-            None if ipam.assigns(Family::of(address)) => {}
+            None if ipam.goes_by_pools() || ipam.assigns(Family::of(address)) => {}
             None => return Err(format!("{address} is {}, which the network does not assign", Family::of(address))),
         }
     }

@@ -75,9 +75,9 @@ fn is_a_network(net: &NetConf) {
     let ipam = &net.ipam;
     for family in Family::BOTH {
         let ranges = ipam.ranges(family);
-        assert_eq!(ipam.assigns(family) && ipam.dialect == Dialect::KubeIpam, {
-            ranges.is_some() && ipam.dialect == Dialect::KubeIpam
-        });
+        if ipam.dialect == Dialect::KubeIpam && !ipam.goes_by_pools() {
+            assert_eq!(ipam.assigns(family), ranges.is_some());
+        }
         if let Some(ranges) = ranges {
             are_ranges(family, ranges);
         }
