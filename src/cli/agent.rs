@@ -15,7 +15,9 @@ use super::Outcome;
 use super::connect::Connection;
 use super::install::FileArguments;
 use crate::agent::{Agent, Level, Options};
+use crate::install;
 use crate::netconf::STATE_DIR;
+use crate::store::Group;
 use crate::store::kube::KubeStore;
 use crate::store::transport::plain;
 
@@ -60,11 +62,12 @@ impl AgentArguments {
         let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
         tracing_subscriber::registry().with(lines.with_filter(shown)).init();
         let mut config = connection.site()?.kube_config().await?;
-        let store = KubeStore::from_config(config.clone())?;
+        let group = Group::of(install::api_group(&self.files.cni_conf_dir));
+        let store = KubeStore::from_config(config.clone())?.in_group(group.clone());
         // Watches begin anew by themselves, within seconds; the client's own retries would keep them waiting for
         // minutes, and nobody would hear of it.
         config.default_retry = false;
-        let watching = plain(config)?;
+        let watching = group.client(&plain(config)?);
         let stop = CancellationToken::new();
         tokio::spawn(cancel_on_signal(stop.clone()));
         let options = Options {

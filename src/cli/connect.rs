@@ -17,7 +17,7 @@ use crate::cni::{CniError, code};
 use crate::conflist::plugin_conf;
 use crate::netconf::{EtcdConfig, NetConf};
 use crate::store::kube::KubeStore;
-use crate::store::{Failure, Objects as _, StoreError};
+use crate::store::{Failure, Group, Objects as _, StoreError};
 
 /// The flags of every command.
 #[derive(Args, Debug, Clone, Default)]
@@ -125,6 +125,10 @@ impl Connection {
         let mut site = match &found {
             Some(found) => self.by_found(found).with_context(|| found.at.clone())?,
             None => self.over(None)?,
+        };
+        let store = match site.net.as_ref().and_then(|net| net.api_group) {
+            Some(group) => store.in_group(group.into()),
+            None => store,
         };
         if site.network.is_none() || site.choice == Choice::Unsaid {
             self.ask_claims(&mut site, &store).await;
@@ -310,7 +314,8 @@ impl Site {
     }
 
     pub(super) async fn store(&self) -> Result<KubeStore> {
-        Ok(KubeStore::from_config(self.kube_config().await?)?)
+        let group = Group::of(self.net.as_ref().and_then(|net| net.api_group));
+        Ok(KubeStore::from_config(self.kube_config().await?)?.in_group(group))
     }
 
     /// How the API server is reached.
