@@ -16,6 +16,7 @@ use crate::cni::object::Object;
 use crate::cni::{CniError, code};
 use crate::conflist::plugin_conf;
 use crate::netconf::{EtcdConfig, NetConf};
+use crate::store::group::of_cluster;
 use crate::store::kube::KubeStore;
 use crate::store::{Failure, Group, Objects as _, StoreError};
 
@@ -126,10 +127,13 @@ impl Connection {
             Some(found) => self.by_found(found).with_context(|| found.at.clone())?,
             None => self.over(None)?,
         };
-        let store = match site.net.as_ref().and_then(|net| net.api_group) {
-            Some(group) => store.in_group(group.into()),
-            None => store,
+        let named = site.net.as_ref().and_then(|net| net.api_group);
+        let named = match named {
+            None if store.group().known().is_none() => of_cluster(&store).await.ok().flatten(),
+            named => named,
         };
+        // Else by what answers first.
+        let store = named.map_or(store.clone(), |group| store.in_group(group.into()));
         if site.network.is_none() || site.choice == Choice::Unsaid {
             self.ask_claims(&mut site, &store).await;
         }

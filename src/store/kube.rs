@@ -15,7 +15,7 @@ use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::core::{ObjectList, Request};
 use ::kube::discovery::{ApiCapabilities, Scope};
 use ::kube::{Client, Config, Resource as _};
-use calico::{ApiGroup, IPAMBlock};
+use calico::IPAMBlock;
 use http_body_util::{BodyExt, Limited};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
@@ -96,10 +96,11 @@ impl KubeconfigError {
 // === impl KubeStore ===
 
 impl KubeStore {
-    /// A store over a client that the caller made; its library must not retry by itself. Calico's objects are those of
-    /// [`ApiGroup::Crd`].
-    pub fn new(client: Client) -> Self {
-        let (plain, group) = (client.clone(), ApiGroup::Crd.into());
+    /// A store over a client that the caller made; its library must not retry by itself. Calico's objects are read and written
+    /// in the group that the cluster turns out to have.
+    pub fn new(plain: Client) -> Self {
+        let group = Group::default();
+        let client = group.client(&plain);
         Self { client, plain, group, credentials: Arc::from("the client's own credentials"), origin: None }
     }
 
