@@ -43,10 +43,16 @@ pub struct Claim {
     /// there decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<String>,
+    /// What made the claim: [`BY_ANNOTATION`], or nothing where a person did, or a release up to 0.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// Fields of newer versions, kept on every rewrite.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
 }
+
+/// The origin of a claim that a pod's annotation made. Only such a claim follows the annotation when that is changed.
+pub const BY_ANNOTATION: &str = "annotation";
 
 /// The container that a fixed address was given to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +212,7 @@ impl Claim {
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: Some(BY_ANNOTATION.to_owned()),
             unknown: Map::new(),
         }
     }
@@ -320,12 +327,14 @@ pub fn decide(
     }
 }
 
-/// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone.
-pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_exists: bool, now: Timestamp) -> Decision {
-    if owner_exists {
+/// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone, or wants the
+/// address no more.
+pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_keeps: bool, now: Timestamp) -> Decision {
+    if owner_keeps {
         return Decision::Refuse(Obstacle::OtherOwner);
     }
-    Decision::Take(Box::new(Claim { created: now, ..claim.held_by(asker) }))
+    let origin = Some(BY_ANNOTATION.to_owned());
+    Decision::Take(Box::new(Claim { created: now, origin, ..claim.held_by(asker) }))
 }
 
 /// Whether the holder may lose the address without a DEL: the one place with these rules. A claim that

@@ -138,6 +138,7 @@ impl Recorded {
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: None,
             unknown: Map::new(),
         };
         let before = claim.cloned().unwrap_or_else(fresh);

@@ -8,12 +8,14 @@ mod fixed;
 mod owner;
 mod pools;
 mod uid;
+mod workload;
 
 pub use allowed::{FixedAddresses, check_namespace};
 pub use fixed::FixedRequest;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
 pub use uid::{has_uid, is_static, uid};
+pub use workload::Workload;
 
 /// `kube-ipam.ip`: the fixed addresses a pod may have: addresses, ranges `first-last` and CIDRs, separated by commas.
 pub const IP: &str = "kube-ipam.ip";

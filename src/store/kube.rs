@@ -270,18 +270,18 @@ impl Objects for KubeStore {
         self.call::<serde_json::Value>("delete", describe::<K>(name), request).await.map(drop)
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+    async fn owner(&self, owner: &Owner) -> Result<Option<serde_json::Value>, StoreError> {
         let what = owner.to_string();
         let Some(path) = self.owner_path(owner, &what).await? else {
             // The kind itself is gone: no object of it can exist.
-            return Ok(false);
+            return Ok(None);
         };
         match self
             .call::<serde_json::Value>("get", what, Request::new(path).get(&owner.name, &Default::default()))
             .await
         {
-            Ok(_) => Ok(true),
-            Err(StoreError { failure: Failure::Absent, .. }) => Ok(false),
+            Ok(object) => Ok(Some(object)),
+            Err(StoreError { failure: Failure::Absent, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
