@@ -32,8 +32,9 @@ pub struct BlockAffinitySpec {
     pub node: String,
     /// See [`AffinityState`]. Empty, from old writers, means confirmed.
     pub state: String,
-    /// `"true"` or `"false"`, as text: the first step of a deletion.
-    pub deleted: String,
+    /// The first step of a deletion: to readers the claim is gone.
+    #[serde(default, with = "text_or_bool")]
+    pub deleted: bool,
     /// `host` or `virtual`; absent, from old writers, means host.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
@@ -75,9 +76,9 @@ impl BlockAffinitySpec {
         self.state.is_empty() || self.state == AffinityState::Confirmed.as_str()
     }
 
-    /// Whether a deletion has begun: to readers the claim is gone. Accepts the spellings Go's readers accept.
+    /// Whether a deletion has begun: to readers the claim is gone.
     pub fn is_deleted(&self) -> bool {
-        matches!(self.deleted.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")
+        self.deleted
     }
 }
 
@@ -90,7 +91,7 @@ impl BlockAffinity {
             cidr,
             node: owner.name().to_owned(),
             state: AffinityState::Pending.as_str().to_owned(),
-            deleted: "false".to_owned(),
+            deleted: false,
             type_: Some(owner.kind().to_owned()),
             unknown: Unknown::new(),
         };
@@ -110,7 +111,7 @@ impl BlockAffinity {
 
     /// The same object after the first step of its deletion.
     pub fn marked_deleted(mut self) -> Self {
-        self.spec.deleted = "true".to_owned();
+        self.spec.deleted = true;
         self
     }
 
@@ -141,6 +142,33 @@ pub fn labels(owner: &Affinity, cidr: &IpNetwork) -> BTreeMap<String, String> {
 pub fn label_selector(owner: &Affinity) -> String {
     let hash = names::hostname_hash(owner.name());
     format!("{}={hash},{}={}", names::HOSTNAME_HASH_LABEL, names::AFFINITY_TYPE_LABEL, owner.kind())
+}
+
+/// A truth value that is text in `crd.projectcalico.org/v1` and none in `projectcalico.org/v3`. It is written as text, see
+/// [`crate::ApiGroup::shape`].
+mod text_or_bool {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Bool(bool),
+        Text(String),
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if *value { "true" } else { "false" })
+    }
+
+    /// Accepts the spellings that Go's readers accept; any other text is false.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+        Ok(match Option::<Either>::deserialize(deserializer)? {
+            Some(Either::Bool(value)) => value,
+            Some(Either::Text(text)) => matches!(text.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"),
+            None => false,
+        })
+    }
 }
 
 impl JsonSchema for BlockAffinitySpec {

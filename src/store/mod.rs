@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod etcd;
 pub mod faulty;
 pub mod gated;
+pub mod group;
 pub(crate) mod heard;
 pub mod ipclaim;
 pub mod kube;
@@ -21,6 +22,7 @@ pub(crate) mod transport;
 pub(crate) mod trim;
 
 pub use self::gated::{DatastoreGate, Gated, LiveGate, TRUSTED};
+pub use self::group::Group;
 pub use self::ledgers::{AnyLedger, LazyLedger};
 
 use std::fmt;
