@@ -2,11 +2,13 @@
 
 mod allowed;
 mod fixed;
+mod handover;
 mod owner;
 mod pools;
 
 pub use allowed::{FixedAddresses, check_namespace};
 pub use fixed::FixedRequest;
+pub use handover::HandoverMode;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
 
@@ -18,6 +20,8 @@ pub const NETMASK: &str = "kube-ipam.netmask";
 pub const GATEWAY: &str = "kube-ipam.gateway";
 /// `kube-ipam.owner`: who owns the fixed addresses, instead of the pod's controller.
 pub const OWNER: &str = "kube-ipam.owner";
+/// `kube-ipam.handover`: what becomes of an update of the pod's workload, instead of the configuration's `handover`.
+pub const HANDOVER: &str = "kube-ipam.handover";
 /// `kube-ipam.allowed`, of a Namespace: the fixed addresses that its pods may ask for.
 pub const ALLOWED: &str = "kube-ipam.allowed";
 

@@ -167,6 +167,7 @@ fn claim(
             contested: None,
             owner_gone: None,
             moved: None,
+            successor: None,
             unknown: Map::new(),
         });
     };
