@@ -3,14 +3,22 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{World, ip};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube_ipam::claim::{Claim, NodeState, PodState, Successor, SuccessorEvidence, has_lapsed};
 use kube_ipam::driver::Error;
-use kube_ipam::store::{Ledger as _, Swap};
+use kube_ipam::handover::{
+    Case, Decision, DeploymentConfig, Evict, Evicted, Handover, Outcome, Refusal, Rollout, Waiting,
+};
+use kube_ipam::pod::HandoverMode;
+use kube_ipam::store::memory::{MemoryLedger, MemoryObjects};
+use kube_ipam::store::{Gated, Ledger as _, Objects as _, StoreError, Swap};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -219,4 +227,302 @@ async fn an_add_that_may_get_the_address_handed_over_waits_for_that_to_begin() {
     world.pod("new", "app", "h2", json!({"kube-ipam.ip": FIXED, "kube-ipam.handover": "refuse"}));
     let (took, why) = waited("new").await;
     assert!(took < Duration::from_secs(4) && why.contains("kube-ipam.handover: evict"), "{took:?} {why}");
+}
+
+// === who evicts ===
+
+/// Evicts by marking the pod; or says what a test tells it to.
+#[derive(Clone)]
+struct Evictions {
+    world: World,
+    says: Arc<Mutex<Option<Evicted>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Evict for Evictions {
+    async fn evict(&self, namespace: &str, name: &str, uid: &str) -> Result<Evicted, StoreError> {
+        self.asked.lock().unwrap().push(format!("{namespace}/{name} {uid}"));
+        if let Some(says) = self.says.lock().unwrap().clone() {
+            return Ok(says);
+        }
+        let pod = self.world.objects.get::<Pod>(Some(namespace), name).await?;
+        let Some(mut pod) = pod.filter(|pod| pod.metadata.uid.as_deref() == Some(uid)) else {
+            return Ok(Evicted::Gone);
+        };
+        pod.metadata.deletion_timestamp = Some(Time(after(30)));
+        self.world.objects.put(&pod);
+        Ok(Evicted::Done)
+    }
+}
+
+type Executor = Handover<Gated<MemoryObjects>, Gated<MemoryLedger>, Evictions>;
+
+fn executor(world: &World) -> (Executor, Evictions) {
+    let evictions = Evictions { world: world.clone(), says: Arc::default(), asked: Arc::default() };
+    (Handover::new(world.driver(), evictions.clone(), HandoverMode::Evict), evictions)
+}
+
+fn owned(api_version: &str, kind: &str, name: &str, uid: &str) -> Value {
+    json!([{"apiVersion": api_version, "kind": kind, "name": name, "uid": uid, "controller": true}])
+}
+
+/// A Deployment at revision 2 with the ReplicaSets of both; pod `old` of the first runs, `new` of the second waits.
+async fn rolling() -> World {
+    let world = World::new();
+    deployment(&world, json!({}));
+    for (hash, revision) in [("h1", "1"), ("h2", "2")] {
+        world.put::<ReplicaSet>(json!({
+            "apiVersion": "apps/v1", "kind": "ReplicaSet",
+            "metadata": {
+                "name": format!("app-{hash}"), "namespace": "default", "uid": format!("rs-{hash}"),
+                "annotations": {"deployment.kubernetes.io/revision": revision},
+                "ownerReferences": owned("apps/v1", "Deployment", "app", "d"),
+            },
+            "spec": {"selector": {}},
+        }));
+    }
+    member(&world, "old", "n1", owned("apps/v1", "ReplicaSet", "app-h1", "rs-h1"), json!({"pod-template-hash": "h1"}));
+    world.add("n1", "old", "c1").await.unwrap();
+    member(&world, "new", "n2", owned("apps/v1", "ReplicaSet", "app-h2", "rs-h2"), json!({"pod-template-hash": "h2"}));
+    world
+}
+
+fn deployment(world: &World, more: Value) {
+    let mut spec = json!({"selector": {"matchLabels": {"app": "app"}}, "template": {}});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    world.put::<Deployment>(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {
+            "name": "app", "namespace": "default", "uid": "d", "generation": 2,
+            "annotations": {"deployment.kubernetes.io/revision": "2"},
+        },
+        "spec": spec, "status": {"observedGeneration": 2},
+    }));
+}
+
+fn member(world: &World, name: &str, node: &str, owners: Value, labels: Value) -> Pod {
+    let mut labels = labels;
+    labels["app"] = "app".into();
+    world.put(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": "default", "uid": format!("uid-of-{name}"), "labels": labels,
+            "annotations": {"kube-ipam.ip": FIXED}, "ownerReferences": owners,
+        },
+        "spec": {"nodeName": node, "containers": [{"name": "c", "image": "nginx"}]}, "status": {"phase": "Pending"},
+    }))
+}
+
+async fn examined(executor: &Executor, pod: &str) -> Case {
+    executor.examine("default", pod).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn the_old_pod_is_evicted_and_its_address_is_the_new_ones() {
+    let world = rolling().await;
+    let (executor, evictions) = executor(&world);
+    let case = examined(&executor, "new").await;
+    assert!(matches!(case.decision, Decision::Evict { images_known: false, .. }), "{:?}", case.decision);
+    assert_eq!(executor.carry_out(&case).await.unwrap(), Some(Outcome::Evicted));
+    assert_eq!(*evictions.asked.lock().unwrap(), ["default/old uid-of-old"]);
+    let kept = world.claim(FIXED).await.unwrap().value.successor.unwrap();
+    assert_eq!((kept.pod_uid.as_str(), kept.pod.as_str()), ("uid-of-new", "new"));
+    assert!(kept.until > after(300) && kept.until < after(400), "{}", kept.until);
+    // The old ReplicaSet's replacement comes at once, and asks for nothing.
+    member(
+        &world,
+        "again",
+        "n1",
+        owned("apps/v1", "ReplicaSet", "app-h1", "rs-h1"),
+        json!({"pod-template-hash": "h1"}),
+    );
+    assert_eq!(examined(&executor, "again").await.decision, Decision::Refuse(Refusal::OldRevision));
+    assert_eq!(examined(&executor, "new").await.decision, Decision::Wait(Waiting::Coming));
+    world.del("n1", "old", "c1").await.unwrap();
+    world.remove_pod("old");
+    refused(&world, "n1", "again").await;
+    assert_eq!(world.address("n2", "new", "c2").await, ip(FIXED));
+    world.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_eviction_that_a_budget_forbids_is_asked_for_again_and_keeps_the_address() {
+    let world = rolling().await;
+    let (executor, evictions) = executor(&world);
+    *evictions.says.lock().unwrap() = Some(Evicted::Budget("web needs 1".into()));
+    let blocked = || async { executor.carry_out(&examined(&executor, "new").await).await.unwrap() };
+    assert_eq!(blocked().await, Some(Outcome::Blocked("web needs 1".into())));
+    let before = world.claim(FIXED).await.unwrap();
+    assert_eq!(blocked().await, Some(Outcome::Blocked("web needs 1".into())));
+    assert_eq!(world.claim(FIXED).await.unwrap(), before, "a reservation that is young is not written again");
+    assert!(before.value.is_held_by("c1", "eth0"));
+    *evictions.says.lock().unwrap() = None;
+    assert_eq!(blocked().await, Some(Outcome::Evicted));
+}
+
+#[tokio::test]
+async fn nobody_is_evicted_for_a_claim_that_changed_meanwhile_or_that_may_not_be_written() {
+    let world = rolling().await;
+    let (executor, evictions) = executor(&world);
+    let case = examined(&executor, "new").await;
+    world.add("n1", "old", "c1b").await.unwrap();
+    assert_eq!(executor.carry_out(&case).await.unwrap(), Some(Outcome::Changed));
+    world.put::<calico::ClusterInformation>(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"},
+        "spec": {"datastoreReady": false},
+    }));
+    let locked = Handover::new(world.driver(), evictions.clone(), HandoverMode::Evict);
+    let case = locked.examine("default", "new").await.unwrap().unwrap();
+    assert!(locked.carry_out(&case).await.unwrap_err().is_locked());
+    assert!(evictions.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_paused_owner_and_one_that_was_made_again_begin_none() {
+    let world = rolling().await;
+    let (executor, _) = executor(&world);
+    deployment(&world, json!({"paused": true}));
+    let decision = examined(&executor, "new").await.decision;
+    assert_eq!(decision, Decision::Refuse(Refusal::Paused("Deployment app".into())));
+    deployment(&world, json!({"selector": {"matchLabels": {"app": "other"}}}));
+    assert_eq!(examined(&executor, "new").await.decision, Decision::Refuse(Refusal::NotSelected));
+    world.put::<Deployment>(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app", "namespace": "default", "uid": "other"},
+    }));
+    assert_eq!(examined(&executor, "new").await.decision, Decision::Refuse(Refusal::Bare));
+}
+
+#[tokio::test]
+async fn every_kind_that_tells_its_revisions_apart_is_read() {
+    type Build = fn(&World) -> [(Value, Value); 2];
+    let kinds: [(&str, Build); 3] = [
+        ("Rollout", |world| {
+            world.put::<Rollout>(json!({
+                "apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout",
+                "metadata": {
+                    "name": "app", "namespace": "default", "uid": "d", "generation": 7,
+                    "annotations": {"rollout.argoproj.io/revision": "2"},
+                },
+                "spec": {"selector": {"matchLabels": {"app": "app"}}, "strategy": {}},
+                "status": {"observedGeneration": "7"},
+            }));
+            ["1", "2"].map(|revision| {
+                world.put::<ReplicaSet>(json!({
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet",
+                    "metadata": {
+                        "name": format!("app-h{revision}"), "namespace": "default", "uid": format!("rs-{revision}"),
+                        "annotations": {"rollout.argoproj.io/revision": revision},
+                        "ownerReferences": owned("argoproj.io/v1alpha1", "Rollout", "app", "d"),
+                    },
+                    "spec": {"selector": {}},
+                }));
+                let set = owned("apps/v1", "ReplicaSet", &format!("app-h{revision}"), &format!("rs-{revision}"));
+                (set, json!({"rollouts-pod-template-hash": format!("h{revision}")}))
+            })
+        }),
+        ("DeploymentConfig", |world| {
+            world.put::<DeploymentConfig>(json!({
+                "apiVersion": "apps.openshift.io/v1", "kind": "DeploymentConfig",
+                "metadata": {"name": "app", "namespace": "default", "uid": "d", "generation": 3},
+                "spec": {"selector": {"app": "app"}}, "status": {"latestVersion": 2, "observedGeneration": 3},
+            }));
+            ["1", "2"].map(|revision| {
+                world.put::<ReplicationController>(json!({
+                    "apiVersion": "v1", "kind": "ReplicationController",
+                    "metadata": {
+                        "name": format!("app-{revision}"), "namespace": "default", "uid": format!("rc-{revision}"),
+                        "annotations": {"openshift.io/deployment-config.latest-version": revision},
+                        "ownerReferences": owned("apps.openshift.io/v1", "DeploymentConfig", "app", "d"),
+                    },
+                }));
+                let set = owned("v1", "ReplicationController", &format!("app-{revision}"), &format!("rc-{revision}"));
+                (set, json!({}))
+            })
+        }),
+        ("DaemonSet", |world| {
+            world.put::<DaemonSet>(json!({
+                "apiVersion": "apps/v1", "kind": "DaemonSet",
+                "metadata": {"name": "app", "namespace": "default", "uid": "d", "generation": 2},
+                "spec": {"selector": {"matchLabels": {"app": "app"}}, "template": {}},
+                "status": {"observedGeneration": 2, "currentNumberScheduled": 1, "desiredNumberScheduled": 1,
+                    "numberMisscheduled": 0, "numberReady": 1},
+            }));
+            [1, 2].map(|revision| {
+                let labels = json!({"app": "app", "controller-revision-hash": format!("h{revision}")});
+                world.put::<ControllerRevision>(json!({
+                    "apiVersion": "apps/v1", "kind": "ControllerRevision", "revision": revision,
+                    "metadata": {
+                        "name": format!("app-h{revision}"), "namespace": "default", "labels": labels,
+                        "ownerReferences": owned("apps/v1", "DaemonSet", "app", "d"),
+                    },
+                }));
+                let label = json!({"controller-revision-hash": format!("h{revision}")});
+                (owned("apps/v1", "DaemonSet", "app", "d"), label)
+            })
+        }),
+    ];
+    for (kind, build) in kinds {
+        let world = World::new();
+        let [(old, old_labels), (new, new_labels)] = build(&world);
+        // A DaemonSet's pods of one node: `kube-ipam.owner` makes their claim one of the pods of both controllers.
+        for (name, node, owners, labels) in [("old", "n1", &old, old_labels), ("new", "n2", &new, new_labels)] {
+            let pod = member(&world, name, node, owners.clone(), labels);
+            let mut value = serde_json::to_value(pod).unwrap();
+            value["metadata"]["annotations"]["kube-ipam.owner"] = "app".into();
+            world.put::<Pod>(value);
+            if name == "old" {
+                world.add("n1", "old", "c1").await.unwrap();
+            }
+        }
+        let (executor, _) = executor(&world);
+        let case = examined(&executor, "new").await;
+        let evicts = matches!(&case.decision, Decision::Evict { holder, .. } if holder.name == "old");
+        assert!(evicts, "{kind}: {:?}", case.decision);
+        assert_eq!(case.owner.unwrap().kind, kind);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_shares_nothing_but_the_name_of_its_owner_is_never_evicted() {
+    let world = rolling().await;
+    // Both say that one owner has the address, and are not of one workload.
+    for (name, node, owners) in
+        [("bare", "n1", json!([])), ("new", "n2", owned("apps/v1", "ReplicaSet", "app-h2", "rs-h2"))]
+    {
+        let pod = member(&world, name, node, owners, json!({"pod-template-hash": "h2"}));
+        let mut value = serde_json::to_value(pod).unwrap();
+        value["metadata"]["annotations"] = json!({"kube-ipam.ip": "10.244.0.217", "kube-ipam.owner": "licence"});
+        world.put::<Pod>(value);
+    }
+    world.add("n1", "bare", "c-bare").await.unwrap();
+    let (executor, _) = executor(&world);
+    assert_eq!(examined(&executor, "new").await.decision, Decision::Refuse(Refusal::NobodyToEvict));
+    assert_eq!(examined(&executor, "bare").await.decision, Decision::Refuse(Refusal::Bare));
+}
+
+#[test]
+fn only_pods_that_wait_and_whose_update_may_evict_are_looked_at() {
+    let world = World::new();
+    let (by_default, evictions) = executor(&world);
+    let refusing = Handover::new(world.driver(), evictions, HandoverMode::Refuse);
+    let member = |annotations: Value, status: Value| {
+        let mut value = serde_json::to_value(member(&world, "new", "n2", json!([]), json!({}))).unwrap();
+        value["metadata"]["annotations"] = annotations;
+        value["status"] = status;
+        common::object::<Pod>(value)
+    };
+    let pending = || json!({"phase": "Pending"});
+    let cases = [
+        (json!({"kube-ipam.ip": FIXED}), pending(), (true, false)),
+        (json!({"kube-ipam.ip": FIXED, "kube-ipam.handover": "evict"}), pending(), (true, true)),
+        (json!({"kube-ipam.ip": FIXED, "kube-ipam.handover": "refuse"}), pending(), (false, false)),
+        (json!({"kube-ipam.ip": FIXED, "kube-ipam.handover": "maybe"}), pending(), (false, false)),
+        (json!({}), pending(), (false, false)),
+        (json!({"kube-ipam.ip": FIXED}), json!({"phase": "Pending", "podIP": FIXED}), (false, false)),
+        (json!({"kube-ipam.ip": FIXED}), json!({"phase": "Failed"}), (false, false)),
+    ];
+    for (annotations, status, expected) in cases {
+        let pod = member(annotations.clone(), status.clone());
+        assert_eq!((by_default.concerns(&pod), refusing.concerns(&pod)), expected, "{annotations} {status}");
+    }
 }

@@ -290,7 +290,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Whether the reservation for a successor counts no more, by live reads.
-    async fn lapsed(&self, namespace: &str, successor: &Successor, address: IpAddr) -> Result<bool, StoreError> {
+    pub(crate) async fn lapsed(
+        &self,
+        namespace: &str,
+        successor: &Successor,
+        address: IpAddr,
+    ) -> Result<bool, StoreError> {
         let pod = self.objects.fresh::<Pod>(Some(namespace), &successor.pod).await?;
         let state = pod_state(pod.as_ref(), &successor.pod_uid);
         let has = pod.as_ref().and_then(own_addresses).unwrap_or_default();
