@@ -526,3 +526,22 @@ fn only_pods_that_wait_and_whose_update_may_evict_are_looked_at() {
         assert_eq!((by_default.concerns(&pod), refusing.concerns(&pod)), expected, "{annotations} {status}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_put_on_record_ahead_of_a_container_waits_for_nobody() {
+    let mut world = update().await;
+    world.conf["ipam"]["waitSeconds"] = json!(0);
+    for begun in [false, true] {
+        if begun {
+            keep_for(&world, "new", after(1000)).await;
+            evict(&world, 40);
+        }
+        let (driver, net, started) = (world.driver(), world.net(), Instant::now());
+        let uid = "uid-of-new";
+        let attachment = common::attachment(&net, "n2", "new", "c2");
+        let pod = attachment.pod.map(|pod| kube_ipam::driver::PodRef { uid: Some(uid), ..pod });
+        let refused = driver.add(&kube_ipam::driver::Attachment { pod, ..attachment }.ahead()).await;
+        assert!(matches!(refused, Err(Error::Impasse(_))), "{refused:?}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+}

@@ -455,10 +455,13 @@ fn longest_wait(
     let left = |end: Timestamp| Duration::try_from(end.duration_since(now)).unwrap_or_default();
     let worth = |b: &Blocked| match (b.obstacle, b.handover) {
         (Obstacle::OtherOwner | Obstacle::OtherInterface | Obstacle::Moved, _) => Duration::ZERO,
-        (Obstacle::InUse, Handover::None) => budget.min(SETTLE).saturating_sub(waited),
+        // What is put on record ahead of a container waits for nobody: its ADD does.
+        (Obstacle::InUse, hands_over) if hands_over == Handover::None || attachment.is_ahead() => {
+            budget.min(SETTLE).saturating_sub(waited)
+        }
         (Obstacle::InUse, _) => BEGINNING.saturating_sub(waited),
         // Whatever the configuration says: the address comes as soon as the pod is down that was evicted for it.
-        (_, Handover::Begun(Some(ends))) => {
+        (_, Handover::Begun(Some(ends))) if !attachment.is_ahead() => {
             let ended = left(ends.saturating_add(ENDING).unwrap_or(ends)).max(budget.saturating_sub(waited));
             ended.min(LONGEST_HANDOVER.saturating_sub(waited))
         }

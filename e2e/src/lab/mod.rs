@@ -45,6 +45,7 @@ pub struct Lab {
     main: MainPlugin,
     limits: Limits,
     ledger: Ledger,
+    agents: bool,
 }
 
 /// The plugin that runs kube-ipam on the nodes.
@@ -68,7 +69,7 @@ impl Lab {
     pub async fn embedded_on(agents: bool, ledger: Ledger) -> Result<Self> {
         let network = Network { ledger, ..Network::default() };
         let (machine, client) = Machine::embedded(agents, &network).await?;
-        Self::prepare(machine, client, MainPlugin::StandIn, ledger).await
+        Self::prepare(machine, client, MainPlugin::StandIn, ledger, agents).await
     }
 
     /// The real tier, with two real nodes, with or without an agent on each; `None` if it cannot run here, which has been said on stderr.
@@ -78,7 +79,7 @@ impl Lab {
         let main = if calico_bin.is_some() { MainPlugin::Calico } else { MainPlugin::Ptp };
         let crds = std::env::var_os("CALICO_CRDS").map(PathBuf::from);
         let Some((machine, client)) = Machine::real(calico_bin, crds, main, agents).await? else { return Ok(None) };
-        Self::prepare(machine, client, main, Ledger::Etcd).await.map(Some)
+        Self::prepare(machine, client, main, Ledger::Etcd, agents).await.map(Some)
     }
 
     /// Stand-in nodes on the real control plane, where nodes and command line have the rights of
@@ -86,12 +87,12 @@ impl Lab {
     pub async fn restricted(agents: bool, ledger: Ledger) -> Result<Option<Self>> {
         let network = Network { ledger, ..Network::default() };
         let Some((machine, client)) = Machine::restricted(agents, &network).await? else { return Ok(None) };
-        Self::prepare(machine, client, MainPlugin::StandIn, ledger).await.map(Some)
+        Self::prepare(machine, client, MainPlugin::StandIn, ledger, agents).await.map(Some)
     }
 
-    async fn prepare(machine: Machine, client: Client, main: MainPlugin, ledger: Ledger) -> Result<Self> {
+    async fn prepare(machine: Machine, client: Client, main: MainPlugin, ledger: Ledger, agents: bool) -> Result<Self> {
         let limits = if machine.is_real() { Limits::REAL } else { Limits::QUICK };
-        let lab = Self { machine, client, main, limits, ledger };
+        let lab = Self { machine, client, main, limits, ledger, agents };
         for (name, cidr, block_size) in
             [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)]
         {
@@ -138,6 +139,11 @@ impl Lab {
     /// What runs kube-ipam on the nodes.
     pub fn main_plugin(&self) -> MainPlugin {
         self.main
+    }
+
+    /// Whether each node has an agent; then one of them looks after the whole cluster.
+    pub fn has_agents(&self) -> bool {
+        self.agents
     }
 
     /// Where the claims are.
