@@ -909,6 +909,7 @@ fn a_daemonset_that_waits_for_itself_is_told_to_do_without_surge() {
             claim: serde_json::from_value(claim).unwrap(),
             obstacle: kube_ipam::claim::Obstacle::InUse,
             evidence: None,
+            handover: kube_ipam::driver::Handover::None,
             same_template: None,
         };
         let (asker, pod) = (serde_json::from_value(owner(kind)).unwrap(), "web-1".into());

@@ -5,6 +5,7 @@ use kube::ResourceExt as _;
 
 mod allowed;
 mod fixed;
+mod handover;
 mod owner;
 mod pools;
 mod uid;
@@ -12,6 +13,7 @@ mod workload;
 
 pub use allowed::{FixedAddresses, check_namespace};
 pub use fixed::FixedRequest;
+pub use handover::HandoverMode;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
 pub use uid::{has_uid, is_static, uid};
@@ -25,6 +27,8 @@ pub const NETMASK: &str = "kube-ipam.netmask";
 pub const GATEWAY: &str = "kube-ipam.gateway";
 /// `kube-ipam.owner`: who owns the fixed addresses, instead of the pod's controller.
 pub const OWNER: &str = "kube-ipam.owner";
+/// `kube-ipam.handover`: what becomes of an update of the pod's workload, instead of the configuration's `handover`.
+pub const HANDOVER: &str = "kube-ipam.handover";
 /// `kube-ipam.allowed`, of a Namespace: the fixed addresses that its pods may ask for.
 pub const ALLOWED: &str = "kube-ipam.allowed";
 

@@ -28,7 +28,7 @@ use crate::pod::Owner;
 
 /// Longest wait for one answer. Two of these fit into the ten seconds in which an ADD must fail
 /// when the API server is down.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer read, in bytes: ten thousand blocks of 256 addresses fit.
 const ANSWER_LIMIT: usize = 256 << 20;
 /// Objects in one answer of a list.

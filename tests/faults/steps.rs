@@ -280,6 +280,7 @@ async fn wanted(world: &World) -> Wanted {
         owner_gone: None,
         moved: None,
         origin: None,
+        successor: None,
         unknown: Map::new(),
     };
     let standing = world.ledger.read(address).await.unwrap();

@@ -168,6 +168,7 @@ fn claim(
             owner_gone: None,
             moved: None,
             origin: None,
+            successor: None,
             unknown: Map::new(),
         });
     };

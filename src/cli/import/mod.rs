@@ -227,6 +227,7 @@ fn unheld(address: IpAddr, owner: &Owner, now: Timestamp) -> Claim {
         owner_gone: None,
         moved: None,
         origin: None,
+        successor: None,
         unknown: Map::new(),
     }
 }

@@ -188,6 +188,17 @@ impl JsonSchema for IPClaimSpec {
                 "since": time("When it got the address."),
             },
         });
+        let successor = json_schema!({
+            "type": "object",
+            "description": "The pod that an update hands the address over to; no other pod takes it until then.",
+            "x-kubernetes-preserve-unknown-fields": true,
+            "required": ["podUid", "pod", "until"],
+            "properties": {
+                "podUid": text("UID of the pod."),
+                "pod": name("Name of the pod, in the owner's namespace."),
+                "until": time("The end of the reservation. It ends before if the pod ends, or its node is not Ready for a minute."),
+            },
+        });
         json_schema!({
             "type": "object",
             "x-kubernetes-preserve-unknown-fields": true,
@@ -201,6 +212,7 @@ impl JsonSchema for IPClaimSpec {
                 "ownedBy": text("The owner in words. Written for people, never read."),
                 "owner": owner,
                 "holder": holder,
+                "successor": successor,
                 "created": time("When the owner got it."),
                 "generation": count("Counts the holders."),
                 "origin": text("What made it: annotation, or nothing where a person did."),
