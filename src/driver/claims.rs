@@ -150,9 +150,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<Held, Error> {
         let started = Instant::now();
         let mut told = false;
-        // What this very pod holds already comes before anything else on the list.
+        // What this very container has on record comes before anything else on the list, whatever became of the claim;
+        // then what its pod holds.
         let uid = &applicant.asker.holder.pod_uid;
-        candidates.sort_by_key(|c| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) != Some(uid));
+        let holds = |c: &Candidate| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) == Some(uid);
+        candidates.sort_by_key(|c| (!c.is_recorded_for(attachment), !holds(c)));
         loop {
             let mut blocked = Vec::new();
             for candidate in &mut candidates {
@@ -409,6 +411,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 // === impl Candidate ===
 
 impl Candidate {
+    /// Whether the block, as far as it is known, has the address for this very attachment.
+    fn is_recorded_for(&self, attachment: &Attachment<'_>) -> bool {
+        let entry = self.block.as_ref().map(|block| block.spec.entry(self.address));
+        let uid = attachment.pod.and_then(|pod| pod.uid).filter(|_| attachment.is_ahead());
+        matches!(entry, Some(Entry::Used { attribute, .. })
+            if attribute.handle() == Some(&attachment.handle()) && attribute.secondary(POD_UID_KEY) == uid)
+    }
+
     fn held(&self, claim: Versioned<Claim>, taken: Option<Taken>, superseded: Option<Holder>) -> Held {
         Held { address: self.address, cidr: self.cidr, block: self.block.clone(), claim, taken, superseded }
     }
