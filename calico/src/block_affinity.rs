@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::affinity::{Affinity, AffinityError};
 use crate::names;
@@ -101,6 +102,32 @@ impl BlockAffinity {
         object.metadata.labels = Some(labels);
         object.metadata.annotations = Some([(names::METADATA_ANNOTATION.to_owned(), metadata)].into());
         object
+    }
+
+    /// Whether it has the labels by which its owner looks for it. Writers before v3.31 gave none.
+    pub fn is_labelled(&self) -> bool {
+        let found = self.metadata.labels.as_ref();
+        let has = |(key, value): (&String, &String)| found.is_some_and(|found| found.get(key) == Some(value));
+        self.spec.owner().is_ok_and(|owner| labels(&owner, &self.spec.cidr).iter().all(has))
+    }
+
+    /// The same object with those labels, also in the copy of them that Calico's client keeps in `crd.projectcalico.org/v1`;
+    /// as it is, if nobody knows its type of owner.
+    pub fn labelled(mut self) -> Self {
+        let Ok(owner) = self.spec.owner() else { return self };
+        let labels = labels(&owner, &self.spec.cidr);
+        let copy = self.metadata.annotations.as_mut().and_then(|all| all.get_mut(names::METADATA_ANNOTATION));
+        if let Some(copy) = copy
+            && let Ok(Value::Object(mut metadata)) = serde_json::from_str(copy)
+        {
+            let copied = metadata.entry("labels").or_insert_with(|| Value::Object(Unknown::new()));
+            if let Some(copied) = copied.as_object_mut() {
+                copied.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone().into())));
+            }
+            *copy = Value::Object(metadata).to_string();
+        }
+        self.metadata.labels.get_or_insert_default().extend(labels);
+        self
     }
 
     /// The same object in another state.
