@@ -279,6 +279,10 @@ async fn policy_and_plugin_agree_on_what_is_legal() {
         json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244:0:0::7"}),
         json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244::1"}),
         json!({"kube-ipam.owner": "Mail"}),
+        json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.handover": "evict"}),
+        json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.handover": "refuse"}),
+        json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.handover": "Evict"}),
+        json!({"kube-ipam.handover": ""}),
     ];
     for annotations in cases {
         for (namespace, limited) in [("open", false), ("limited", true)] {

@@ -199,6 +199,19 @@ fn any_api_group_but_the_newer_one_means_the_older_one_as_in_calico() {
 }
 
 #[test]
+fn an_update_that_needs_the_old_pods_address_is_refused_unless_the_section_says_evict() {
+    use crate::pod::HandoverMode::{Evict, Refuse};
+    assert_eq!(parse(&guide_with("/ipam/name", json!("net"))).unwrap().ipam.handover, Refuse);
+    for (text, mode) in [("evict", Evict), ("refuse", Refuse)] {
+        assert_eq!(parse(&guide_with("/ipam/handover", json!(text))).unwrap().ipam.handover, mode);
+    }
+    for bad in [json!("Evict"), json!("no"), json!(true)] {
+        refused(guide_with("/ipam/handover", bad), &["ipam.handover"]);
+    }
+    refused(guide_with("/handover", json!("evict")), &["write it as ipam.handover"]);
+}
+
+#[test]
 fn the_wait_is_a_bounded_number_of_seconds() {
     assert_eq!(parse(&guide_with("/ipam/waitSeconds", json!(0))).unwrap().ipam.wait, Duration::ZERO);
     assert_eq!(parse(&guide_with("/ipam/waitSeconds", json!(100))).unwrap().ipam.wait, Duration::from_secs(100));

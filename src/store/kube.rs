@@ -28,7 +28,7 @@ use crate::pod::Owner;
 
 /// Longest wait for one answer. Two of these fit into the ten seconds in which an ADD must fail
 /// when the API server is down.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer read, in bytes: ten thousand blocks of 256 addresses fit.
 const ANSWER_LIMIT: usize = 256 << 20;
 /// Objects in one answer of a list.
@@ -308,18 +308,18 @@ impl Objects for KubeStore {
         self.call::<serde_json::Value>("delete", self.describe::<K>(name), request).await.map(drop)
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+    async fn owner(&self, owner: &Owner) -> Result<Option<serde_json::Value>, StoreError> {
         let what = owner.to_string();
         let Some(path) = self.owner_path(owner, &what).await? else {
             // The kind itself is gone: no object of it can exist.
-            return Ok(false);
+            return Ok(None);
         };
         match self
             .call::<serde_json::Value>("get", what, Request::new(path).get(&owner.name, &Default::default()))
             .await
         {
-            Ok(_) => Ok(true),
-            Err(StoreError { failure: Failure::Absent, .. }) => Ok(false),
+            Ok(object) => Ok(Some(object)),
+            Err(StoreError { failure: Failure::Absent, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

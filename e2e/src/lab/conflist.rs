@@ -33,6 +33,8 @@ pub struct Network {
     pub dual_stack: bool,
     /// `waitSeconds`
     pub wait: u64,
+    /// Whether an update's new pod has the old one evicted: `handover`.
+    pub hands_over: bool,
 }
 
 /// Where a node finds what the configuration names.
@@ -57,6 +59,7 @@ impl Default for Network {
             range: ("10.244.0.10".into(), "10.244.0.200".into()),
             dual_stack: false,
             wait: 20,
+            hands_over: false,
         }
     }
 }
@@ -80,6 +83,9 @@ impl Network {
         ipam["subnet"] = json!("10.244.0.0/16");
         ipam["rangeStart"] = json!(self.range.0);
         ipam["rangeEnd"] = json!(self.range.1);
+        if self.hands_over {
+            ipam["handover"] = json!("evict");
+        }
         if self.dual_stack {
             ipam["ranges"] = json!([[{"subnet": "fd00:10:244::/112", "rangeStart": "fd00:10:244::100", "gateway": "fd00:10:244::1"}]]);
             ipam["routes"] = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);

@@ -46,6 +46,7 @@ pub struct Lab {
     limits: Limits,
     ledger: Ledger,
     group: Option<ApiGroup>,
+    agents: bool,
 }
 
 /// The group in which the real tiers have Calico's objects, if one is asked for.
@@ -82,7 +83,7 @@ impl Lab {
 
     async fn embedded_as(agents: bool, network: Network) -> Result<Self> {
         let (machine, client) = Machine::embedded(agents, &network).await?;
-        Self::prepare(machine, client, MainPlugin::StandIn, &network).await
+        Self::prepare(machine, client, MainPlugin::StandIn, &network, agents).await
     }
 
     /// The real tier, with two real nodes, with or without an agent on each; `None` if it cannot run here, which has been said on stderr.
@@ -95,7 +96,7 @@ impl Lab {
         let network = Network { group: asked_group(), ..Network::default() };
         let made = Machine::real(calico_bin, crds, main, agents, network.clone()).await?;
         let Some((machine, client)) = made else { return Ok(None) };
-        Self::prepare(machine, client, main, &network).await.map(Some)
+        Self::prepare(machine, client, main, &network, agents).await.map(Some)
     }
 
     /// Stand-in nodes on the real control plane, where nodes and command line have the rights of
@@ -104,12 +105,18 @@ impl Lab {
     pub async fn restricted(agents: bool, ledger: Ledger) -> Result<Option<Self>> {
         let network = Network { ledger, group: asked_group(), ..Network::default() };
         let Some((machine, client)) = Machine::restricted(agents, &network).await? else { return Ok(None) };
-        Self::prepare(machine, client, MainPlugin::StandIn, &network).await.map(Some)
+        Self::prepare(machine, client, MainPlugin::StandIn, &network, agents).await.map(Some)
     }
 
-    async fn prepare(machine: Machine, client: Client, main: MainPlugin, network: &Network) -> Result<Self> {
+    async fn prepare(
+        machine: Machine,
+        client: Client,
+        main: MainPlugin,
+        network: &Network,
+        agents: bool,
+    ) -> Result<Self> {
         let limits = if machine.is_real() { Limits::REAL } else { Limits::QUICK };
-        let lab = Self { machine, client, main, limits, ledger: network.ledger, group: network.group };
+        let lab = Self { machine, client, main, limits, ledger: network.ledger, group: network.group, agents };
         for (name, cidr, block_size) in
             [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)]
         {
@@ -156,6 +163,11 @@ impl Lab {
     /// What runs kube-ipam on the nodes.
     pub fn main_plugin(&self) -> MainPlugin {
         self.main
+    }
+
+    /// Whether each node has an agent; then one of them looks after the whole cluster.
+    pub fn has_agents(&self) -> bool {
+        self.agents
     }
 
     /// Where the claims are.
