@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::{Finding, Needs, Scene, Task};
 use crate::claim::{NodeState, PodState};
-use crate::collector::census::Census;
 use crate::collector::{Kind, PodName, Repair};
 use crate::driver::Lost;
 
@@ -17,11 +16,10 @@ const BETWEEN_SANDBOXES: Duration = Duration::from_secs(120);
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let mut users: BTreeMap<IpAddr, usize> = BTreeMap::new();
-    let pods = || scene.census.pods.all().filter(|(_, _, pod)| pod.state == PodState::Alive);
-    let unrecorded = |census: &Census, address: &IpAddr| census.used(*address).is_none();
-    let lost: Vec<_> = pods()
+    let pods = scene.census.pods.all().filter(|(_, _, pod)| pod.state == PodState::Alive);
+    let lost: Vec<_> = pods
         .flat_map(|(namespace, name, pod)| pod.addresses.iter().map(move |address| (namespace, name, pod, *address)))
-        .filter(|(.., address)| unrecorded(scene.census, address))
+        .filter(|(.., address)| scene.census.used(*address).is_none())
         .collect();
     lost.iter().for_each(|(.., address)| *users.entry(*address).or_default() += 1);
     // Which of two pods would have the right to it cannot be told.
