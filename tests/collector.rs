@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube_ipam::collector::{Kind, Mandate, Unkept};
 use kube_ipam::driver::POD_UID_KEY;
 use kube_ipam::store::faulty::Fault;
-use kube_ipam::store::{Failure, Ledger as _};
+use kube_ipam::store::{Failure, Ledger as _, Objects as _};
 use serde_json::json;
 
 const FIXED: &str = "10.244.0.216";
@@ -718,6 +718,38 @@ async fn a_block_whose_affinity_was_lost_gets_it_back_as_long_as_its_node_exists
     town.repairs(120, &[Kind::AllocationFreed, Kind::BlockReleased]).await;
     assert!(town.affinity(&name).await.is_none());
     town.assert_clean().await;
+}
+
+/// As Calico before v3.31 wrote them.
+#[tokio::test(start_paused = true)]
+async fn an_affinity_without_labels_gets_them_so_that_its_node_finds_it() {
+    let mut town = Town::new();
+    let (owner, cidr) = (Affinity::host("n1"), "10.244.77.0/26".parse().unwrap());
+    let whole = BlockAffinity::pending(&owner, &cidr).with_state(AffinityState::Confirmed);
+    let name = calico::affinity_name("n1", &cidr);
+    town.world.objects.put(&IPAMBlockSpec::new(cidr, &owner, clock()).object());
+    let mut old = whole.clone();
+    old.metadata.labels = Some([("example.org/mine".to_owned(), "yes".to_owned())].into());
+    old.metadata.annotations =
+        Some([("projectcalico.org/metadata".to_owned(), r#"{"creationTimestamp":null}"#.to_owned())].into());
+    old.spec.type_ = None;
+    town.world.objects.put(&old);
+    let seen = async |town: &Town| {
+        let selector = calico::block_affinity::label_selector(&owner);
+        town.world.objects.list::<BlockAffinity>(&selector).await.unwrap().len()
+    };
+    assert_eq!(seen(&town).await, 0);
+    let repairs = town.repairs(60, &[Kind::AffinityLabelled]).await;
+    assert_eq!(repairs[0].node.as_deref(), Some("n1"));
+    let labelled = town.affinity(&name).await.unwrap();
+    let (labels, of_whole) = (labelled.metadata.labels.clone().unwrap(), whole.metadata.labels.unwrap());
+    assert!(of_whole.iter().all(|label| labels.get_key_value(label.0) == Some(label)) && labels.len() == 4);
+    let copy: serde_json::Value =
+        serde_json::from_str(&labelled.metadata.annotations.unwrap()["projectcalico.org/metadata"]).unwrap();
+    assert_eq!(copy, serde_json::json!({"creationTimestamp": null, "labels": of_whole}));
+    assert_eq!((labelled.spec, seen(&town).await), (old.spec, 1));
+    town.assert_clean().await;
+    town.stays_for(600).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,7 +53,7 @@ impl ApiGroup {
     }
 
     /// A kind, or its plural or singular, as this group calls it.
-    pub fn name<'n>(self, of_crd: &'n str) -> &'n str {
+    pub fn name(self, of_crd: &str) -> &str {
         let of_config = CONFIG.iter().find(|[crd, _]| self == Self::V3 && *crd == of_crd);
         of_config.map_or(of_crd, |[_, v3]| v3)
     }

@@ -117,6 +117,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
             Task::Recount(id, seen, among) => driver.recount(&id, seen.as_deref(), &among, deadline).await,
             Task::RemoveAffinity(affinity) => driver.remove_as_seen(&*affinity, deadline).await,
             Task::ConfirmAffinity(affinity) => driver.confirm_as_seen(&affinity, deadline).await,
+            Task::LabelAffinity(affinity) => driver.label_as_seen(&affinity, deadline).await,
             Task::RestoreAffinity(cidr, node) => driver.restore_affinity(cidr, &node, deadline).await,
             Task::RemoveBlock(block) => driver.remove_as_seen(&*block, deadline).await,
             Task::ReleaseBlock(block) => driver.reclaim_block(&block, deadline).await,

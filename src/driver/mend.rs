@@ -192,6 +192,20 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.confirm_seen(seen, deadline).await
     }
 
+    /// Labels an affinity, so that its node finds it; false if it has changed since it was seen.
+    pub(crate) async fn label_as_seen(&self, seen: &BlockAffinity, deadline: Instant) -> Result<bool, Error> {
+        let settled = self
+            .converge::<BlockAffinity, _, Error>(&seen.name_any(), Known::Present(seen.clone()), deadline, |current| {
+                Ok(match current {
+                    Some(found) if found.is_labelled() => Step::Done(true),
+                    Some(found) if is_version(&found, seen) => Step::Replace(found.labelled(), true),
+                    _ => Step::Done(false),
+                })
+            })
+            .await?;
+        Ok(settled.value)
+    }
+
     /// Makes a handle count what the blocks in `among` bear now, by a live read of them; a handle that counts
     /// nothing goes. `seen` is the version that may be changed, `None` a handle that did not exist. False if
     /// it has changed since.

@@ -90,6 +90,10 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> 
             }
             // It goes with its block, once that is empty.
             (true, true) => return None,
+            (false, true) if !affinity.is_labelled() => {
+                let why = "had no labels, by which its node looks for it".to_owned();
+                (Kind::AffinityLabelled, options.settle, why)
+            }
             // The node's own to complete.
             (false, _) => return None,
         }
@@ -115,6 +119,7 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> 
         },
         task: match kind {
             Kind::AffinityConfirmed => Task::ConfirmAffinity(object),
+            Kind::AffinityLabelled => Task::LabelAffinity(object),
             _ => Task::RemoveAffinity(object),
         },
     })
