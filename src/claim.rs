@@ -43,6 +43,9 @@ pub struct Claim {
     /// there decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<String>,
+    /// What made the claim: [`BY_ANNOTATION`], or nothing where a person did, or a release up to 0.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// The pod that an update hands the address over to. Until then no other pod takes the address, unless the
     /// reservation lapses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,6 +55,8 @@ pub struct Claim {
     pub unknown: Map<String, Value>,
 }
 
+/// The origin of a claim that a pod's annotation made. Only such a claim follows the annotation when that is changed.
+pub const BY_ANNOTATION: &str = "annotation";
 /// The pod that an address is kept for, and how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -240,6 +245,7 @@ impl Claim {
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: Some(BY_ANNOTATION.to_owned()),
             successor: None,
             unknown: Map::new(),
         }
@@ -393,12 +399,14 @@ pub fn decide(
     }
 }
 
-/// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone.
-pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_exists: bool, now: Timestamp) -> Decision {
-    if owner_exists {
+/// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone, or wants the
+/// address no more.
+pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_keeps: bool, now: Timestamp) -> Decision {
+    if owner_keeps {
         return Decision::Refuse(Obstacle::OtherOwner);
     }
-    Decision::Take(Box::new(Claim { created: now, ..claim.held_by(asker) }))
+    let origin = Some(BY_ANNOTATION.to_owned());
+    Decision::Take(Box::new(Claim { created: now, origin, ..claim.held_by(asker) }))
 }
 
 /// Whether the holder may lose the address without a DEL: the one place with these rules. A claim that

@@ -590,6 +590,25 @@ async fn a_handle_is_made_to_count_what_the_blocks_bear() {
     town.assert_clean().await;
 }
 
+/// Under a pod's own handle nothing else tells whose it is: without the UID, what its DEL leaves of it stays for ever.
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_is_made_again_says_what_it_said() {
+    let mut town = Town::new();
+    town.world.random("ahead");
+    made_ahead(&town, "ahead", "uid-of-ahead").await;
+    let labels = town.handle("k8s-pod-network.c-r").await.unwrap().metadata.labels.unwrap();
+    for (name, uid) in [("default.ahead", Some("uid-of-ahead")), ("k8s-pod-network.c-r", None)] {
+        let before = town.handle(name).await.unwrap();
+        town.world.objects.remove::<IPAMHandle>(None, name);
+        town.repairs(60, &[Kind::HandleCorrected]).await;
+        let after = town.handle(name).await.unwrap();
+        assert_eq!((&after.spec.block, after.metadata.labels.as_ref()), (&before.spec.block, Some(&labels)));
+        let said = after.metadata.annotations.unwrap_or_default();
+        assert_eq!(said.get(POD_UID_KEY).map(String::as_str), uid, "{name}");
+    }
+    town.assert_clean().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_handle_counted_up_by_an_add_under_way_is_left_alone() {
     let mut town = Town::new();
@@ -649,6 +668,21 @@ async fn an_affinity_on_its_way_out_whose_block_is_anothers_goes_as_soon_as_no_a
     town.repairs(60, &[Kind::AffinityRemoved, Kind::AffinityRemoved]).await;
     assert!(town.affinity(&others).await.is_none() && town.affinity(&nobodys).await.is_none());
     town.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmed_affinity_whose_block_is_anothers_goes_after_a_grace() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    let cidr = town.block_of(address).await.spec.cidr.to_string();
+    let others = plant(&town, &Affinity::host("n2"), &cidr, AffinityState::Confirmed);
+    let unfinished = plant(&town, &Affinity::host("n2"), "10.244.1.64/26", AffinityState::Confirmed);
+    town.rounds_for(240).await;
+    assert!(town.affinity(&others).await.is_some(), "its node may be at work on it");
+    let repairs = town.repairs(60, &[Kind::AffinityRemoved]).await;
+    assert!(repairs[0].detail.contains("was confirmed, and its block belongs to host:n1"), "{}", repairs[0].detail);
+    assert!(town.affinity(&others).await.is_none());
+    assert!(town.affinity(&unfinished).await.is_some(), "its node completes it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,17 +24,13 @@ use super::{Agent, AgentDriver};
 use crate::cni::CniError;
 use crate::driver::{Assigned, Attachment, Error, POD_UID_KEY, PodRef};
 use crate::netconf::NetConf;
+use crate::pod;
 use crate::service::state::State;
 use crate::service::{Call, Served};
 use crate::store::{Objects as _, StoreError};
 
 /// Time for putting an address on record, or for taking it off again.
 const WORK_TIME: Duration = Duration::from_secs(9);
-
-/// A static pod's own UID stands here; the runtime knows it by that one, the API server by another.
-const MIRROR: &str = "kubernetes.io/config.mirror";
-/// A pod that is to be put into another network than the node's first.
-const OTHER_NETWORK: &str = "v1.multus-cni.io/default-network";
 
 /// Pods whose addresses are put on record at the same time: enough to share block writes, and a bound on the memory
 /// that a hundred pods at once would take.
@@ -330,7 +326,8 @@ fn is_waiting(pod: &Pod) -> bool {
     let spec = pod.spec.as_ref();
     let on_host = spec.is_some_and(|s| s.host_network == Some(true));
     let bound = spec.is_some_and(|s| s.node_name.is_some());
-    let elsewhere = [MIRROR, OTHER_NETWORK].iter().any(|key| pod.annotations().contains_key(*key));
+    // The runtime knows a static pod by another UID than its mirror's.
+    let elsewhere = pod::is_static(pod) || pod.annotations().contains_key(pod::OTHER_NETWORK);
     bound && !on_host && addresses(pod).is_empty() && !elsewhere && !is_ending(pod)
 }
 

@@ -84,6 +84,8 @@ pub(super) enum Decline {
     Stopping,
     /// The configuration names another node.
     Node,
+    /// The configuration names another API group.
+    Group,
     /// Too much is under way.
     Busy,
 }
@@ -275,7 +277,7 @@ impl Metrics {
             }
         }
         How::ALL.iter().for_each(|how| drop(self.adds.get_or_create(&OfHow { how: how.label() })));
-        for decline in [Decline::Protocol, Decline::Stopping, Decline::Node, Decline::Busy] {
+        for decline in [Decline::Protocol, Decline::Stopping, Decline::Node, Decline::Group, Decline::Busy] {
             drop(self.declined.get_or_create(&OfReason { reason: decline.label() }));
         }
         for posted in [Posted::Sent, Posted::Failed, Posted::Dropped] {
@@ -463,6 +465,7 @@ impl Decline {
             Self::Protocol => "protocol",
             Self::Stopping => "stopping",
             Self::Node => "node",
+            Self::Group => "group",
             Self::Busy => "busy",
         }
     }

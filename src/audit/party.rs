@@ -26,10 +26,23 @@ pub(crate) struct Party<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen<'a> {
     pub uid: Option<&'a str>,
+    /// The UID of a static pod's mirror, which records of earlier releases bear.
+    pub mirror: Option<&'a str>,
     pub node: Option<&'a str>,
     pub state: PodState,
     /// What its status says; empty while it has none.
     pub addresses: &'a [IpAddr],
+    /// Whether its addresses are none of any IPAM plugin's, or of another network.
+    pub is_foreign: bool,
+}
+
+// === impl Seen ===
+
+impl Seen<'_> {
+    /// Whether `recorded` is the pod's UID.
+    pub(crate) fn has_uid(&self, recorded: &str) -> bool {
+        [self.uid, self.mirror].contains(&Some(recorded))
+    }
 }
 
 /// Why nobody uses an allocation any more; `None` while somebody does or may. The rules by which Calico's own
@@ -48,7 +61,7 @@ pub(crate) fn staleness(
         return Some(format!("pod {namespace}/{name} does not exist"));
     };
     if let (Some(recorded), Some(uid)) = (party.uid, pod.uid)
-        && recorded != uid
+        && !pod.has_uid(recorded)
     {
         return Some(format!("pod {namespace}/{name} is another by now: its UID is {uid}, not {recorded}"));
     }

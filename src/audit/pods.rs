@@ -45,7 +45,13 @@ fn unrecorded(view: &View<'_>, pod: &PodView<'_>) -> Vec<Violation> {
     let judge = |address: &IpAddr| {
         let Some(used) = view.used.get(address) else {
             let detail = format!("has {address}, which no IPAMBlock records");
-            let remedy = view.destroying("delete the pod, so that it gets an address again");
+            // What is no pod's alone, or not surely the pod's, is not recorded by itself.
+            let by_hand = "delete the pod, so that it gets an address again";
+            let remedy = match &view.snapshot.net {
+                Some(_) if !crate::pod::is_foreign(pod.pod) => by_itself(by_hand),
+                _ => by_hand.to_owned(),
+            };
+            let remedy = view.destroying(remedy);
             return view.in_a_pool(*address).then(|| Violation::new(Class::Unrecorded, pod.object(), detail, remedy));
         };
         if used.pod() == Some((pod.namespace, pod.name)) {

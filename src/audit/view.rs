@@ -10,7 +10,8 @@ use kube::ResourceExt as _;
 use super::Snapshot;
 use super::party::{Party, Seen, staleness};
 use crate::claim::PodState;
-use crate::driver::{CLAIM_KEY, CONTAINERS_POD_KEY, INTERFACE_KEY, POD_UID_KEY, pod_state};
+use crate::driver::{CLAIM_KEY, CONTAINERS_POD_KEY, INTERFACE_KEY, POD_UID_KEY, state_of};
+use crate::pod;
 
 /// The snapshot, indexed.
 pub(crate) struct View<'a> {
@@ -69,7 +70,7 @@ impl<'a> View<'a> {
 
     /// The pod of that UID in a namespace.
     pub(crate) fn by_uid<'v>(&'v self, namespace: &'v str, name: &'v str, uid: &str) -> Option<&'v PodView<'a>> {
-        self.pods.get(&(namespace, name)).filter(|pod| pod.pod.metadata.uid.as_deref() == Some(uid))
+        self.pods.get(&(namespace, name)).filter(|pod| pod::has_uid(pod.pod, uid))
     }
 
     /// Whether an allocation is on a fixed address, by its own word or by a claim's.
@@ -165,14 +166,22 @@ impl<'a> PodView<'a> {
             pod,
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
             name: pod.metadata.name.as_deref().unwrap_or_default(),
-            state: pod_state(Some(pod), pod.metadata.uid.as_deref().unwrap_or_default()),
+            state: state_of(pod),
             addresses: own_addresses(pod)?,
         })
     }
 
     fn seen(&self) -> Seen<'_> {
-        let uid = self.pod.metadata.uid.as_deref();
-        Seen { uid, node: self.node(), state: self.state, addresses: &self.addresses }
+        let mirror = self.pod.metadata.uid.as_deref().filter(|_| pod::is_static(self.pod));
+        let is_foreign = pod::is_foreign(self.pod);
+        Seen {
+            uid: pod::uid(self.pod),
+            mirror,
+            node: self.node(),
+            state: self.state,
+            addresses: &self.addresses,
+            is_foreign,
+        }
     }
 
     pub(crate) fn node(&self) -> Option<&'a str> {

@@ -16,14 +16,14 @@ use crate::store::kube::KubeStore;
 /// What is asked for.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-What was not looked at does not count as good: the exit code is 2 if no ledger of claims is known or can be read, or if
-no configuration says which addresses may be given. --skip says that it is not to be looked at.")]
+The exit code is 2 if no ledger of claims is known or can be read, or if no configuration says which addresses may be
+given: what was not checked is no success. Use --skip to leave such a part out.")]
 pub(super) struct Check {
-    /// Seconds after which a violation is looked at again before it counts: a cluster that lives shows each
-    /// step of a writer for a moment.
+    /// Seconds after which a violation is looked at again before it counts: in a running cluster each step of a
+    /// writer shows for a moment.
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     settle: u64,
-    /// What is not to be judged, and is not missed then.
+    /// Parts that are left out, and whose absence is no failure.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     skip: Vec<Part>,
 }
@@ -131,7 +131,8 @@ impl Check {
 async fn read(site: &Site, store: &KubeStore, ledger: Option<&AnyLedger>) -> Reading {
     let progress = Progress::new();
     let reading = audit::read(store, ledger, &|what| progress.reading(what)).await;
-    let snapshot = reading.snapshot.map(|snapshot| Snapshot { net: site.net.clone(), ..snapshot });
+    let group = store.group().known().unwrap_or_default();
+    let snapshot = reading.snapshot.map(|snapshot| Snapshot { net: site.net.clone(), group, ..snapshot });
     Reading { snapshot, ..reading }
 }
 

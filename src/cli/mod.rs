@@ -51,24 +51,24 @@ Exit codes:
   2  an argument is wrong, something could not be read or written, or check did not look at everything
 
 The network, its claims and its ranges are found on a node by its conflist, elsewhere by the add-on's ConfigMap
-or by the IPClaims that exist. --conflist FILE says it all. What was not found is not judged, and does not count
-as good.";
+or by the IPClaims that exist; or name a list by --conflist FILE. What was not found is not checked, and check does
+not report success for it.";
 
 #[derive(Subcommand)]
 enum Command {
     /// Shows pools, blocks, claims, and who uses an address.
     Show(show::Show),
-    /// Holds everything that is recorded against the invariants: a line for each violation.
+    /// Checks all records against the invariants: a line for each violation.
     Check(check::Check),
     /// Lists the claims: who owns which fixed address, and which pod has it; moves them to another ledger.
     Claims(claims::Claims),
-    /// Takes an address back that no live pod uses.
+    /// Releases an address that no live pod uses.
     Release(release::Release),
     /// Evicts the old pod whose address a new one of its workload waits for, as an update does by itself.
     Handover(handover::HandoverByHand),
     /// Makes the addresses that running pods have fixed ones, without a restart.
     Adopt(adopt::Adopt),
-    /// Claims addresses for workloads by a list, before their pods ask for them.
+    /// Claims the addresses of a list for workloads, before their pods ask for them.
     Import(import::Import),
     /// Prints a 10-calico.conflist. --kubeconfig, --network and --etcd-* say what goes into its ipam section.
     Conflist(Box<conflist::Conflist>),
@@ -78,7 +78,7 @@ enum Command {
     Install(install::Install),
     /// Gives this node back to calico-ipam. Pods that run keep their addresses.
     Uninstall(install::Uninstall),
-    /// Asks this node's agent how it stands: what is under way, what it remembers, its last errors.
+    /// Shows this node's agent: its caches and queues, its last errors, and who leads the collectors.
     Status(status::StatusArguments),
     /// Prints a completion script for a shell.
     Completion {

@@ -10,6 +10,7 @@ mod blocks;
 mod claims;
 mod handles;
 mod reservations;
+mod unrecorded;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use jiff::Timestamp;
 use super::census::Census;
 use super::{Kind, Options, Repair};
 use crate::claim::{Claim, ClaimedElsewhere, LedgerName, NodeState, Policy};
-use crate::driver::{Shown, claimed_elsewhere};
+use crate::driver::{Lost, Shown, claimed_elsewhere};
 use crate::netconf::Ipam;
 use crate::pod::Owner;
 use crate::store::Versioned;
@@ -85,6 +86,8 @@ pub(super) enum Task {
     Mend(IpAddr, IpNetwork),
     /// Release the allocations of a handle.
     Free(Vec<Allocation>),
+    /// Record an address for the pod that has it.
+    Record(Lost),
     /// Put a claimed address into the reservation of its block.
     Reserve(IpAddr, IpNetwork),
     /// Say in a reservation that these addresses are claimed in this collector's ledger.
@@ -118,6 +121,7 @@ pub(super) struct Allocation {
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let mut found = claims::findings(scene);
     found.extend(allocations::findings(scene));
+    found.extend(unrecorded::findings(scene));
     found.extend(reservations::findings(scene));
     found.extend(handles::findings(scene));
     found.extend(affinities::findings(scene));

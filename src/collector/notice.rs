@@ -13,8 +13,8 @@ use super::PodName;
 use crate::audit::pods::not_as_asked;
 use crate::audit::view::own_addresses;
 use crate::claim::PodState;
-use crate::driver::pod_state;
-use crate::pod::IP;
+use crate::driver::state_of;
+use crate::pod::{self, IP};
 use crate::range::Usage;
 
 /// A pod whose annotation is not kept, and why.
@@ -64,8 +64,8 @@ impl Notice {
     /// What is to be said of a pod, if it lives and its annotation is not kept.
     pub(super) fn of(pod: &Pod) -> Option<Self> {
         let asked = pod.annotations().get(IP)?;
-        let uid = pod.metadata.uid.as_deref()?;
-        if pod_state(Some(pod), uid) != PodState::Alive {
+        let uid = pod::uid(pod)?;
+        if state_of(pod) != PodState::Alive {
             return None;
         }
         let (what, text) = match own_addresses(pod) {

@@ -29,6 +29,8 @@ pub enum Kind {
     ClaimDropped,
     /// An allocation that no pod uses was freed.
     AllocationFreed,
+    /// An address that a running pod has and no block recorded was recorded for it again.
+    AllocationRestored,
     /// A claimed address was put into an IPReservation.
     ReservationAdded,
     /// An address without claim was taken out of our IPReservation.
@@ -143,7 +145,7 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
@@ -151,6 +153,7 @@ impl Kind {
         Self::OwnerFound,
         Self::ClaimDropped,
         Self::AllocationFreed,
+        Self::AllocationRestored,
         Self::ReservationAdded,
         Self::ReservationRemoved,
         Self::ReservationMarked,
@@ -173,6 +176,7 @@ impl Kind {
             Self::OwnerFound => "owner_found",
             Self::ClaimDropped => "claim_dropped",
             Self::AllocationFreed => "allocation_freed",
+            Self::AllocationRestored => "allocation_restored",
             Self::ReservationAdded => "reservation_added",
             Self::ReservationRemoved => "reservation_removed",
             Self::ReservationMarked => "reservation_marked",

@@ -27,7 +27,7 @@ use super::wants::{Want, wants, workload_block};
 use super::{Attachment, CLAIM_KEY, CONTAINERS_POD_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::{Asker, Claim, Holder};
 use crate::cni::{CniError, code};
-use crate::pod::{FixedRequest, HandoverMode, Owner, check_namespace};
+use crate::pod::{self, FixedRequest, HandoverMode, Owner, check_namespace};
 use crate::store::{Failure, Ledger, Objects, Swap};
 
 /// How often another block is looked for after one filled up under our hands.
@@ -208,7 +208,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<(), Error> {
         let (Some(pod), Some(ledger)) = (&snapshot.pod, &self.ledger) else { return Ok(()) };
         let holder = Holder {
-            pod_uid: pod.uid().unwrap_or_default(),
+            pod_uid: pod::uid(pod).unwrap_or_default().to_owned(),
             pod: pod.name_any(),
             container_id: attachment.container_id.to_owned(),
             interface: attachment.interface.to_owned(),
@@ -554,8 +554,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         if !attachment.is_ahead() {
             allocation.secondary.insert(INTERFACE_KEY.to_owned(), attachment.interface.to_owned());
-            if let Some(uid) = snapshot.pod.as_ref().and_then(ResourceExt::uid) {
-                allocation.secondary.insert(CONTAINERS_POD_KEY.to_owned(), uid);
+            if let Some(uid) = snapshot.pod.as_ref().and_then(pod::uid) {
+                allocation.secondary.insert(CONTAINERS_POD_KEY.to_owned(), uid.to_owned());
             }
         }
         if let Which::Exactly(_, Some(generation)) = which {
@@ -603,7 +603,7 @@ fn earlier_sandboxes(
     own: &[IPAMBlock],
     begun: Timestamp,
 ) -> BTreeSet<String> {
-    let Some(uid) = snapshot.pod.as_ref().and_then(ResourceExt::uid).filter(|_| !attachment.is_ahead()) else {
+    let Some(uid) = snapshot.pod.as_ref().and_then(pod::uid).filter(|_| !attachment.is_ahead()) else {
         return BTreeSet::new();
     };
     let (own_handle, prefix) = (attachment.handle(), format!("{}.", attachment.net.network));
@@ -613,7 +613,7 @@ fn earlier_sandboxes(
         let is = |key: &str, value: &str| attribute.secondary(key) == Some(value);
         let handle = attribute.handle().filter(|handle| *handle != own_handle && handle.starts_with(&prefix))?;
         let made = attribute.secondary("timestamp").and_then(calico::holder::parse_timestamp)?;
-        let earlier = is(CONTAINERS_POD_KEY, &uid) && is(INTERFACE_KEY, attachment.interface) && made < begun;
+        let earlier = is(CONTAINERS_POD_KEY, uid) && is(INTERFACE_KEY, attachment.interface) && made < begun;
         earlier.then(|| handle.to_owned())
     });
     handles.collect()

@@ -8,18 +8,19 @@ use calico::{AllocationAttribute, Entry, IPAMBlock};
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
 use tokio::time::{Instant, timeout};
 
 use super::converge::Backoff;
-use super::snapshot::{node_state, not_ready_since, pod_state};
+use super::snapshot::{node_state, not_ready_since, pod_state, state_of};
 use super::{Attachment, Driver, Error, POD_UID_KEY, handle_of};
 use crate::audit::view::own_addresses;
 pub(super) use crate::claim::in_flight;
 use crate::claim::{
-    Asker, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, Successor, SuccessorEvidence, decide,
-    has_lapsed, take_over,
+    Asker, BY_ANNOTATION, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, Successor,
+    SuccessorEvidence, decide, has_lapsed, take_over,
 };
-use crate::pod::{HandoverMode, Owner};
+use crate::pod::{FixedRequest, HandoverMode, IP, Owner, Workload};
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
 
 /// How long to wait for a holder that nobody is ending: a controller may be about to.
@@ -149,9 +150,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<Held, Error> {
         let started = Instant::now();
         let mut told = false;
-        // What this very pod holds already comes before anything else on the list.
+        // What this very container has on record comes before anything else on the list, whatever became of the claim;
+        // then what its pod holds.
         let uid = &applicant.asker.holder.pod_uid;
-        candidates.sort_by_key(|c| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) != Some(uid));
+        let holds = |c: &Candidate| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) == Some(uid);
+        candidates.sort_by_key(|c| (!c.is_recorded_for(attachment), !holds(c)));
         loop {
             let mut blocked = Vec::new();
             for candidate in &mut candidates {
@@ -207,8 +210,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let now = examined.as_ref().map_or_else(|| self.now(), |e| e.at);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, now);
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                let exists = self.owner_exists(claim, asker).await?;
-                decision = take_over(claim, asker, exists, self.now());
+                let keeps = self.owner_keeps(claim, asker).await?;
+                decision = take_over(claim, asker, keeps, self.now());
             }
             if let (Decision::Take(_), Some(claim)) = (&decision, claim)
                 && let Some(successor) = claim.kept_from(asker, self.now())
@@ -278,15 +281,38 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    /// Whether the owner of a claim that nobody holds still exists.
-    async fn owner_exists(&self, claim: &Claim, asker: &Asker<'_>) -> Result<bool, StoreError> {
+    /// Whether the owner of a claim that nobody holds still exists, and wants the address.
+    async fn owner_keeps(&self, claim: &Claim, asker: &Asker<'_>) -> Result<bool, StoreError> {
         let owner = &claim.owner;
         // The asking pod bears the name of a pod that owned by itself: its own before it had a controller, or one that is gone.
         if owner.is_pod(&asker.owner.namespace, &asker.holder.pod) {
             return Ok(false);
         }
         // A name has no object that could be gone: only `release` ends its claim.
-        Ok(owner.is_named() || self.objects.owner_exists(owner).await?)
+        if owner.is_named() {
+            return Ok(true);
+        }
+        let Some(object) = self.objects.owner(owner).await? else { return Ok(false) };
+        let workload = Workload::of(&object);
+        let gave_up = claim.origin.as_deref() == Some(BY_ANNOTATION) && workload.asks_for(claim.address) == Some(false);
+        // An update that stands still halfway has pods of both templates: those that exist keep what they ask for.
+        Ok(!gave_up || self.has_pods_asking(owner, &workload, claim.address).await?)
+    }
+
+    /// Whether pods of a workload ask for an address, by a live read; also where its pods cannot be told by labels.
+    async fn has_pods_asking(
+        &self,
+        owner: &Owner,
+        workload: &Workload<'_>,
+        address: IpAddr,
+    ) -> Result<bool, StoreError> {
+        let Some(selector) = workload.selector() else { return Ok(true) };
+        let pods = self.objects.list::<Pod>(&selector).await?;
+        let asks = |pod: &Pod| {
+            let asked = pod.annotations().get(IP).map(|value| FixedRequest::listed(value));
+            !matches!(state_of(pod), PodState::Finished) && asked.is_some_and(|asked| asked.contains(&address))
+        };
+        Ok(pods.iter().any(|pod| pod.metadata.namespace.as_ref() == Some(&owner.namespace) && asks(pod)))
     }
 
     /// Whether the reservation for a successor counts no more, by live reads.
@@ -385,6 +411,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 // === impl Candidate ===
 
 impl Candidate {
+    /// Whether the block, as far as it is known, has the address for this very attachment.
+    fn is_recorded_for(&self, attachment: &Attachment<'_>) -> bool {
+        let entry = self.block.as_ref().map(|block| block.spec.entry(self.address));
+        let uid = attachment.pod.and_then(|pod| pod.uid).filter(|_| attachment.is_ahead());
+        matches!(entry, Some(Entry::Used { attribute, .. })
+            if attribute.handle() == Some(&attachment.handle()) && attribute.secondary(POD_UID_KEY) == uid)
+    }
+
     fn held(&self, claim: Versioned<Claim>, taken: Option<Taken>, superseded: Option<Holder>) -> Held {
         Held { address: self.address, cidr: self.cidr, block: self.block.clone(), claim, taken, superseded }
     }

@@ -12,18 +12,17 @@ use calico::{AllocationAttribute, Entry, Expect, IPAMBlock, cidr_name};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::ResourceExt as _;
 use serde_json::Map;
 use tokio::time::Instant;
 
 use super::claims::{Blocked, CLAIMS, Candidate, Handover, is_holders};
 use super::converge::Backoff;
 use super::edit::{Judged, generation_of};
-use super::snapshot::{node_state, pod_state};
+use super::snapshot::{node_state, pod_state, state_of};
 use super::{Attachment, CONTAINER_KEY, CONTAINERS_POD_KEY, Driver, Error, INTERFACE_KEY, Impasse, POD_UID_KEY};
 use crate::audit::view::own_addresses;
 use crate::claim::{Claim, Evidence, Fencing, Holder, Obstacle, PodState, Standing, standing};
-use crate::pod::Owner;
+use crate::pod::{self, Owner};
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
 
 /// Time for the entry to get the generation of a claim that was rewritten from it.
@@ -139,6 +138,7 @@ impl Recorded {
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: None,
             successor: None,
             unknown: Map::new(),
         };
@@ -157,7 +157,7 @@ impl Recorded {
     /// it is unless it runs elsewhere or was created later.
     pub(crate) fn is_of_pod(&self, pod: &Pod) -> bool {
         if !self.holder.pod_uid.is_empty() {
-            return pod.metadata.uid.as_deref() == Some(&self.holder.pod_uid);
+            return pod::has_uid(pod, &self.holder.pod_uid);
         }
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
@@ -167,7 +167,7 @@ impl Recorded {
     /// Learns the UID that entries of old releases do not bear.
     pub(crate) fn identify(&mut self, pod: Option<&Pod>) {
         if self.holder.pod_uid.is_empty() {
-            self.holder.pod_uid = pod.and_then(|pod| pod.uid()).unwrap_or_default();
+            self.holder.pod_uid = pod.and_then(pod::uid).unwrap_or_default().to_owned();
         }
     }
 
@@ -192,8 +192,7 @@ impl Recorded {
 
 /// Whether a pod has not ended, and its status says that it has the address.
 fn has_address(pod: &Pod, address: IpAddr) -> bool {
-    let state = pod_state(Some(pod), pod.metadata.uid.as_deref().unwrap_or_default());
-    matches!(state, PodState::Alive | PodState::Terminating)
+    matches!(state_of(pod), PodState::Alive | PodState::Terminating)
         && own_addresses(pod).is_some_and(|addresses| addresses.contains(&address))
 }
 

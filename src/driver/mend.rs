@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use calico::{
-    AffinityState, BlockAffinity, Entry, Expect, IPAMBlock, IPAMHandle, IPAMHandleSpec, cidr_name, handle_name,
+    BlockAffinity, Entry, Expect, Holder as Allocation, IPAMBlock, IPAMConfig, IPAMConfigSpec, IPAMHandle,
+    Reservations, cidr_name, handle_name,
 };
 use futures::future::try_join_all;
 use ipnetwork::IpNetwork;
@@ -12,11 +13,32 @@ use kube::ResourceExt as _;
 use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
-use super::handle::Counts;
+use super::edit::{Assign, Edit, Outcome, Which};
+use super::handle::{Counts, object_of};
 use super::reservation::Asks;
-use super::{Driver, Error, NotWithdrawn};
+use super::snapshot::host;
+use super::{CLAIM_KEY, Driver, Error, NotWithdrawn, POD_UID_KEY, PodRef};
 use crate::claim::Claim;
 use crate::store::{Ledger, Object, Objects, Swap, Versioned};
+
+/// An address that a running pod has and no block records.
+#[derive(Debug, Clone)]
+pub(crate) struct Lost {
+    /// The address.
+    pub address: IpAddr,
+    /// The block that it belongs in.
+    pub cidr: IpNetwork,
+    /// Whose it is.
+    pub namespace: String,
+    /// Whose it is.
+    pub pod: String,
+    /// The pod's UID as its node knows it.
+    pub uid: String,
+    /// Where the pod runs.
+    pub node: String,
+    /// The generation of its claim, if the address is a fixed one.
+    pub generation: Option<u64>,
+}
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
     /// Releases one allocation if it still is the expected one, and counts its handle down; false if nobody
@@ -66,6 +88,53 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.reserve(address, block, Asks::ForClaim, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Records an address again for the pod that has it, as what is recorded ahead of a pod's containers: the DEL of
+    /// whichever container it has releases it. False if the address is not free any more.
+    pub(crate) async fn record_again(&self, lost: &Lost, deadline: Instant) -> Result<bool, Error> {
+        let Lost { address, cidr, .. } = *lost;
+        let pod = PodRef { namespace: &lost.namespace, name: &lost.pod, uid: Some(&lost.uid) };
+        let handle = pod.handle();
+        if self.read_block(cidr).await?.is_none() {
+            self.claim_block(cidr, &lost.node, deadline).await?;
+        }
+        self.converge::<IPAMHandle, _, Error>(&handle_name(&handle), Known::Absent, deadline, |current| {
+            Ok(match current {
+                None => {
+                    let counts = [(cidr, 1)].into();
+                    Step::Create(object_of(&handle, &counts, Some(&lost.node), Some(&lost.uid)), ())
+                }
+                Some(found) if found.spec.is_deleted() => Step::Finish(found),
+                Some(_) => Step::Done(()),
+            })
+        })
+        .await?;
+        let mut allocation = Allocation::pod(handle.clone(), pod.namespace, pod.name, &lost.node, self.now());
+        allocation.secondary.insert(POD_UID_KEY.to_owned(), lost.uid.clone());
+        if let Some(generation) = lost.generation {
+            allocation.secondary.insert(CLAIM_KEY.to_owned(), generation.to_string());
+        }
+        let config = self.objects.get::<IPAMConfig>(None, calico::config::NAME).await?;
+        let assign = Assign {
+            which: Which::Exactly(address, lost.generation),
+            allocation,
+            ours: host(&lost.node),
+            strict: false,
+            cooldown: config.map_or_else(IPAMConfigSpec::default, |config| config.spec).cooldown_seconds(),
+            renews: false,
+            displaces: None,
+            ranges: None,
+            reservations: Reservations::default(),
+        };
+        let recorded = match self.commit(cidr, Edit::Assign(Box::new(assign)), Known::Unread, deadline).await {
+            Ok(Outcome::Assigned { .. }) => true,
+            Ok(Outcome::Full | Outcome::Released { .. }) | Err(Error::Taken { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        // Where nothing was recorded, a handle that counts too much is mended by itself.
+        self.raise(&handle, &[cidr], deadline).await?;
+        Ok(recorded)
     }
 
     /// Says in the reservation of that name that the claims on these addresses lie in this driver's ledger.
@@ -120,18 +189,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if !self.keep_block(seen.spec.cidr, &seen.spec.node, deadline).await? {
             return Ok(false);
         }
-        let settled = self
-            .converge::<BlockAffinity, _, Error>(&seen.name_any(), Known::Present(seen.clone()), deadline, |current| {
-                Ok(match current {
-                    Some(found) if found.is_confirmed() && !found.is_deleted() => Step::Done(true),
-                    Some(found) if is_version(&found, seen) => {
-                        Step::Replace(found.with_state(AffinityState::Confirmed), true)
-                    }
-                    _ => Step::Done(false),
-                })
-            })
-            .await?;
-        Ok(settled.value)
+        self.confirm_seen(seen, deadline).await
     }
 
     /// Makes a handle count what the blocks in `among` bear now, by a live read of them; a handle that counts
@@ -144,7 +202,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         among: &[IpNetwork],
         deadline: Instant,
     ) -> Result<bool, Error> {
-        let bears = self.borne(id, among).await?;
+        let Borne { counts: bears, node, pod_uid } = self.borne(id, among).await?;
         let mut attempted = false;
         let settled = self
             .converge::<IPAMHandle, _, Error>(&handle_name(id), known(seen), deadline, |current| {
@@ -152,9 +210,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     (None, None) if bears.is_empty() => Step::Done(false),
                     (None, None) => {
                         attempted = true;
-                        let mut spec = IPAMHandleSpec::new(id);
-                        spec.block = wire(&bears);
-                        Step::Create(spec.object(), true)
+                        Step::Create(object_of(id, &bears, node.as_deref(), pod_uid.as_deref()), true)
                     }
                     (Some(mut found), Some(seen)) if is_version(&found, seen) => {
                         attempted = true;
@@ -175,7 +231,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Counts up what the blocks bear beyond what the handle says; takes nothing away.
     async fn raise(&self, id: &str, among: &[IpNetwork], deadline: Instant) -> Result<(), Error> {
-        let bears = self.borne(id, among).await?;
+        let Borne { counts: bears, node, pod_uid } = self.borne(id, among).await?;
         if bears.is_empty() {
             return Ok(());
         }
@@ -183,7 +239,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let (mut object, exists) = match current {
                 Some(found) if found.spec.is_deleted() => return Ok(Step::Finish(found)),
                 Some(found) => (found, true),
-                None => (IPAMHandleSpec::new(id).object(), false),
+                None => (object_of(id, &Counts::new(), node.as_deref(), pod_uid.as_deref()), false),
             };
             let before = object.spec.block.clone();
             for (cidr, count) in &bears {
@@ -202,32 +258,40 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
-    /// How many allocations bear a handle, block by block, read now.
-    async fn borne(&self, id: &str, among: &[IpNetwork]) -> Result<Counts, Error> {
+    /// What the allocations that bear a handle say, read now.
+    async fn borne(&self, id: &str, among: &[IpNetwork]) -> Result<Borne, Error> {
         let blocks = try_join_all(
             among.iter().map(|cidr| async move { self.objects.get::<IPAMBlock>(None, &cidr_name(cidr)).await }),
         )
         .await?;
-        let mut counts = Counts::new();
+        let mut borne = Borne::default();
         for block in blocks.into_iter().flatten().filter(|b| !b.spec.is_deleted()) {
-            let bears = |entry: &Entry<'_>| {
-                matches!(entry, Entry::Used { attribute, .. }
-                    if attribute.handle().is_some_and(|handle| handle_name(handle) == handle_name(id)))
-            };
-            let count = block.spec.entries().filter(|(_, entry)| bears(entry)).count();
-            if count > 0 {
-                counts.insert(block.spec.cidr, i64::try_from(count).unwrap_or(i64::MAX));
+            for (_, entry) in block.spec.entries() {
+                let Entry::Used { attribute, .. } = entry else { continue };
+                if attribute.handle().is_some_and(|handle| handle_name(handle) == handle_name(id)) {
+                    *borne.counts.entry(block.spec.cidr).or_default() += 1;
+                    borne.node = attribute.secondary("node").map(str::to_owned);
+                    borne.pod_uid = attribute.secondary(POD_UID_KEY).map(str::to_owned);
+                }
             }
         }
-        Ok(counts)
+        Ok(borne)
     }
+}
+
+/// How many allocations bear a handle, block by block, and what they say of their node and pod.
+#[derive(Default)]
+struct Borne {
+    counts: Counts,
+    node: Option<String>,
+    pod_uid: Option<String>,
 }
 
 fn known<K: Clone>(seen: Option<&K>) -> Known<K> {
     seen.map_or(Known::Absent, |object| Known::Present(object.clone()))
 }
 
-fn is_version<K: Object>(found: &K, seen: &K) -> bool {
+pub(super) fn is_version<K: Object>(found: &K, seen: &K) -> bool {
     let (found, seen) = (found.meta(), seen.meta());
     found.uid == seen.uid && found.resource_version == seen.resource_version
 }

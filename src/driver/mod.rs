@@ -51,6 +51,7 @@ use self::commit::Queues;
 pub use self::error::Error;
 pub use self::gate::{Gate, Open, Pass, Trace};
 pub use self::gc::Collected;
+pub(crate) use self::mend::Lost;
 pub use self::observer::{Observer, Silent};
 pub use self::place::{Apart, Exhaustion};
 pub use self::release::Freed;
@@ -60,7 +61,7 @@ pub(crate) use self::reservation::{
     unmarked,
 };
 pub use self::snapshot::UnmetPool;
-pub(crate) use self::snapshot::{check_coverage, node_state, pod_state};
+pub(crate) use self::snapshot::{check_coverage, node_state, pod_state, state_of};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::{Claim, Policy};

@@ -13,6 +13,7 @@ use kube::ResourceExt;
 use super::{Attachment, Driver, Error, PodRef};
 use crate::claim::{NodeState, PodState};
 use crate::cni::{CniError, code};
+use crate::pod;
 use crate::range::RangeSet;
 use crate::store::{Failure, Ledger, Object, Objects, StoreError};
 
@@ -77,7 +78,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// What is remembered of a pod will do, if it is the pod that is meant.
     async fn pod(&self, pod: PodRef<'_>) -> Result<Option<Pod>, StoreError> {
         let found = self.objects.get::<Pod>(Some(pod.namespace), pod.name).await?;
-        let right = found.as_ref().is_some_and(|f| pod.uid.is_some_and(|uid| f.uid().as_deref() == Some(uid)));
+        let right = found.as_ref().is_some_and(|f| pod.uid.is_some_and(|uid| pod::has_uid(f, uid)));
         if right || !self.objects.is_cache() {
             return Ok(found);
         }
@@ -109,10 +110,7 @@ fn check_pod(attachment: &Attachment<'_>, found: Option<&Pod>) -> Result<(), Err
     let (namespace, name) = (asked.namespace.to_owned(), asked.name.to_owned());
     let Some(found) = found else { return Err(Error::NoPod { namespace, name }) };
     match (asked.uid, found.uid()) {
-        // A static pod's runtime UID is the hash of its manifest; its mirror object has another.
-        (Some(uid), Some(has))
-            if uid != has && found.annotations().get(MIRROR_ANNOTATION).map(String::as_str) != Some(uid) =>
-        {
+        (Some(uid), Some(has)) if !pod::has_uid(found, uid) => {
             Err(Error::OtherPod { namespace, name, asked: uid.to_owned(), found: has })
         }
         _ => check_node(attachment, found),
@@ -137,9 +135,6 @@ fn check_node(attachment: &Attachment<'_>, pod: &Pod) -> Result<(), Error> {
         }
     }
 }
-
-/// Bears a static pod's own UID on its mirror object.
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// Every subnet must lie in one pool, or be made up of pools: without that no ADD gives an address of the family.
 pub(crate) fn check_coverage(ranges: &RangeSet, pools: &[IPPool]) -> Result<(), UnmetPool> {
@@ -181,7 +176,11 @@ pub(super) fn host(node: &str) -> Affinity {
 
 /// A holder's pod, compared by UID.
 pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
-    let Some(pod) = pod.filter(|p| p.metadata.uid.as_deref() == Some(uid)) else { return PodState::Gone };
+    pod.filter(|pod| pod::has_uid(pod, uid)).map_or(PodState::Gone, state_of)
+}
+
+/// How far a pod is in its life.
+pub(crate) fn state_of(pod: &Pod) -> PodState {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if matches!(phase, Some("Succeeded" | "Failed")) {
         PodState::Finished

@@ -34,7 +34,7 @@ pub use self::lineage::{DeploymentConfig, Rollout};
 pub use self::watch::{Told, watch};
 use crate::audit::view::own_addresses;
 use crate::claim::{Claim, NodeState, PodState, Successor};
-use crate::driver::{Driver, node_state, pod_state};
+use crate::driver::{Driver, node_state, pod_state, state_of};
 use crate::pod::{FixedRequest, HandoverMode, IP, Owner};
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
 
@@ -244,8 +244,7 @@ impl<O: Objects, L: Ledger, E: Evict> Handover<O, L, E> {
 /// Whether a pod lives, is bound to a node, and has no address of its own yet.
 fn waits(pod: &Pod) -> bool {
     let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    bound && pod_state(Some(pod), uid) == PodState::Alive && own_addresses(pod).is_some_and(|has| has.is_empty())
+    bound && state_of(pod) == PodState::Alive && own_addresses(pod).is_some_and(|has| has.is_empty())
 }
 
 /// Since when a pod has been Ready, if it is.

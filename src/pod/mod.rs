@@ -1,16 +1,23 @@
 //! What a pod says about its addresses: annotations, and who owns it.
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
 mod allowed;
 mod fixed;
 mod handover;
 mod owner;
 mod pools;
+mod uid;
+mod workload;
 
 pub use allowed::{FixedAddresses, check_namespace};
 pub use fixed::FixedRequest;
 pub use handover::HandoverMode;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
+pub use uid::{has_uid, is_static, uid};
+pub use workload::Workload;
 
 /// `kube-ipam.ip`: the fixed addresses a pod may have: addresses, ranges `first-last` and CIDRs, separated by commas.
 pub const IP: &str = "kube-ipam.ip";
@@ -29,6 +36,13 @@ pub const ALLOWED: &str = "kube-ipam.allowed";
 pub const IP_ADDRS: &str = "cni.projectcalico.org/ipAddrs";
 /// Calico's annotation for addresses that no IPAM plugin is asked for.
 pub const IP_ADDRS_NO_IPAM: &str = "cni.projectcalico.org/ipAddrsNoIpam";
+/// Multus' annotation for a network that a pod has instead of the cluster's.
+pub const OTHER_NETWORK: &str = "v1.multus-cni.io/default-network";
+
+/// Whether a pod's addresses are none of any IPAM plugin's, or of another network.
+pub(crate) fn is_foreign(pod: &Pod) -> bool {
+    [IP_ADDRS_NO_IPAM, OTHER_NETWORK].iter().any(|key| pod.annotations().contains_key(*key))
+}
 
 #[cfg(test)]
 mod tests;

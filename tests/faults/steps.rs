@@ -279,6 +279,7 @@ async fn wanted(world: &World) -> Wanted {
         contested: None,
         owner_gone: None,
         moved: None,
+        origin: None,
         successor: None,
         unknown: Map::new(),
     };

@@ -95,7 +95,7 @@ pub(super) async fn measure(
                 sheet.0.push(Times { way: seat.way.name, operation, times, all: Some(all) });
             }
             if let Some(all) = on_record {
-                let operation = format!("{} DELs at once, on record", options.at_once);
+                let operation = format!("{} DELs at once, recorded", options.at_once);
                 sheet.0.push(Times { way: seat.way.name, operation, times: vec![all], all: Some(all) });
             }
         }
@@ -154,7 +154,7 @@ async fn add_and_del(seat: &Seat<'_>, kind: &str, sandbox: &Attachment, sheet: &
     let started = Instant::now();
     sheet.note(seat.way.name, &format!("DEL {kind}"), seat.call("DEL", sandbox).await?);
     if let Some(time) = seat.on_record(started).await? {
-        sheet.note(seat.way.name, &format!("DEL {kind}, on record"), time);
+        sheet.note(seat.way.name, &format!("DEL {kind}, recorded"), time);
     }
     Ok(())
 }

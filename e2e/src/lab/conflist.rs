@@ -1,5 +1,6 @@
 //! The nodes' network configuration: the guide's, with what a scenario changes.
 
+use calico::ApiGroup;
 use serde_json::{Value, json};
 
 use super::MainPlugin;
@@ -24,6 +25,8 @@ pub struct Network {
     pub name: String,
     /// Where the claims are.
     pub ledger: Ledger,
+    /// `calico_api_group`
+    pub group: Option<ApiGroup>,
     /// First and last address for random pods.
     pub range: (String, String),
     /// Whether pods get an IPv6 address too.
@@ -52,6 +55,7 @@ impl Default for Network {
         Self {
             name: LEDGER.into(),
             ledger: Ledger::Etcd,
+            group: None,
             range: ("10.244.0.10".into(), "10.244.0.200".into()),
             dual_stack: false,
             wait: 20,
@@ -99,6 +103,9 @@ impl Network {
             "policy": {"type": "k8s"},
             "kubernetes": {"kubeconfig": site.kubeconfig},
         });
+        if let Some(group) = self.group {
+            first["calico_api_group"] = json!(group.api_version());
+        }
         if let Some(file) = &site.log_file {
             first["log_file_path"] = json!(file);
         }

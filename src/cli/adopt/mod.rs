@@ -35,9 +35,9 @@ For each address of the chosen pods a claim is written, whose owner is the one t
 controller, or the name in kube-ipam.owner) and whose holder is the pod; the address is reserved, and marked as a
 fixed one in Calico's block. The pod goes on as it is.
 
-The claim alone brings no pod anywhere: the owner's next pod has the address only if its template asks for it by
-kube-ipam.ip. Changing a template makes the controller replace its pods, so that is left to you: the command to do
-it is printed for each owner. Until then the address is kept: nobody else gets it.
+Then change each owner's template by the command that is printed: the owner's next pod has the address only if its
+template asks for it by kube-ipam.ip. The change makes the controller replace its pods, so it is left to you. Until
+then the address is kept: nobody else gets it.
 
 A pod's deletion gives the address back to its owner, as it does for every fixed address; a claim whose owner is
 deleted is dropped by the collector. To undo an adoption: delete the pod, then kube-ipam release --claim ADDRESS.

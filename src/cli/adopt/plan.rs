@@ -18,7 +18,7 @@ use crate::driver::{
     BY_HAND, CLAIM_KEY, INTERFACE_KEY, POD_UID_KEY, Wanted, host_cidr, is_holders, is_own_reservation,
 };
 use crate::netconf::NetConf;
-use crate::pod::{FixedRequest, IP_ADDRS, IP_ADDRS_NO_IPAM, OWNER, Owner, check_namespace};
+use crate::pod::{self, FixedRequest, IP_ADDRS, IP_ADDRS_NO_IPAM, OWNER, Owner, check_namespace};
 use crate::store::Versioned;
 
 /// The interface of a pod whose allocation does not name it.
@@ -167,6 +167,7 @@ fn claim(
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: None,
             successor: None,
             unknown: Map::new(),
         });
@@ -200,7 +201,7 @@ fn holder(view: &View<'_>, pod: &PodView<'_>, used: &Use<'_>, now: Timestamp) ->
     let container = container.ok_or_else(why)?;
     let node = pod.node().unwrap_or_default();
     let holder = Holder {
-        pod_uid: pod.pod.uid().unwrap_or_default(),
+        pod_uid: pod::uid(pod.pod).unwrap_or_default().to_owned(),
         pod: pod.name.to_owned(),
         container_id: container.to_owned(),
         interface: match container.is_empty() {

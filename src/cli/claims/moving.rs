@@ -40,9 +40,10 @@ const SIDE_BY_SIDE: usize = 8;
 /// What is asked for.
 #[derive(Args, Debug, Clone)]
 #[command(after_help = "\
-The etcd is the one that --etcd-url or the conflist's etcdConfig names; IPClaims are on the API server, whose
-definition (yaml/ipclaims.yaml) must have been applied. The nodes' conflists decide which ledger is in use: with
-etcdConfig it is etcd, without it is IPClaims. In this order nothing is lost and no address is given twice:
+The etcd is the one that --etcd-url or the conflist's etcdConfig names. IPClaims are on the API server; their
+definition must exist (agents apply it; without agents apply yaml/ipclaims.yaml). The nodes' conflists decide
+which ledger is in use: with etcdConfig it is etcd, without it is IPClaims. In this order nothing is lost and no
+address is given twice:
 
   1. kube-ipam claims move --to objects            copies; may be repeated at any time, disturbs nobody
   2. kube-ipam claims move --to objects --close    closes the claims in the source, and copies what has changed
@@ -50,13 +51,13 @@ etcdConfig it is etcd, without it is IPClaims. In this order nothing is lost and
   4. kube-ipam claims move --to objects --drop-source
 
 Between 2 and 3 a pod with a fixed address that starts on a node with the old conflist is refused and tried again
-by its kubelet until that node's conflist is changed; running pods, deletions and random addresses are not
-concerned. What must be true: every node runs a kube-ipam that knows this command before step 2, since an older
-one does not heed a closed claim; and nobody copies claims by other means. Before step 3 everything can be taken
-back: move in the other direction opens the claims again. A run that broke off is repeated.
+by its kubelet until that node's conflist is changed; running pods, deletions and random addresses go on. Before
+step 2 every node must run a kube-ipam that knows this command, since an older one ignores that a claim is
+closed. Do not copy claims by other means. Before step 3 you can go back: move in the other direction opens the
+claims again. Repeat a run that broke off.
 
-Where ipam.name or etcdPrefix of the conflist is another one now, --from, --from-network and --from-prefix say where the
-claims of before are; a pod that is refused its address for that reason is told the command.
+If ipam.name or etcdPrefix of the conflist was changed, name the old place of the claims by --from,
+--from-network and --from-prefix. A pod that is refused its address for that reason is told the command.
 
 Nothing is written if the two ledgers contradict each other: another owner, or two holders of one generation.
 Claims that only the target has are named and left alone; kube-ipam release --claim --ledger KIND drops one.")]

@@ -11,6 +11,7 @@ use crate::audit::view::{PodView, Use, View};
 use crate::claim::{Claim, NodeState, PodState};
 use crate::cli::output;
 use crate::driver::{ClaimFate, Shown, host_cidr, is_own_reservation, node_state};
+use crate::pod;
 
 /// What would be written, in the order in which it would be.
 #[derive(Debug)]
@@ -160,7 +161,7 @@ fn no_pod_uses<'a>(
 fn recorded_pod<'v, 'a>(view: &'v View<'a>, used: &Use<'a>, claim: Option<&Claim>) -> Option<&'v PodView<'a>> {
     let pod = view.pods.get(&used.pod()?)?;
     let holder = claim.and_then(|claim| claim.holder.as_ref()).filter(|holder| used.is_of(&holder.container_id));
-    let is_earlier = holder.is_some_and(|holder| pod.pod.metadata.uid.as_ref() != Some(&holder.pod_uid));
+    let is_earlier = holder.is_some_and(|holder| !pod::has_uid(pod.pod, &holder.pod_uid));
     (!is_earlier && view.staleness(used).is_none()).then_some(pod)
 }
 

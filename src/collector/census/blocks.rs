@@ -234,7 +234,7 @@ impl User {
     fn of(party: &Party<'_>, pods: &Pods) -> Self {
         let listed = party.pod().and_then(|(namespace, name)| pods.position(namespace, name));
         // Of another pod of that name the UID says so.
-        let listed = listed.filter(|at| party.uid.is_none_or(|uid| pods.at(*at).2.uid == Some(uid)));
+        let listed = listed.filter(|at| party.uid.is_none_or(|uid| pods.at(*at).2.has_uid(uid)));
         if let Some(position) = listed {
             return Self::Listed(index(position), party.uid.is_some());
         }

@@ -11,8 +11,8 @@ use crate::audit::party::Seen;
 use crate::audit::view::own_addresses;
 use crate::claim::PodState;
 use crate::collector::notice::Notice;
-use crate::driver::pod_state;
-use crate::pod::{IP, Owner};
+use crate::driver::state_of;
+use crate::pod::{self, IP, Owner};
 
 /// The pods with addresses of their own, and some words about the others.
 #[derive(Default)]
@@ -32,9 +32,12 @@ struct Record {
     namespace: Arc<str>,
     name: Box<str>,
     uid: Option<Box<str>>,
+    /// Of a static pod's mirror its own UID.
+    mirror: Option<Box<str>>,
     node: Option<Arc<str>>,
     state: PodState,
     addresses: Box<[IpAddr]>,
+    is_foreign: bool,
     /// Of pods that ask for fixed addresses.
     owner: Option<Box<Owner>>,
 }
@@ -57,15 +60,19 @@ impl Pods {
         }
         self.notices.extend(Notice::of(&pod));
         let Some(addresses) = own_addresses(&pod) else { return };
-        let state = pod_state(Some(&pod), pod.metadata.uid.as_deref().unwrap_or_default());
+        let (state, uid) = (state_of(&pod), pod::uid(&pod).map(Into::into));
+        let mirror = pod.metadata.uid.as_deref().filter(|_| pod::is_static(&pod)).map(Into::into);
+        let is_foreign = pod::is_foreign(&pod);
         let owner = pod.annotations().contains_key(IP).then(|| Owner::of(&pod).ok()).flatten();
         self.records.push(Record {
             namespace: self.names.get(pod.metadata.namespace.as_deref().unwrap_or_default()),
             name: pod.metadata.name.unwrap_or_default().into(),
-            uid: pod.metadata.uid.map(Into::into),
+            uid,
+            mirror,
             node: pod.spec.and_then(|spec| spec.node_name).map(|node| self.names.get(&node)),
             state,
             addresses: addresses.into(),
+            is_foreign,
             owner: owner.map(Box::new),
         });
     }
@@ -92,7 +99,7 @@ impl Pods {
 
     /// The state of the pod of that UID.
     pub(in crate::collector) fn state(&self, namespace: &str, name: &str, uid: &str) -> PodState {
-        let pod = self.get(namespace, name).filter(|pod| pod.uid == Some(uid));
+        let pod = self.get(namespace, name).filter(|pod| pod.has_uid(uid));
         pod.map_or(PodState::Gone, |pod| pod.state)
     }
 
@@ -105,6 +112,11 @@ impl Pods {
     /// Whether pods exist whose owner is `owner`, of which only those are known that do not exist themselves.
     pub(in crate::collector) fn outlive(&self, owner: &Owner) -> bool {
         self.running.contains(owner)
+    }
+
+    /// Every pod that has an address of its own: namespace, name and what was seen.
+    pub(in crate::collector) fn all(&self) -> impl Iterator<Item = (&str, &str, Seen<'_>)> {
+        (0..self.records.len()).map(|position| self.at(position))
     }
 
     pub(super) fn position(&self, namespace: &str, name: &str) -> Option<usize> {
@@ -126,8 +138,8 @@ impl Record {
     }
 
     fn seen(&self) -> Seen<'_> {
-        let (uid, node) = (self.uid.as_deref(), self.node.as_deref());
-        Seen { uid, node, state: self.state, addresses: &self.addresses }
+        let (uid, mirror, node) = (self.uid.as_deref(), self.mirror.as_deref(), self.node.as_deref());
+        Seen { uid, mirror, node, state: self.state, addresses: &self.addresses, is_foreign: self.is_foreign }
     }
 }
 

@@ -84,6 +84,10 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> 
                 let why = format!("stayed {}, and its block says the same host", spec.state);
                 (Kind::AffinityConfirmed, options.half_done_grace, why)
             }
+            // Its node makes no block while another has it.
+            (false, false) if block.is_some_and(|block| block.host().is_some()) => {
+                (Kind::AffinityRemoved, options.half_done_grace, without_block("was confirmed", block))
+            }
             // It goes with its block, once that is empty.
             (true, true) => return None,
             // The node's own to complete.

@@ -146,7 +146,7 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
 /// its node is Ready, and by a block.
 fn has_instead<'a>(scene: &Scene<'a>, claim: &Claim, holder: &Holder) -> Option<Used<'a>> {
     let namespace = claim.owner.namespace.as_str();
-    let pod = scene.census.pods.get(namespace, &holder.pod).filter(|pod| pod.uid == Some(&holder.pod_uid))?;
+    let pod = scene.census.pods.get(namespace, &holder.pod).filter(|pod| pod.has_uid(&holder.pod_uid))?;
     let ready = scene.census.nodes.state(&holder.node, holder.node_uid.as_deref()) == NodeState::Ready;
     if !ready || pod.state != PodState::Alive || pod.addresses.contains(&claim.address) {
         return None;

@@ -215,6 +215,7 @@ impl JsonSchema for IPClaimSpec {
                 "successor": successor,
                 "created": time("When the owner got it."),
                 "generation": count("Counts the holders."),
+                "origin": text("What made it: annotation, or nothing where a person did."),
                 "moved": text("The ledger that the claim was carried to; what stands there decides."),
                 "contested": time("Since when its node may still release it for a pod that is gone, or has another address."),
                 "ownerGone": time("Since when nobody holds it and its owner is gone; ten minutes later it is dropped."),
