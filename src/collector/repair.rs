@@ -147,7 +147,7 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
