@@ -418,8 +418,20 @@ async fn an_update_that_would_wait_for_itself_is_warned_of() {
     assert_eq!(warned(&deployment).await, "");
     deployment["spec"]["template"]["metadata"]["annotations"] = json!({"kube-ipam.ip": "10.244.1.4/30"});
     assert!(!warned(&deployment).await.is_empty());
-    // The guide's own sample is let in without one: it says Recreate.
-    assert_eq!(warned(&documents("fixed-ip-test.yaml").unwrap()[0]).await, "");
+    // What is said depends on what the workload says of handovers, as the guide's own sample does not.
+    let mut guides = documents("fixed-ip-test.yaml").unwrap().remove(0);
+    let (evicts, waits) = ("are evicted for them, one at a time", "strategy.type to Recreate");
+    for (handover, says) in
+        [(Value::Null, [true, true]), (json!("evict"), [true, false]), (json!("refuse"), [false, true])]
+    {
+        guides["spec"]["template"]["metadata"]["annotations"]["kube-ipam.handover"] = handover.clone();
+        if handover.is_null() {
+            let annotations = guides.pointer_mut("/spec/template/metadata/annotations").unwrap();
+            annotations.as_object_mut().unwrap().remove("kube-ipam.handover");
+        }
+        let said = warned(&guides).await;
+        assert_eq!([evicts, waits].map(|words| said.contains(words)), says, "{handover}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -210,12 +210,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let now = examined.as_ref().map_or_else(|| self.now(), |e| e.at);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, now);
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                let keeps = self.owner_keeps(claim, asker).await?;
+                // Boxed, as the rest here that few calls need: it would make every ADD's future larger.
+                let keeps = Box::pin(self.owner_keeps(claim, asker)).await?;
                 decision = take_over(claim, asker, keeps, self.now());
             }
             if let (Decision::Take(_), Some(claim)) = (&decision, claim)
                 && let Some(successor) = claim.kept_from(asker, self.now())
-                && !self.lapsed(&claim.owner.namespace, successor, candidate.address).await?
+                && !Box::pin(self.lapsed(&claim.owner.namespace, successor, candidate.address)).await?
             {
                 decision = Decision::Wait(Obstacle::HandingOver);
             }
@@ -226,7 +227,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 }
                 Decision::Examine => {
                     let Some(claim) = claim else { continue };
-                    examined = Some(self.examine(attachment, claim, candidate).await?);
+                    examined = Some(Box::pin(self.examine(attachment, claim, candidate)).await?);
                     continue;
                 }
                 Decision::Wait(obstacle) | Decision::Refuse(obstacle) => {

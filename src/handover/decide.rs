@@ -43,6 +43,8 @@ pub struct Asking {
     pub uid: String,
     /// Whether it lives, is bound to a node, and has no address yet.
     pub waits: bool,
+    /// Its node.
+    pub node: String,
     /// Whether its node is Ready.
     pub node_ready: bool,
     /// Whether its node lists all images of its containers.
@@ -73,6 +75,8 @@ pub struct Holder {
     pub name: String,
     /// UID of the pod, as the claim has it.
     pub uid: String,
+    /// Its node.
+    pub node: String,
     /// How the pod of that UID is.
     pub state: PodState,
     /// Since when it has been Ready, if it is.
@@ -215,8 +219,11 @@ pub fn decide(asking: &Asking, families: &[Vec<Candidate>], now: Timestamp) -> D
     let outdated = outdated.filter(|holder| {
         holder.state == PodState::Alive && is_sibling(holder, lineage) && !is_of(holder, current) && selected(holder)
     });
-    // What does not serve goes first, as a ReplicaSet has it; then what serves since the shortest time.
-    let Some(holder) = outdated.max_by_key(|holder| (holder.ready_since.is_none(), holder.ready_since)) else {
+    // A DaemonSet's pod follows that of its node. Else what does not serve goes first, as a ReplicaSet has it; then what
+    // serves since the shortest time.
+    let beside = |holder: &Holder| lineage.kind == "DaemonSet" && holder.node == asking.node;
+    let order = |holder: &&Holder| (beside(holder), holder.ready_since.is_none(), holder.ready_since);
+    let Some(holder) = outdated.max_by_key(order) else {
         return Decision::Refuse(Refusal::NobodyToEvict);
     };
     Decision::Evict {

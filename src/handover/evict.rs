@@ -25,9 +25,14 @@ pub enum Evicted {
 
 /// Evicts pods.
 pub trait Evict: Send + Sync {
-    /// Evicts the pod of that name if it has that UID.
-    fn evict(&self, namespace: &str, name: &str, uid: &str)
-    -> impl Future<Output = Result<Evicted, StoreError>> + Send;
+    /// Evicts the pod of that name if it has that UID; as a trial it only says whether that could be.
+    fn evict(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        trial: bool,
+    ) -> impl Future<Output = Result<Evicted, StoreError>> + Send;
 }
 
 /// The part of an answer that matters here.
@@ -52,11 +57,12 @@ struct Cause {
 }
 
 impl Evict for KubeStore {
-    async fn evict(&self, namespace: &str, name: &str, uid: &str) -> Result<Evicted, StoreError> {
+    async fn evict(&self, namespace: &str, name: &str, uid: &str, trial: bool) -> Result<Evicted, StoreError> {
         let failed = |failure| StoreError::new("evict", format!("pods {namespace}/{name}"), failure);
+        let dry_run: &[&str] = if trial { &["All"] } else { &[] };
         let eviction = json!({
             "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace},
-            "deleteOptions": {"preconditions": {"uid": uid}},
+            "deleteOptions": {"preconditions": {"uid": uid}, "dryRun": dry_run},
         });
         let request = http::Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/eviction"))
             .header(http::header::CONTENT_TYPE, "application/json")

@@ -119,6 +119,7 @@ impl<O: Objects, L: Ledger, E: Evict> Handover<O, L, E> {
         };
         let asking = Asking {
             uid: pod.uid().unwrap_or_default(),
+            node: node_name.to_owned(),
             waits: waits(&pod),
             node_ready: node_state(node.as_ref(), None) == NodeState::Ready,
             images_known: node.as_ref().is_some_and(|node| image::has_images(node, &pod)),
@@ -177,6 +178,7 @@ impl<O: Objects, L: Ledger, E: Evict> Handover<O, L, E> {
         Ok(Some(Holder {
             name: holder.pod.clone(),
             uid: holder.pod_uid.clone(),
+            node: holder.node.clone(),
             state: pod_state(pod.as_ref(), &holder.pod_uid),
             ready_since: pod.as_ref().and_then(ready_since),
             lineage,
@@ -194,6 +196,10 @@ impl<O: Objects, L: Ledger, E: Evict> Handover<O, L, E> {
             Decision::Keep { holder, addresses } => (holder, addresses, false),
             Decision::Wait(_) | Decision::Refuse(_) => return Ok(None),
         };
+        // A budget is asked first: while it keeps the holder, that keeps its address for its own next sandbox, too.
+        if evicts && let Some(kept) = self.evict(case, holder, true).await? {
+            return Ok(Some(kept));
+        }
         for address in addresses {
             if !self.keep(case, *address, holder).await? {
                 return Ok(Some(Outcome::Changed));
@@ -202,11 +208,16 @@ impl<O: Objects, L: Ledger, E: Evict> Handover<O, L, E> {
         if !evicts {
             return Ok(Some(Outcome::Kept));
         }
-        Ok(Some(match self.evict.evict(&case.pod.namespace, &holder.name, &holder.uid).await? {
-            Evicted::Done => Outcome::Evicted,
-            Evicted::Gone => Outcome::Changed,
-            Evicted::Budget(why) => Outcome::Blocked(why),
-        }))
+        Ok(Some(self.evict(case, holder, false).await?.unwrap_or(Outcome::Evicted)))
+    }
+
+    /// What keeps the holder from being evicted, if anything does.
+    async fn evict(&self, case: &Case, holder: &Holder, trial: bool) -> Result<Option<Outcome>, StoreError> {
+        Ok(match self.evict.evict(&case.pod.namespace, &holder.name, &holder.uid, trial).await? {
+            Evicted::Done => None,
+            Evicted::Gone => Some(Outcome::Changed),
+            Evicted::Budget(why) => Some(Outcome::Blocked(why)),
+        })
     }
 
     /// Makes the claim keep the address for the pod; false if somebody changed it since it was read.

@@ -1,4 +1,5 @@
-//! Updates whose new pod needs the address that the old one keeps. They need agents, one of which evicts.
+//! Updates whose new pod needs the address that the old one keeps. An agent evicts that; where there is none, a person
+//! does, by `kube-ipam handover`.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -8,7 +9,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{assert_has, deployment, fixed, only};
+use super::{assert_has, deployment, fixed, only, workload};
 use crate::lab::{Lab, MainPlugin, Network, address};
 
 /// The guide's Deployment, word for word but for the address and its name.
@@ -33,7 +34,7 @@ fn of_the_guide(namespace: &str, address: &str) -> Value {
 }
 
 pub(super) async fn guide(lab: &Lab, namespace: &str) -> Result<()> {
-    let Some(before) = begin(lab).await? else { return Ok(()) };
+    let before = begin(lab).await?;
     let (name, text) = ("fixed-ip-test", "10.244.0.236");
     let object = of_the_guide(namespace, text);
     lab.create(object.clone()).await?;
@@ -47,16 +48,18 @@ pub(super) async fn guide(lab: &Lab, namespace: &str) -> Result<()> {
         let next = only(lab.running(namespace, name, 1).await?)?;
         ensure!(next.uid() != pod.uid(), "the pod is the one of before the update");
         assert_has(lab, &next, text.parse()?).await?;
-        said(lab, namespace, "HandoverBegun", &[&pod.name_any(), &next.name_any(), text]).await?;
+        if lab.has_agents() {
+            said(lab, namespace, "HandoverBegun", &[&pod.name_any(), &next.name_any(), text]).await?;
+        }
         pod = next;
     }
     lab.configure(&before).await
 }
 
 pub(super) async fn stopped(lab: &Lab, namespace: &str) -> Result<()> {
-    let Some(before) = begin(lab).await? else { return Ok(()) };
-    // A stand-in for a kubelet has every image, and no stand-in keeps disruption budgets.
-    if lab.main_plugin() == MainPlugin::StandIn {
+    let before = begin(lab).await?;
+    // A stand-in for a kubelet has every image, and no stand-in keeps disruption budgets. Events are the agents'.
+    if lab.main_plugin() == MainPlugin::StandIn || !lab.has_agents() {
         return lab.configure(&before).await;
     }
     let (name, text) = ("web", "10.244.0.237");
@@ -76,8 +79,10 @@ pub(super) async fn stopped(lab: &Lab, namespace: &str) -> Result<()> {
         Ok(observed.then_some(()))
     })
     .await?;
-    let image =
-        |image: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "nginx", "image": image}]}}}});
+    let image = |image: &str| {
+        let container = json!({"name": "nginx", "image": image, "imagePullPolicy": "IfNotPresent"});
+        json!({"spec": {"template": {"spec": {"containers": [container]}}}})
+    };
     lab.merge(&object, image("nowhere.invalid/nginx:2")).await?;
     said(lab, namespace, "HandoverBlocked", &["never-less", &first.name_any(), text]).await?;
     ensure!(first.uid() == only(with_address(lab, namespace, name).await?)?.uid(), "the budget was not kept");
@@ -96,7 +101,7 @@ pub(super) async fn stopped(lab: &Lab, namespace: &str) -> Result<()> {
 }
 
 pub(super) async fn several(lab: &Lab, namespace: &str) -> Result<()> {
-    let Some(before) = begin(lab).await? else { return Ok(()) };
+    let before = begin(lab).await?;
     let (name, list) = ("team", "10.244.0.240-10.244.0.242");
     let mut object = deployment(namespace, name, 3, fixed(list));
     object["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 3, "maxUnavailable": 0}});
@@ -112,20 +117,53 @@ pub(super) async fn several(lab: &Lab, namespace: &str) -> Result<()> {
     lab.configure(&before).await
 }
 
-/// Lets updates hand addresses over; gives the configuration of before. `None` where nobody would.
-async fn begin(lab: &Lab) -> Result<Option<Network>> {
-    if !lab.has_agents() {
-        return Ok(None);
-    }
+pub(super) async fn daemon_set(lab: &Lab, namespace: &str) -> Result<()> {
+    let before = begin(lab).await?;
+    let (name, list) = ("probe", "10.244.0.243,10.244.0.244");
+    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
+    let mut object = workload("DaemonSet", namespace, name, 0, fixed(list), json!({"updateStrategy": strategy}));
+    object["spec"].as_object_mut().context("a spec")?.remove("replicas");
+    lab.create(object.clone()).await?;
+    lab.running(namespace, name, 2).await?;
+    lab.merge(&object, json!({"spec": {"template": {"metadata": {"annotations": {"revision": "2"}}}}})).await?;
+    lab.until("both nodes have the second revision", || async {
+        by_hand(lab, namespace, name).await?;
+        let pods = lab.pods(namespace, name).await?;
+        let is_new = |pod: &Pod| pod.annotations().contains_key("revision") && address(pod).is_ok();
+        Ok((pods.len() == 2 && pods.iter().all(is_new)).then_some(()))
+    })
+    .await?;
+    lab.configure(&before).await
+}
+
+/// Lets updates hand addresses over; gives the configuration of before.
+async fn begin(lab: &Lab) -> Result<Network> {
     let before = lab.network();
-    lab.configure(&Network { hands_over: true, ..before.clone() }).await?;
-    Ok(Some(before))
+    if lab.has_agents() {
+        lab.configure(&Network { hands_over: true, ..before.clone() }).await?;
+    }
+    Ok(before)
+}
+
+/// What a person does where no agent does it: for each pod that waits.
+async fn by_hand(lab: &Lab, namespace: &str, name: &str) -> Result<()> {
+    if lab.has_agents() {
+        return Ok(());
+    }
+    for pod in lab.pods(namespace, name).await? {
+        if address(&pod).is_err() {
+            // Not for a pod of the old revision, nor before the one before it is available: then it is refused.
+            lab.kube_ipam(&["handover", &pod.name_any(), "--namespace", namespace, "--yes"])?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the Deployment's controller says that its latest template is rolled out, as `kubectl rollout status`.
 async fn finished(lab: &Lab, namespace: &str, name: &str) -> Result<()> {
     let api: Api<Deployment> = Api::namespaced(lab.client(), namespace);
     lab.until(&format!("the roll-out of {name}"), || async {
+        by_hand(lab, namespace, name).await?;
         let found = api.get(name).await?;
         let (wanted, status) = (found.spec.and_then(|spec| spec.replicas), found.status.unwrap_or_default());
         let done = status.observed_generation >= found.metadata.generation

@@ -51,6 +51,7 @@ scenarios! {
     "the_guides_deployment_is_updated_several_times_and_rolled_back" => handover::guide,
     "a_wrong_image_and_a_budget_stop_an_update_and_say_so" => handover::stopped,
     "the_pods_of_an_update_are_handed_over_one_at_a_time" => handover::several,
+    "the_surge_of_a_daemonset_has_the_address_of_its_node_handed_over" => handover::daemon_set,
     "an_exhausted_range_says_so_and_recovers" => exhaustion::range,
     "under_strict_affinity_a_foreign_block_is_named" => exhaustion::strict_affinity,
     "a_call_on_a_warm_node_costs_at_most_nine_reads_and_two_writes" => cost::of_a_warm_node,

@@ -33,7 +33,14 @@ fn lineage(revision: &str) -> Lineage {
 }
 
 fn asking() -> Asking {
-    Asking { uid: "new".into(), waits: true, node_ready: true, images_known: true, lineage: Some(lineage("2")) }
+    Asking {
+        uid: "new".into(),
+        node: "n1".into(),
+        waits: true,
+        node_ready: true,
+        images_known: true,
+        lineage: Some(lineage("2")),
+    }
 }
 
 /// A pod that has been Ready for a minute.
@@ -41,6 +48,7 @@ fn holder(uid: &str, revision: &str) -> Holder {
     Holder {
         name: format!("pod-{uid}"),
         uid: uid.into(),
+        node: "n1".into(),
         state: PodState::Alive,
         ready_since: Some(ago(60)),
         lineage: Some(lineage(revision)),
@@ -194,6 +202,14 @@ fn a_pod_that_does_not_serve_goes_first_and_then_the_one_that_serves_since_the_s
     };
     assert_eq!(says(&asking(), vec![of(1, Some(60)), of(2, None), of(3, Some(5))]), "evict old-2");
     assert_eq!(says(&asking(), vec![of(1, Some(60)), of(3, Some(5)), of(2, Some(20))]), "evict old-3");
+    // A DaemonSet's pod follows that of its node.
+    let daemon = Lineage { kind: "DaemonSet".into(), ..lineage("2") };
+    let daemon = Asking { lineage: Some(daemon), ..asking() };
+    let elsewhere = |mut candidate: Candidate| {
+        candidate.holder.as_mut().unwrap().node = "n2".into();
+        candidate
+    };
+    assert_eq!(says(&daemon, vec![elsewhere(of(1, None)), of(2, Some(60)), elsewhere(of(3, Some(5)))]), "evict old-2");
 }
 
 #[test]
