@@ -56,7 +56,7 @@ impl Agent {
 
     /// Enters the group in the lists, if they are ours. Whether the next agent would speak another group than this one.
     async fn name_group(&self, group: ApiGroup) -> bool {
-        let known = std::mem::replace(&mut self.judge.lock().await.group, Some(group));
+        let known = self.judge.lock().await.group.replace(group);
         if let Some(files) = self.options.files.clone().filter(|_| known != Some(group)) {
             self.put_files(&files).await;
         }
