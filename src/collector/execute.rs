@@ -109,7 +109,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
             Task::Grace(seen, noted) => driver.note_grace(&seen, &noted, deadline).await,
             Task::Mend(address, cidr) => driver.mend_claim(address, &cidr, &self.rules.network).await,
             Task::Free(allocations) => self.free(&allocations, deadline).await,
-            Task::Record(lost) => driver.record_again(&lost, deadline).await,
+            Task::Record(lost) => Box::pin(driver.record_again(&lost, deadline)).await,
             Task::Reserve(address, cidr) => driver.mirror(address, &cidr, deadline).await.map(|()| true),
             Task::Mark(name, addresses) => driver.mark(&name, &addresses, deadline).await.map(|()| true),
             Task::Unreserve(name, address) => driver.unmirror(&name, address, deadline).await,

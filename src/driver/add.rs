@@ -222,7 +222,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         for list in wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }) {
             let candidates =
                 round.candidates.iter().filter(|c| list.contains(&c.address)).map(Candidate::clone).collect();
-            let held = self.acquire(attachment, ledger, &applicant, candidates).await?;
+            let held = Box::pin(self.acquire(attachment, ledger, &applicant, candidates)).await?;
             done.claims.push(held);
         }
         Ok(())

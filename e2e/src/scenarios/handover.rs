@@ -35,7 +35,7 @@ fn of_the_guide(namespace: &str, address: &str) -> Value {
 
 pub(super) async fn guide(lab: &Lab, namespace: &str) -> Result<()> {
     let before = begin(lab).await?;
-    let (name, text) = ("fixed-ip-test", "10.244.0.236");
+    let (name, text) = ("fixed-ip-test", "10.244.0.206");
     let object = of_the_guide(namespace, text);
     lab.create(object.clone()).await?;
     let mut pod = only(lab.running(namespace, name, 1).await?)?;
@@ -62,7 +62,7 @@ pub(super) async fn stopped(lab: &Lab, namespace: &str) -> Result<()> {
     if lab.main_plugin() == MainPlugin::StandIn || !lab.has_agents() {
         return lab.configure(&before).await;
     }
-    let (name, text) = ("web", "10.244.0.237");
+    let (name, text) = ("web", "10.244.0.207");
     let mut object = deployment(namespace, name, 1, fixed(text));
     object["spec"]["strategy"] = json!({});
     lab.create(object.clone()).await?;
@@ -102,7 +102,7 @@ pub(super) async fn stopped(lab: &Lab, namespace: &str) -> Result<()> {
 
 pub(super) async fn several(lab: &Lab, namespace: &str) -> Result<()> {
     let before = begin(lab).await?;
-    let (name, list) = ("team", "10.244.0.240-10.244.0.242");
+    let (name, list) = ("team", "10.244.0.201-10.244.0.203");
     let mut object = deployment(namespace, name, 3, fixed(list));
     object["spec"]["strategy"] = json!({"rollingUpdate": {"maxSurge": 3, "maxUnavailable": 0}});
     lab.create(object.clone()).await?;
@@ -112,14 +112,14 @@ pub(super) async fn several(lab: &Lab, namespace: &str) -> Result<()> {
     let pods = lab.running(namespace, name, 3).await?;
     let mut has = pods.iter().map(address).collect::<Result<Vec<_>>>()?;
     has.sort_unstable();
-    let expected = ["10.244.0.240", "10.244.0.241", "10.244.0.242"];
+    let expected = ["10.244.0.201", "10.244.0.202", "10.244.0.203"];
     ensure!(has.iter().map(ToString::to_string).eq(expected), "the pods have {has:?}");
     lab.configure(&before).await
 }
 
 pub(super) async fn daemon_set(lab: &Lab, namespace: &str) -> Result<()> {
     let before = begin(lab).await?;
-    let (name, list) = ("probe", "10.244.0.243,10.244.0.244");
+    let (name, list) = ("probe", "10.244.0.204,10.244.0.205");
     let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
     let mut object = workload("DaemonSet", namespace, name, 0, fixed(list), json!({"updateStrategy": strategy}));
     object["spec"].as_object_mut().context("a spec")?.remove("replicas");
