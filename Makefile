@@ -24,8 +24,8 @@ fast:
 	tests/parts.sh build units libraries embedded
 
 GATE = lint build units libraries embedded agents faults seeds-few bugs-few programs manifests rules kubelets lock-agents hammer chaos
-EVERYTHING = lint build units libraries embedded agents faults models seeds bugs fuzz programs manifests rules kubelets \
-  kubelets-direct lock hammer chaos three-faults
+EVERYTHING = lint build units libraries embedded agents faults models seeds bugs fuzz programs manifests rules rules-v3 kubelets \
+  kubelets-direct kubelets-v3 lock lock-v3 hammer chaos three-faults
 
 build:
 	$(CARGO) build --workspace --bins
@@ -39,7 +39,7 @@ OF_LIBRARIES = -p calico -p kube-ipam $(addprefix --test ,$(1))
 OF_SIMULATION = -p kube-ipam -p simulation --test simulation
 
 SERVERS = apiserver cluster stores transport cli claims
-SCENARIOS = embedded embedded_objects
+SCENARIOS = embedded embedded_objects embedded_v3
 HARM = faults hostile collector agent_status
 SCENARIOS_OF_AGENTS = embedded_agents embedded_objects_agents embedded_lock
 
@@ -47,7 +47,8 @@ PART_NAMES = $(sort $(GATE) $(EVERYTHING))
 .PHONY: $(addprefix part-,$(PART_NAMES))
 
 # They run the program, which cargo does not build with the tests of another package.
-$(addprefix part-,embedded agents faults manifests rules kubelets kubelets-direct lock lock-agents hammer chaos): build
+$(addprefix part-,embedded agents faults manifests rules rules-v3 kubelets kubelets-direct kubelets-v3 lock lock-v3 \
+  lock-agents hammer chaos): build
 
 # Formatting, lints, licences.
 part-lint: lint
@@ -117,6 +118,14 @@ part-manifests:
 	$(CARGO) test $(call OF_E2E,manifests policy addon)
 part-rules:
 	$(CARGO) test $(call OF_E2E,rules)
+# The same where Calico's objects are in its newer API group.
+IN_V3 = E2E_API_GROUP=projectcalico.org/v3
+part-rules-v3:
+	$(IN_V3) $(CARGO) test $(call OF_E2E,rules)
+part-kubelets-v3:
+	$(IN_V3) $(CARGO) test $(call OF_E2E,real_agents)
+part-lock-v3:
+	$(IN_V3) $(CARGO) test $(call OF_E2E,lock) -- lock_rights
 part-kubelets:
 	$(CARGO) test $(call OF_E2E,real_agents)
 part-kubelets-direct:

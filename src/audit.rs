@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use calico::invariants::Invariant;
-use calico::{BlockAffinity, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
+use calico::{ApiGroup, BlockAffinity, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde::Serialize;
 
@@ -52,6 +52,8 @@ pub struct Snapshot {
     pub claims: Option<Vec<Versioned<Claim>>>,
     /// Which owners of claims exist; one that is not listed was not looked for.
     pub owners: BTreeMap<Owner, bool>,
+    /// The API group of Calico's objects, for what a person is told to type.
+    pub group: ApiGroup,
     /// The network's configuration, if it is known: only then can a random address be outside of its range.
     pub net: Option<NetConf>,
 }

@@ -43,9 +43,46 @@ pub struct Claim {
     /// there decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved: Option<String>,
+    /// What made the claim: [`BY_ANNOTATION`], or nothing where a person did, or a release up to 0.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// The pod that an update hands the address over to. Until then no other pod takes the address, unless the
+    /// reservation lapses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Successor>,
     /// Fields of newer versions, kept on every rewrite.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
+}
+
+/// The origin of a claim that a pod's annotation made. Only such a claim follows the annotation when that is changed.
+pub const BY_ANNOTATION: &str = "annotation";
+/// The pod that an address is kept for, and how long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Successor {
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// Name of the pod, in the owner's namespace.
+    pub pod: String,
+    /// The end of the reservation, whatever becomes of the pod.
+    pub until: Timestamp,
+    /// Fields of newer versions, kept on every rewrite.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// What is known about a claim's successor, by live reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SuccessorEvidence {
+    /// The successor's pod.
+    pub pod: PodState,
+    /// Whether that pod has another address instead.
+    pub elsewhere: bool,
+    /// Its node, if it is bound to one.
+    pub node: Option<NodeState>,
+    /// Since when that node has not been Ready, if it is not and says so.
+    pub not_ready_since: Option<Timestamp>,
 }
 
 /// The container that a fixed address was given to.
@@ -180,6 +217,8 @@ pub enum Obstacle {
     OtherOwner,
     /// Another interface of the asking container has it.
     OtherInterface,
+    /// An update keeps it for another pod of the owner.
+    HandingOver,
     /// The holder is on its way out.
     Leaving(PodState, NodeState),
     /// The holder's pod is gone but its Ready node has not released the address; until when it may.
@@ -206,13 +245,19 @@ impl Claim {
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: Some(BY_ANNOTATION.to_owned()),
+            successor: None,
             unknown: Map::new(),
         }
     }
 
-    /// The same claim with another holder.
+    /// The same claim with another holder. A reservation stays for the pod that it is for, and for the holder's own
+    /// next sandbox.
     pub fn held_by(&self, asker: &Asker<'_>) -> Self {
+        let uid = &asker.holder.pod_uid;
+        let same = self.holder.as_ref().is_some_and(|holder| holder.pod_uid == *uid);
         Self {
+            successor: self.successor.clone().filter(|successor| same || successor.pod_uid == *uid),
             owner: asker.owner.clone(),
             holder: Some(asker.holder.clone()),
             generation: self.generation.saturating_add(1),
@@ -232,6 +277,40 @@ impl Claim {
         self.holder.as_ref().is_some_and(|h| h.container_id == container_id && h.interface == interface)
     }
 }
+
+impl Claim {
+    /// The reservation of an update under way: its pod has not got the address yet, and its time is not over.
+    pub fn handing_over(&self, now: Timestamp) -> Option<&Successor> {
+        let holder = self.holder.as_ref().map(|holder| holder.pod_uid.as_str());
+        self.successor.as_ref().filter(|successor| now < successor.until && holder != Some(successor.pod_uid.as_str()))
+    }
+
+    /// The reservation for another pod of the owner that keeps `asker` from taking the address from nobody or from
+    /// somebody who lost it, as long as it has not [lapsed](has_lapsed).
+    pub fn kept_from(&self, asker: &Asker<'_>, now: Timestamp) -> Option<&Successor> {
+        let uid = &asker.holder.pod_uid;
+        let own = self.holder.as_ref().is_some_and(|holder| holder.pod_uid == *uid) || self.owner != *asker.owner;
+        // The successor itself may have held it before: it is kept for its next sandbox, too.
+        self.successor.as_ref().filter(|successor| !own && successor.pod_uid != *uid && now < successor.until)
+    }
+}
+
+/// Whether a reservation counts no more: its pod will not come for the address.
+pub fn has_lapsed(evidence: &SuccessorEvidence, now: Timestamp) -> bool {
+    if evidence.pod != PodState::Alive || evidence.elsewhere {
+        return true;
+    }
+    match evidence.node {
+        Some(NodeState::Deleted | NodeState::OutOfService) => true,
+        Some(NodeState::NotReady) => {
+            evidence.not_ready_since.is_none_or(|since| now.duration_since(since) >= SUCCESSORS_NODE)
+        }
+        Some(NodeState::Ready) | None => false,
+    }
+}
+
+/// How long a successor's node may be not Ready before the address is another pod's to take.
+pub const SUCCESSORS_NODE: SignedDuration = SignedDuration::from_secs(60);
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -320,12 +399,14 @@ pub fn decide(
     }
 }
 
-/// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone.
-pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_exists: bool, now: Timestamp) -> Decision {
-    if owner_exists {
+/// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone, or wants the
+/// address no more.
+pub fn take_over(claim: &Claim, asker: &Asker<'_>, owner_keeps: bool, now: Timestamp) -> Decision {
+    if owner_keeps {
         return Decision::Refuse(Obstacle::OtherOwner);
     }
-    Decision::Take(Box::new(Claim { created: now, ..claim.held_by(asker) }))
+    let origin = Some(BY_ANNOTATION.to_owned());
+    Decision::Take(Box::new(Claim { created: now, origin, ..claim.held_by(asker) }))
 }
 
 /// Whether the holder may lose the address without a DEL: the one place with these rules. A claim that

@@ -10,6 +10,7 @@
 //! | [`install`] | the node's files: binary, conflist, kubeconfig |
 //! | [`service`] | one CNI call from parsed input to answer |
 //! | [`collector`] | looks after the whole cluster: finishes what crashes left, frees what nobody uses |
+//! | [`handover`] | lets an update have the addresses of the old pods: evicts one when its successor waits |
 //! | [`audit`] | judges the whole live state by the named invariants |
 //! | [`driver`] | runs a decision: reads, asks, writes, retries |
 //! | [`store`] | I/O: Kubernetes objects, the ledger of claims |
@@ -24,6 +25,7 @@ pub mod cni;
 pub mod collector;
 pub mod conflist;
 pub mod driver;
+pub mod handover;
 pub mod install;
 pub mod netconf;
 pub mod plugin;

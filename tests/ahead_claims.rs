@@ -225,3 +225,32 @@ async fn a_claim_that_somebody_writes_without_pause_is_given_up_in_time() {
     world.driver().del(&of_pod(&net, "")).await.unwrap();
     assert!(world.claim(FIXED).await.unwrap().value.holder.is_none() && world.allocated().await.is_empty());
 }
+
+/// An ADD by the plugin itself, or by an agent that is stopping, gives the container an address of its own, which the next
+/// agent knows nothing of when it takes one ahead for the pod.
+#[tokio::test]
+async fn a_second_add_of_a_container_that_has_its_own_address_gets_none_of_its_pods() {
+    for noted in [false, true] {
+        let (world, directory) = (World::new(), tempfile::tempdir().unwrap());
+        let state = state(&directory);
+        world.random("f");
+        let (net, invocation, other) = (world.net(), add_of("c"), add_of("c2"));
+        let alone =
+            Call { invocation: &invocation, net: &net, node: "n1", state: &state, gone: &|| false, taken: None };
+        let first = alone.run(&world.driver().gated(state.clone())).await.unwrap().given.unwrap();
+        let taken = world.driver().add(&of_pod(&net, "").ahead()).await.unwrap();
+        assert_ne!(taken, first.addresses);
+        if noted {
+            state.put_note("uid-of-f", &Note::of(&other));
+        }
+        let by_agent = Call { taken: Some(&taken), ..alone };
+        let second = by_agent.run(&world.driver().gated(state.clone())).await.unwrap().given.unwrap();
+        assert_eq!(second.addresses, first.addresses, "noted {noted}");
+        // The first ADD of another sandbox gets what is ahead, and reads nothing for that.
+        let next =
+            Call { invocation: &other, net: &net, node: "n1", state: &state, gone: &|| false, taken: Some(&taken) };
+        let silent = world.faulty(&Faults::new(|call| panic!("{call:?}")));
+        let given = next.run(&silent.gated(state.clone())).await.unwrap().given.unwrap();
+        assert_eq!(given.addresses, taken);
+    }
+}

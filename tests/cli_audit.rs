@@ -296,6 +296,9 @@ async fn an_object_that_stayed_marked_deleted_is_found() {
     snapshot.affinities.push(calico::BlockAffinity::pending(&calico::Affinity::host("n1"), &cidr).marked_deleted());
     let found = only(&snapshot, Class::DeletedLeftover, Invariant::I8);
     assert!(found.remedy.contains("kubectl delete blockaffinities.crd.projectcalico.org n1-10-244-7-0-26"));
+    snapshot.group = calico::ApiGroup::V3;
+    let remedies: Vec<String> = audit(&snapshot).into_iter().map(|violation| violation.remedy).collect();
+    assert!(remedies.iter().any(|remedy| remedy.contains("blockaffinities.projectcalico.org n1-10-244-7-0-26")));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube_ipam::collector::{Kind, Mandate, Unkept};
 use kube_ipam::driver::POD_UID_KEY;
 use kube_ipam::store::faulty::Fault;
-use kube_ipam::store::{Failure, Ledger as _};
+use kube_ipam::store::{Failure, Ledger as _, Objects as _};
 use serde_json::json;
 
 const FIXED: &str = "10.244.0.216";
@@ -590,6 +590,25 @@ async fn a_handle_is_made_to_count_what_the_blocks_bear() {
     town.assert_clean().await;
 }
 
+/// Under a pod's own handle nothing else tells whose it is: without the UID, what its DEL leaves of it stays for ever.
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_is_made_again_says_what_it_said() {
+    let mut town = Town::new();
+    town.world.random("ahead");
+    made_ahead(&town, "ahead", "uid-of-ahead").await;
+    let labels = town.handle("k8s-pod-network.c-r").await.unwrap().metadata.labels.unwrap();
+    for (name, uid) in [("default.ahead", Some("uid-of-ahead")), ("k8s-pod-network.c-r", None)] {
+        let before = town.handle(name).await.unwrap();
+        town.world.objects.remove::<IPAMHandle>(None, name);
+        town.repairs(60, &[Kind::HandleCorrected]).await;
+        let after = town.handle(name).await.unwrap();
+        assert_eq!((&after.spec.block, after.metadata.labels.as_ref()), (&before.spec.block, Some(&labels)));
+        let said = after.metadata.annotations.unwrap_or_default();
+        assert_eq!(said.get(POD_UID_KEY).map(String::as_str), uid, "{name}");
+    }
+    town.assert_clean().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_handle_counted_up_by_an_add_under_way_is_left_alone() {
     let mut town = Town::new();
@@ -652,6 +671,21 @@ async fn an_affinity_on_its_way_out_whose_block_is_anothers_goes_as_soon_as_no_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_confirmed_affinity_whose_block_is_anothers_goes_after_a_grace() {
+    let mut town = Town::new();
+    let address = town.run(town.world.random("r"), "n1").await;
+    let cidr = town.block_of(address).await.spec.cidr.to_string();
+    let others = plant(&town, &Affinity::host("n2"), &cidr, AffinityState::Confirmed);
+    let unfinished = plant(&town, &Affinity::host("n2"), "10.244.1.64/26", AffinityState::Confirmed);
+    town.rounds_for(240).await;
+    assert!(town.affinity(&others).await.is_some(), "its node may be at work on it");
+    let repairs = town.repairs(60, &[Kind::AffinityRemoved]).await;
+    assert!(repairs[0].detail.contains("was confirmed, and its block belongs to host:n1"), "{}", repairs[0].detail);
+    assert!(town.affinity(&others).await.is_none());
+    assert!(town.affinity(&unfinished).await.is_some(), "its node completes it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_affinity_that_stays_half_done_is_confirmed_if_its_block_says_the_same() {
     for state in [AffinityState::Pending, AffinityState::PendingDeletion] {
         let mut town = Town::new();
@@ -684,6 +718,38 @@ async fn a_block_whose_affinity_was_lost_gets_it_back_as_long_as_its_node_exists
     town.repairs(120, &[Kind::AllocationFreed, Kind::BlockReleased]).await;
     assert!(town.affinity(&name).await.is_none());
     town.assert_clean().await;
+}
+
+/// As Calico before v3.31 wrote them.
+#[tokio::test(start_paused = true)]
+async fn an_affinity_without_labels_gets_them_so_that_its_node_finds_it() {
+    let mut town = Town::new();
+    let (owner, cidr) = (Affinity::host("n1"), "10.244.77.0/26".parse().unwrap());
+    let whole = BlockAffinity::pending(&owner, &cidr).with_state(AffinityState::Confirmed);
+    let name = calico::affinity_name("n1", &cidr);
+    town.world.objects.put(&IPAMBlockSpec::new(cidr, &owner, clock()).object());
+    let mut old = whole.clone();
+    old.metadata.labels = Some([("example.org/mine".to_owned(), "yes".to_owned())].into());
+    old.metadata.annotations =
+        Some([("projectcalico.org/metadata".to_owned(), r#"{"creationTimestamp":null}"#.to_owned())].into());
+    old.spec.type_ = None;
+    town.world.objects.put(&old);
+    let seen = async |town: &Town| {
+        let selector = calico::block_affinity::label_selector(&owner);
+        town.world.objects.list::<BlockAffinity>(&selector).await.unwrap().len()
+    };
+    assert_eq!(seen(&town).await, 0);
+    let repairs = town.repairs(60, &[Kind::AffinityLabelled]).await;
+    assert_eq!(repairs[0].node.as_deref(), Some("n1"));
+    let labelled = town.affinity(&name).await.unwrap();
+    let (labels, of_whole) = (labelled.metadata.labels.clone().unwrap(), whole.metadata.labels.unwrap());
+    assert!(of_whole.iter().all(|label| labels.get_key_value(label.0) == Some(label)) && labels.len() == 4);
+    let copy: serde_json::Value =
+        serde_json::from_str(&labelled.metadata.annotations.unwrap()["projectcalico.org/metadata"]).unwrap();
+    assert_eq!(copy, serde_json::json!({"creationTimestamp": null, "labels": of_whole}));
+    assert_eq!((labelled.spec, seen(&town).await), (old.spec, 1));
+    town.assert_clean().await;
+    town.stays_for(600).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ async fn delete_block_of(town: &Town, address: &str) {
 /// As `calicoctl ipam release --ip=<address>` does it, without a cooldown.
 async fn release(town: &Town, address: &str) {
     let handle = town.world.allocated().await.into_iter().find(|(a, _)| *a == ip(address)).unwrap().1;
-    town.change_block(ip(address), |block| drop(block.spec.vacate(ip(address)))).await;
+    town.change_block(ip(address), |block| assert!(block.spec.vacate(ip(address)))).await;
     assert!(town.world.objects.remove::<IPAMHandle>(None, &calico::handle_name(&handle)));
 }
 

@@ -167,6 +167,23 @@ async fn a_lost_claim_is_rebuilt_by_whoever_asks_for_its_address() {
     }
 }
 
+#[tokio::test]
+async fn a_container_that_asks_again_keeps_its_address_of_several_though_the_claim_was_lost() {
+    let world = World::new();
+    let both = format!("{FIXED},10.244.0.217");
+    world.fixed("first", "app", &both);
+    world.fixed("live", "app", &both);
+    world.add("n1", "first", "c1").await.unwrap();
+    let given = world.add("n1", "live", "c2").await.unwrap();
+    assert_eq!(given[0].address, ip("10.244.0.217"));
+    world.del("n1", "first", "c1").await.unwrap();
+    restore(&world, "10.244.0.217", None).await;
+    assert_eq!(world.add("n1", "live", "c2").await.unwrap(), given);
+    assert!(claim(&world, "10.244.0.217").await.is_held_by("c2", "eth0"));
+    assert!(claim(&world, FIXED).await.holder.is_none());
+    world.assert_sound().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_generation_that_somebody_raised_by_hand_displaces_nobody() {
     let world = World::new();

@@ -909,6 +909,7 @@ fn a_daemonset_that_waits_for_itself_is_told_to_do_without_surge() {
             claim: serde_json::from_value(claim).unwrap(),
             obstacle: kube_ipam::claim::Obstacle::InUse,
             evidence: None,
+            handover: kube_ipam::driver::Handover::None,
             same_template: None,
         };
         let (asker, pod) = (serde_json::from_value(owner(kind)).unwrap(), "web-1".into());
@@ -916,4 +917,69 @@ fn a_daemonset_that_waits_for_itself_is_told_to_do_without_surge() {
     };
     assert!(remedies("DaemonSet").contains("updateStrategy.rollingUpdate.maxSurge to 0"), "{}", remedies("DaemonSet"));
     assert!(remedies("Job").contains("Delete the pod that holds it"), "{}", remedies("Job"));
+}
+
+const FIXED: &str = "10.244.0.216";
+
+// === an address that is moved from one workload to another by their annotations ===
+
+/// Deployment `app` whose template asks for `asked`.
+fn deployment(world: &World, app: &str, asked: &str) {
+    world.put::<k8s_openapi::api::apps::v1::Deployment>(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": app, "namespace": "default"},
+        "spec": {
+            "selector": {"matchLabels": {"app": app}},
+            "template": {"metadata": {"labels": {"app": app}, "annotations": {"kube-ipam.ip": asked}}},
+        },
+    }));
+}
+
+/// A pod of Deployment `app`.
+fn pod_of(world: &World, name: &str, app: &str, asked: &str) {
+    let mut pod = world.pod(name, app, "h1", json!({"kube-ipam.ip": asked}));
+    pod.metadata.labels.get_or_insert_default().insert("app".into(), app.into());
+    world.objects.put(&pod);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_passes_to_another_workload_once_its_owner_asks_for_it_no_more() {
+    let world = World::new();
+    let (moved, other) = (FIXED, "10.244.0.217");
+    deployment(&world, "a", moved);
+    pod_of(&world, "a-1", "a", moved);
+    world.address("n1", "a-1", "c-a-1").await;
+    // Its template is edited. As long as a pod of the one before exists, or has the address, nobody else gets it.
+    deployment(&world, "a", other);
+    deployment(&world, "b", moved);
+    pod_of(&world, "b-1", "b", moved);
+    let refused = world.add("n1", "b-1", "c-b-1").await.unwrap_err();
+    assert!(refused.to_string().contains("belongs to Deployment default/a"), "{refused}");
+    world.del("n1", "a-1", "c-a-1").await.unwrap();
+    let refused = world.add("n1", "b-1", "c-b-1").await.unwrap_err();
+    assert!(refused.to_string().contains("held by nobody"), "{refused}");
+    world.remove_pod("a-1");
+    assert_eq!(world.address("n1", "b-1", "c-b-1").await, ip(moved));
+    assert_eq!(world.claim(moved).await.unwrap().value.owner.name, "b");
+    // Back again it goes in the same way only.
+    deployment(&world, "a", moved);
+    pod_of(&world, "a-2", "a", moved);
+    assert!(world.add("n1", "a-2", "c-a-2").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_a_person_made_stays_whatever_the_template_says() {
+    let world = World::new();
+    deployment(&world, "a", FIXED);
+    pod_of(&world, "a-1", "a", FIXED);
+    world.address("n1", "a-1", "c-a-1").await;
+    world.del("n1", "a-1", "c-a-1").await.unwrap();
+    world.remove_pod("a-1");
+    // As `import` makes it, and as releases up to 0.3 made all.
+    let mut claim = world.claim(FIXED).await.unwrap();
+    assert_eq!(claim.value.origin.take().as_deref(), Some("annotation"));
+    world.ledger.swap(ip(FIXED), Some(claim.revision), Some(&claim.value)).await.unwrap();
+    deployment(&world, "a", "10.244.0.217");
+    deployment(&world, "b", FIXED);
+    pod_of(&world, "b-1", "b", FIXED);
+    assert!(world.add("n1", "b-1", "c-b-1").await.is_err());
 }

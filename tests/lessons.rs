@@ -54,6 +54,30 @@ async fn a_late_del_of_an_earlier_pod_of_the_name_changes_nothing() {
     assert_eq!(world.objects.dump(), before);
 }
 
+#[tokio::test]
+async fn a_late_del_of_an_earlier_pod_leaves_a_handle_whose_block_is_not_written_yet() {
+    let world = World::new();
+    world.random("web-0");
+    let net = world.net();
+    let mut now = attachment(&net, "n1", "web-0", "");
+    now.pod = Some(PodRef { namespace: "default", name: "web-0", uid: Some("uid-of-web-0") });
+    let other = world.clone();
+    let faults = Faults::new(move |call| {
+        if call.verb == "update" && call.object.starts_with("ipamblocks") {
+            let net = other.net();
+            let mut earlier = attachment(&net, "n1", "web-0", "of-the-earlier-pod");
+            earlier.pod = Some(PodRef { namespace: "default", name: "web-0", uid: Some("uid-of-an-earlier-one") });
+            other.driver().del(&earlier).now_or_never().unwrap().unwrap();
+        }
+        None
+    });
+    world.faulty(&faults).add(&now.ahead()).await.unwrap();
+    assert_eq!((world.allocated().await.len(), world.list::<calico::IPAMHandle>().await.len()), (1, 1));
+    world.assert_sound().await;
+    world.driver().del(&now.ahead()).await.unwrap();
+    assert!(world.list::<calico::IPAMHandle>().await.is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_holder_whose_name_a_later_pod_has_is_cleared_all_the_same() {
     let mut town = Town::new();
@@ -335,6 +359,40 @@ async fn who_loses_the_race_for_a_block_takes_its_affinity_back() {
     let affinities: BTreeSet<String> = world.list::<BlockAffinity>().await.iter().map(|a| a.name_any()).collect();
     assert!(!affinities.contains(&affinity_name("n1", &lost.spec.cidr)), "{affinities:?}");
     world.assert_sound().await;
+}
+
+/// An ADD stands still between its block and its affinity. Meanwhile another node begins to take the block over, and gets
+/// it or dies before that.
+#[tokio::test]
+async fn who_stood_still_while_its_block_was_taken_over_leaves_no_affinity_for_it() {
+    for gone in [true, false] {
+        let world = World::new();
+        world.random("a");
+        let (other, raced) = (world.clone(), std::sync::atomic::AtomicBool::new(false));
+        let faults = Faults::new(move |call| {
+            if call.verb == "update" && call.object.starts_with("blockaffinities") && !raced.swap(true, Relaxed) {
+                let affinity = other.list::<BlockAffinity>().now_or_never().unwrap().remove(0);
+                let block = other.list::<IPAMBlock>().now_or_never().unwrap().remove(0);
+                if gone {
+                    other.objects.remove::<BlockAffinity>(None, &affinity.name_any());
+                    other.objects.remove::<IPAMBlock>(None, &block.name_any());
+                    let ours = calico::Affinity::Host("n2".into());
+                    let affinity = BlockAffinity::pending(&ours, &block.spec.cidr);
+                    other.objects.put(&affinity.with_state(calico::AffinityState::Confirmed));
+                    other.objects.put(&calico::IPAMBlockSpec::new(block.spec.cidr, &ours, Timestamp::now()).object());
+                } else {
+                    other.objects.put(&affinity.with_state(calico::AffinityState::PendingDeletion));
+                }
+            }
+            None
+        });
+        let address = common::add(&world.faulty(&faults), &world.net(), "n1", "a", "c").await.unwrap()[0].address;
+        let (blocks, affinities) = (world.list::<IPAMBlock>().await, world.list::<BlockAffinity>().await);
+        let used = blocks.iter().find(|block| block.spec.cidr.contains(address)).unwrap();
+        assert_eq!((used.spec.host(), blocks.len()), (Some("n1"), if gone { 2 } else { 1 }), "gone {gone}");
+        assert!(affinities.len() == blocks.len() && affinities.iter().all(BlockAffinity::is_confirmed), "gone {gone}");
+        world.assert_sound().await;
+    }
 }
 
 // === what is given ===

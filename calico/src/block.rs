@@ -144,6 +144,12 @@ impl AllocationAttribute {
         self.released_at.as_deref()?.parse().ok()
     }
 
+    /// Whether it says nothing at all. A Calico that does not know `releasedAt` leaves that of an address that cooled, when it
+    /// rewrites the block or copies it: the address is nobody's.
+    pub fn is_nobodys(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether the addresses that bear this attribute cool.
     pub fn is_cooling(&self) -> bool {
         self.released_at.is_some()
@@ -230,11 +236,14 @@ impl IPAMBlockSpec {
         self.deleted
     }
 
-    /// Whether no address is in use or cooling. Addresses that Calico keeps from Windows pods do not count.
+    /// Whether no address is in use or cooling. Addresses that Calico keeps from Windows pods, and those that are nobody's, do
+    /// not count.
     pub fn is_empty(&self) -> bool {
         self.allocations.iter().flatten().all(|&index| {
-            let handle = self.attributes.get(index).and_then(AllocationAttribute::handle);
-            handle.is_some_and(|handle| handle.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
+            self.attributes.get(index).is_some_and(|attribute| {
+                let of_windows = |handle: &str| handle.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE);
+                attribute.is_nobodys() || attribute.handle().is_some_and(of_windows)
+            })
         })
     }
 

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::affinity::{Affinity, AffinityError};
 use crate::names;
@@ -32,8 +33,9 @@ pub struct BlockAffinitySpec {
     pub node: String,
     /// See [`AffinityState`]. Empty, from old writers, means confirmed.
     pub state: String,
-    /// `"true"` or `"false"`, as text: the first step of a deletion.
-    pub deleted: String,
+    /// The first step of a deletion: to readers the claim is gone.
+    #[serde(default, with = "text_or_bool")]
+    pub deleted: bool,
     /// `host` or `virtual`; absent, from old writers, means host.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub type_: Option<String>,
@@ -75,9 +77,9 @@ impl BlockAffinitySpec {
         self.state.is_empty() || self.state == AffinityState::Confirmed.as_str()
     }
 
-    /// Whether a deletion has begun: to readers the claim is gone. Accepts the spellings Go's readers accept.
+    /// Whether a deletion has begun: to readers the claim is gone.
     pub fn is_deleted(&self) -> bool {
-        matches!(self.deleted.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")
+        self.deleted
     }
 }
 
@@ -90,7 +92,7 @@ impl BlockAffinity {
             cidr,
             node: owner.name().to_owned(),
             state: AffinityState::Pending.as_str().to_owned(),
-            deleted: "false".to_owned(),
+            deleted: false,
             type_: Some(owner.kind().to_owned()),
             unknown: Unknown::new(),
         };
@@ -102,6 +104,32 @@ impl BlockAffinity {
         object
     }
 
+    /// Whether it has the labels by which its owner looks for it. Writers before v3.31 gave none.
+    pub fn is_labelled(&self) -> bool {
+        let found = self.metadata.labels.as_ref();
+        let has = |(key, value): (&String, &String)| found.is_some_and(|found| found.get(key) == Some(value));
+        self.spec.owner().is_ok_and(|owner| labels(&owner, &self.spec.cidr).iter().all(has))
+    }
+
+    /// The same object with those labels, also in the copy of them that Calico's client keeps in `crd.projectcalico.org/v1`;
+    /// as it is, if nobody knows its type of owner.
+    pub fn labelled(mut self) -> Self {
+        let Ok(owner) = self.spec.owner() else { return self };
+        let labels = labels(&owner, &self.spec.cidr);
+        let copy = self.metadata.annotations.as_mut().and_then(|all| all.get_mut(names::METADATA_ANNOTATION));
+        if let Some(copy) = copy
+            && let Ok(Value::Object(mut metadata)) = serde_json::from_str(copy)
+        {
+            let copied = metadata.entry("labels").or_insert_with(|| Value::Object(Unknown::new()));
+            if let Some(copied) = copied.as_object_mut() {
+                copied.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone().into())));
+            }
+            *copy = Value::Object(metadata).to_string();
+        }
+        self.metadata.labels.get_or_insert_default().extend(labels);
+        self
+    }
+
     /// The same object in another state.
     pub fn with_state(mut self, state: AffinityState) -> Self {
         self.spec.state = state.as_str().to_owned();
@@ -110,7 +138,7 @@ impl BlockAffinity {
 
     /// The same object after the first step of its deletion.
     pub fn marked_deleted(mut self) -> Self {
-        self.spec.deleted = "true".to_owned();
+        self.spec.deleted = true;
         self
     }
 
@@ -141,6 +169,33 @@ pub fn labels(owner: &Affinity, cidr: &IpNetwork) -> BTreeMap<String, String> {
 pub fn label_selector(owner: &Affinity) -> String {
     let hash = names::hostname_hash(owner.name());
     format!("{}={hash},{}={}", names::HOSTNAME_HASH_LABEL, names::AFFINITY_TYPE_LABEL, owner.kind())
+}
+
+/// A truth value that is text in `crd.projectcalico.org/v1` and none in `projectcalico.org/v3`. It is written as text, see
+/// [`crate::ApiGroup::shape`].
+mod text_or_bool {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Bool(bool),
+        Text(String),
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if *value { "true" } else { "false" })
+    }
+
+    /// Accepts the spellings that Go's readers accept; any other text is false.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+        Ok(match Option::<Either>::deserialize(deserializer)? {
+            Some(Either::Bool(value)) => value,
+            Some(Either::Text(text)) => matches!(text.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"),
+            None => false,
+        })
+    }
 }
 
 impl JsonSchema for BlockAffinitySpec {

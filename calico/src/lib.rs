@@ -13,12 +13,14 @@
 //! | [`utilization`] | how full pools and blocks are |
 //! | [`affinity`], [`holder`], [`names`], [`selector`] | the values those objects are made of |
 //! | [`invariants`] | what must hold over all of them, as named functions |
+//! | [`group`] | in which API group a cluster keeps them, and what differs there |
 //! | [`crd`] | the CustomResourceDefinitions |
 //!
 //! Everything here takes `now` and snapshots as values and returns values. Objects come from other
 //! writers: nothing in this crate panics on what they hold, see [`block::Corrupt`].
 //!
-//! Objects are those of group `crd.projectcalico.org/v1`. Every kind keeps the fields it does not know.
+//! The types read the objects of either group and serialise as `crd.projectcalico.org/v1` has them, see [`ApiGroup`]. Every
+//! kind keeps the fields it does not know.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod affinity;
@@ -27,6 +29,7 @@ pub mod block_affinity;
 pub mod cluster_information;
 pub mod config;
 pub mod crd;
+pub mod group;
 pub mod handle;
 pub mod holder;
 pub mod invariants;
@@ -46,6 +49,7 @@ pub use block_affinity::{AffinityState, BlockAffinity, BlockAffinitySpec};
 pub use cluster_information::{ClusterInformation, ClusterInformationSpec};
 pub use config::{IPAMConfig, IPAMConfigSpec};
 pub use crd::crds;
+pub use group::ApiGroup;
 pub use handle::{HandleError, IPAMHandle, IPAMHandleSpec};
 pub use holder::Holder;
 pub use names::{affinity_name, cidr_name, handle_name, hostname_hash};

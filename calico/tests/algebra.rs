@@ -382,6 +382,30 @@ fn addresses_kept_from_windows_pods_do_not_count_as_use() {
     assert!(!block.is_empty());
 }
 
+/// What is left of an address that cooled once a Calico that does not know `releasedAt` has rewritten the block.
+#[test]
+fn an_address_whose_attribute_says_nothing_is_given_back_whatever_the_cooldown_is() {
+    let now = time("2026-11-23T22:00:00Z");
+    let mut block = IPAMBlockSpec::new(network("10.0.0.0/30"), &Affinity::host("n0"), now);
+    for _ in 0..3 {
+        block.assign_first(|_| true, &holder(1, 0), None).unwrap();
+    }
+    assert_eq!(block.release_handle(&holder(1, 0).handle, 1200, now).len(), 3);
+    let mut value = serde_json::to_value(&block).unwrap();
+    value["attributes"][0].as_object_mut().unwrap().remove("releasedAt");
+    assert_eq!(value["attributes"], serde_json::json!([{}]));
+    let mut block: IPAMBlockSpec = serde_json::from_value(value).unwrap();
+    assert!(block.is_empty() && block.free(|_| true) == 1);
+    assert!(block.collect(1200, now));
+    assert_eq!((block.free(|_| true), block.validate()), (4, Ok(())));
+    assert!(block.attributes.is_empty() && block.sequence_number_for_allocation.is_empty());
+
+    // One that somebody is named in is somebody's.
+    block.assign_first(|_| true, &holder(1, 0), None).unwrap();
+    block.attributes[0].handle_id = None;
+    assert!(!block.collect(1200, now) && !block.is_empty());
+}
+
 #[test]
 fn a_block_that_is_being_deleted_gives_nothing() {
     let now = time("2026-11-23T22:00:00Z");

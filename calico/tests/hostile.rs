@@ -268,7 +268,7 @@ proptest! {
                     prop_assert_eq!(&named.attribute, &before);
                     prop_assert!(after.is_none_or(|after| after.unwrap().is_cooling()));
                 }
-                (None, Some(Some(before)), None) => prop_assert!(before.is_cooling()),
+                (None, Some(Some(before)), None) => prop_assert!(before.is_cooling() || before.is_nobodys()),
                 (None, before, after) => prop_assert_eq!(before, after),
                 other => panic!("{other:?}"),
             }
@@ -282,7 +282,8 @@ proptest! {
         let changed = after.collect(cooldown, now);
         prop_assert_eq!(changed, after != block);
         for (before, after) in holders(&block).into_iter().zip(holders(&after)) {
-            prop_assert!(before == after || (after.is_none() && before.unwrap().unwrap().is_cooling()));
+            let is_over = |before: &AllocationAttribute| before.is_cooling() || before.is_nobodys();
+            prop_assert!(before == after || (after.is_none() && is_over(&before.unwrap().unwrap())));
         }
         let settled = after.clone();
         prop_assert!(!after.collect(cooldown, now));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use calico::{BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
+use calico::{ApiGroup, BlockAffinity, ClusterInformation, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -70,6 +70,64 @@ fn the_definitions_have_exactly_the_fields_of_calicos_own() {
     assert_eq!(Value::Object(ours), common::file("schema.json"));
 }
 
+/// The fields of a schema, each on a line of its own, as in the newer group's captured file.
+fn flat(prefix: &str, schema: &Value, fields: &mut Map<String, Value>) {
+    let required = schema["required"].as_array().cloned().unwrap_or_default();
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let mark = if required.contains(&json!(name)) { "*" } else { "" };
+        fields.insert(format!("{prefix}{name}{mark}"), json!(line(field)));
+        flat(&format!("{prefix}{name}[]."), &field["items"], fields);
+    }
+}
+
+fn line(field: &Value) -> String {
+    let kind = |field: &Value| {
+        let nullable = if field["nullable"] == true { " nullable" } else { "" };
+        format!("{}{nullable}", field["type"].as_str().unwrap())
+    };
+    let mut text = match (field.get("items"), field.get("additionalProperties")) {
+        (Some(items), _) => format!("[{}]", kind(items)),
+        (_, Some(values)) => format!("map[{}]", kind(values)),
+        _ => kind(field),
+    };
+    for keyword in ["format", "enum", "default", "maximum", "minimum", "pattern", "x-kubernetes-list-type"] {
+        text += &match &field[keyword] {
+            Value::Null => continue,
+            Value::String(value) => format!(" {keyword}={value}"),
+            Value::Bool(value) => format!(" {keyword}={}", if *value { "True" } else { "False" }),
+            Value::Array(values) => {
+                let values: Vec<_> = values.iter().map(|value| format!("'{}'", value.as_str().unwrap())).collect();
+                format!(" {keyword}=[{}]", values.join(", "))
+            }
+            Value::Number(value) => format!(" {keyword}={}", value.as_f64().unwrap()),
+            other => panic!("{other}"),
+        };
+    }
+    text
+}
+
+#[test]
+fn the_definitions_of_the_newer_group_have_its_fields_its_types_and_its_bounds() {
+    let captured = common::file_of(ApiGroup::V3, "schema.json");
+    let mut kinds = 0;
+    for crd in ApiGroup::V3.crds() {
+        let crd = serde_json::to_value(crd).unwrap();
+        let spec = &crd["spec"];
+        let (plural, kind) = (spec["names"]["plural"].as_str().unwrap(), spec["names"]["kind"].as_str().unwrap());
+        let captured = &captured[kind];
+        assert_eq!(captured["plural"], plural);
+        assert_eq!(crd["metadata"]["name"], format!("{plural}.projectcalico.org"));
+        assert_eq!(spec["group"], "projectcalico.org");
+        assert_eq!(spec["names"]["singular"], kind.to_lowercase());
+        assert_eq!(spec["versions"][0]["name"], "v3");
+        let mut fields = Map::new();
+        flat("", &spec["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"], &mut fields);
+        assert_eq!(Value::Object(fields), captured["spec"], "{kind}");
+        kinds += 1;
+    }
+    assert_eq!(kinds, captured.as_object().unwrap().len());
+}
+
 /// A value for a field in the short form.
 fn sample(field: &Value) -> Value {
     match field {
@@ -90,6 +148,9 @@ fn knows_all_fields<T: Serialize + DeserializeOwned>(kind: &str, unknown: impl F
     let mut spec = sample(&schema[kind]["spec"]);
     if spec.get("cidr").is_some() {
         spec["cidr"] = json!("10.0.0.0/26");
+    }
+    if schema[kind]["spec"]["deleted*"] == "string" {
+        spec["deleted"] = json!("true");
     }
     let object = json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec,

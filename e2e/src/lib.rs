@@ -20,11 +20,17 @@ pub mod site;
 pub mod standin;
 pub mod tools;
 
+use calico::ApiGroup;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 /// The kinds that kube-ipam works on: Calico's, and its own.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = calico::crds();
+    crds_in(ApiGroup::Crd)
+}
+
+/// The same with Calico's kinds in a group.
+pub fn crds_in(group: ApiGroup) -> Vec<CustomResourceDefinition> {
+    let mut crds = group.crds();
     crds.push(kube_ipam::store::ipclaim::crd());
     crds
 }

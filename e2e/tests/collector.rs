@@ -77,7 +77,7 @@ fn candidate_with(
         let stopped = async { drop(stopped.await) };
         let hear = |news: News<'_>| {
             let what = match news {
-                News::Leading => "leads",
+                News::Leading(_) => "leads",
                 News::Following => "follows",
                 News::Round(Ok(report)) if report.repairs.is_empty() => "round",
                 News::Round(Ok(_)) => "repair",

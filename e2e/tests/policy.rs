@@ -279,6 +279,10 @@ async fn policy_and_plugin_agree_on_what_is_legal() {
         json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244:0:0::7"}),
         json!({"kube-ipam.ip": "fd00:10:244::4-fd00:10:244::9", "kube-ipam.gateway": "fd00:10:244::1"}),
         json!({"kube-ipam.owner": "Mail"}),
+        json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.handover": "evict"}),
+        json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.handover": "refuse"}),
+        json!({"kube-ipam.ip": "10.244.1.5", "kube-ipam.handover": "Evict"}),
+        json!({"kube-ipam.handover": ""}),
     ];
     for annotations in cases {
         for (namespace, limited) in [("open", false), ("limited", true)] {
@@ -414,8 +418,20 @@ async fn an_update_that_would_wait_for_itself_is_warned_of() {
     assert_eq!(warned(&deployment).await, "");
     deployment["spec"]["template"]["metadata"]["annotations"] = json!({"kube-ipam.ip": "10.244.1.4/30"});
     assert!(!warned(&deployment).await.is_empty());
-    // The guide's own sample is let in without one: it says Recreate.
-    assert_eq!(warned(&documents("fixed-ip-test.yaml").unwrap()[0]).await, "");
+    // What is said depends on what the workload says of handovers, as the guide's own sample does not.
+    let mut guides = documents("fixed-ip-test.yaml").unwrap().remove(0);
+    let (evicts, waits) = ("are evicted for them, one at a time", "strategy.type to Recreate");
+    for (handover, says) in
+        [(Value::Null, [true, true]), (json!("evict"), [true, false]), (json!("refuse"), [false, true])]
+    {
+        guides["spec"]["template"]["metadata"]["annotations"]["kube-ipam.handover"] = handover.clone();
+        if handover.is_null() {
+            let annotations = guides.pointer_mut("/spec/template/metadata/annotations").unwrap();
+            annotations.as_object_mut().unwrap().remove("kube-ipam.handover");
+        }
+        let said = warned(&guides).await;
+        assert_eq!([evicts, waits].map(|words| said.contains(words)), says, "{handover}: {said}");
+    }
 }
 
 #[tokio::test]

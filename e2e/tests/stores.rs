@@ -5,18 +5,23 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use calico::{
+    Affinity, ApiGroup, BlockAffinity, ClusterInformation, ClusterInformationSpec, IPAMConfig, IPAMConfigSpec, IPPool,
+};
 use e2e::embedded::apiserver::{Fault, Match};
 use e2e::embedded::{Cluster, Options};
 use etcd_client::Permission;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube_ipam::claim::Claim;
 use kube_ipam::netconf::EtcdConfig;
 use kube_ipam::store::cluster::ClusterId;
 use kube_ipam::store::etcd::EtcdLedger;
+use kube_ipam::store::group::of_cluster;
 use kube_ipam::store::ipclaim::{IPClaim, IPClaimLedger, object_name};
 use kube_ipam::store::kube::KubeStore;
-use kube_ipam::store::{Failure, Ledger, Objects as _, Swap, conformance};
+use kube_ipam::store::{Failure, Group, Ledger, Objects as _, Swap, conformance};
 use serde_json::json;
 
 async fn cluster(etcd: bool) -> Cluster {
@@ -47,6 +52,125 @@ async fn objects_on_an_api_server_keep_the_contract() {
     let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap();
     conformance::objects(&store, "net.one").await.unwrap();
     conformance::one_writer_wins(&store, "net.race", 8).await.unwrap();
+}
+
+/// A cluster with Calico's objects in these groups.
+async fn cluster_of(groups: &[ApiGroup]) -> Cluster {
+    let crds = groups.iter().flat_map(|group| group.crds()).collect();
+    Cluster::start(Options { crds, without_controllers: true, ..Default::default() }).await.unwrap()
+}
+
+/// What was asked since, as `verb resource`.
+fn asked(cluster: &Cluster, mark: usize) -> Vec<String> {
+    let calls = cluster.server().calls().after(mark).into_iter();
+    calls.map(|call| format!("{} {}", call.verb, call.resource)).collect()
+}
+
+#[tokio::test]
+async fn objects_in_the_newer_group_keep_the_contract_and_have_its_shape() {
+    let cluster = cluster_of(&[ApiGroup::V3]).await;
+    let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap().in_group(Group::default());
+    conformance::objects(&store, "net.one").await.unwrap();
+    conformance::one_writer_wins(&store, "net.race", 8).await.unwrap();
+    assert_eq!(store.group().known(), Some(ApiGroup::V3));
+
+    let affinity = BlockAffinity::pending(&Affinity::host("n1"), &"10.244.0.0/26".parse().unwrap());
+    let stored = store.create(&affinity).await.unwrap();
+    assert!(store.replace(&stored.marked_deleted()).await.unwrap().is_deleted());
+    let config = IPAMConfigSpec { strict_affinity: true, ..Default::default() };
+    store.create(&IPAMConfig::new("default", config)).await.unwrap();
+    assert!(store.get::<IPAMConfig>(None, "default").await.unwrap().unwrap().spec.strict_affinity);
+    assert_eq!(store.list::<IPAMConfig>("").await.unwrap().len(), 1);
+    let objects = cluster.server().snapshot();
+    let affinity = &objects["blockaffinities.projectcalico.org/n1-10-244-0-0-26"];
+    assert_eq!(
+        (&affinity["apiVersion"], &affinity["spec"]["deleted"], &affinity["metadata"]["annotations"]),
+        (&json!("projectcalico.org/v3"), &json!(true), &json!(null))
+    );
+    let config = &objects["ipamconfigurations.projectcalico.org/default"];
+    assert_eq!((&config["kind"], &config["spec"]["strictAffinity"]), (&json!("IPAMConfiguration"), &json!(true)));
+    let error = store.create(&IPAMConfig::new("default", Default::default())).await.unwrap_err();
+    assert_eq!((error.object.as_str(), &error.failure), ("ipamconfigurations default", &Failure::Exists));
+}
+
+#[tokio::test]
+async fn the_group_is_found_by_the_definitions_and_where_v1_is_served_no_request_is_made_for_it() {
+    use ApiGroup::{Crd, V3};
+    for (groups, found) in [(&[Crd][..], Crd), (&[Crd, V3], Crd), (&[V3], V3)] {
+        let cluster = cluster_of(groups).await;
+        let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap().in_group(Group::default());
+        let mark = cluster.server().calls().mark();
+        // Reads at once, as an ADD makes them: something that is not there, a list, something that is not Calico's.
+        let (config, pools, node) = tokio::join!(
+            store.get::<IPAMConfig>(None, "default"),
+            store.list::<IPPool>(""),
+            store.get::<Node>(None, "n1")
+        );
+        assert!(config.unwrap().is_none() && pools.unwrap().is_empty() && node.unwrap().is_none());
+        assert_eq!(store.group().known(), Some(found), "{groups:?}");
+        let definitions = |calls: &[String]| calls.iter().filter(|call| call.contains("customresource")).count();
+        let calls = asked(&cluster, mark);
+        assert_eq!((definitions(&calls), calls.len()), if found == Crd { (0, 3) } else { (1, 6) }, "{calls:?}");
+        let mark = cluster.server().calls().mark();
+        store.list::<IPPool>("").await.unwrap();
+        assert_eq!(asked(&cluster, mark), [format!("list ippools.{}", found.group())]);
+    }
+}
+
+#[tokio::test]
+async fn without_either_group_the_kind_is_missing_and_nothing_is_decided() {
+    let cluster = cluster_of(&[]).await;
+    let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap().in_group(Group::default());
+    for _ in 0..2 {
+        let error = store.list::<IPPool>("").await.unwrap_err();
+        assert_eq!((error.failure, store.group().known()), (Failure::NoKind, None));
+    }
+    // Calico comes later.
+    let crds = Api::<CustomResourceDefinition>::all(cluster.client("test").unwrap());
+    for crd in ApiGroup::V3.crds() {
+        crds.create(&Default::default(), &crd).await.unwrap();
+    }
+    assert!(store.list::<IPPool>("").await.unwrap().is_empty());
+    assert_eq!(store.group().known(), Some(ApiGroup::V3));
+}
+
+#[tokio::test]
+async fn what_keeps_the_definitions_from_being_asked_for_is_told() {
+    let cluster = cluster_of(&[ApiGroup::V3]).await;
+    let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap().in_group(Group::default());
+    let asks = Match::on("get", "customresourcedefinitions.apiextensions.k8s.io");
+    cluster.server().faults().on(asks, Fault::Status { code: 403, retry_after: None }, 1);
+    let error = store.list::<IPPool>("").await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Denied(_)), "{error}");
+    assert!(store.list::<IPPool>("").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_cluster_has_moved_once_the_older_group_is_locked_and_the_newer_one_is_not() {
+    use ApiGroup::{Crd, V3};
+    let ready = |ready| ClusterInformationSpec { datastore_ready: ready, ..Default::default() };
+    // What ClusterInformation says in the older and in the newer group; none: there is no such object.
+    for (groups, older, newer, found) in [
+        (&[Crd][..], None, None, Some(Crd)),
+        (&[V3], None, None, Some(V3)),
+        (&[Crd, V3], Some(true), None, Some(Crd)),
+        (&[Crd, V3], Some(true), Some(false), Some(Crd)),
+        (&[Crd, V3], Some(false), None, None),
+        (&[Crd, V3], Some(false), Some(false), None),
+        (&[Crd, V3], Some(false), Some(true), Some(V3)),
+        (&[Crd, V3], Some(true), Some(true), None),
+        (&[Crd, V3], None, None, None),
+    ] {
+        let cluster = cluster_of(groups).await;
+        let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap();
+        for (group, ready_there) in [(Crd, older), (V3, newer)] {
+            if ready_there.is_some() {
+                let information = ClusterInformation::new("default", ready(ready_there));
+                store.in_group(group.into()).create(&information).await.unwrap();
+            }
+        }
+        assert_eq!(of_cluster(&store).await.unwrap(), found, "{groups:?} {older:?} {newer:?}");
+    }
 }
 
 #[tokio::test]

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Agent;
 use super::network::default_network;
 use crate::collector::{self, Collector, Election, News};
 use crate::driver::Driver;
+use crate::handover::{self, Handover};
 use crate::netconf::NetConf;
 use crate::store::LazyLedger;
 use crate::store::ipclaim::IPClaimLedger;
@@ -45,6 +47,8 @@ impl Agent {
         let claims = net.ipam.etcd.is_none().then(|| IPClaimLedger::new(store.clone(), &net.ipam.network));
         let driver = Driver::behind(self.datastore.clone(), store, Some(ledger.clone()), Timestamp::now)
             .observed(self.witness.clone());
+        let (leave, mandate) = watch::channel(None);
+        let handover = Handover::new(driver.clone(), driver.objects().inner().clone(), net.ipam.handover);
         let mut collector = Collector::new(driver, net, collector::Options::default());
         let election = Election { identity: self.options.node.clone(), ..Election::default() };
         let stop = async {
@@ -56,8 +60,13 @@ impl Agent {
         let witness = self.witness.clone();
         let hear = |news: News<'_>| {
             witness.collector(&news);
+            match &news {
+                News::Leading(mandate) => drop(leave.send_replace(Some(mandate.clone()))),
+                News::Following => drop(leave.send_replace(None)),
+                News::Round(_) => {}
+            }
             let missing = match news {
-                News::Leading => true,
+                News::Leading(_) => true,
                 News::Round(Ok(report)) => report.claims.is_none(),
                 News::Round(Err(_)) | News::Following => false,
             };
@@ -65,9 +74,15 @@ impl Agent {
                 self.tasks.spawn(define(claims));
             }
         };
-        if let Err(error) = collector::lead(self.client.clone(), &election, &mut collector, stop, hear).await {
-            tracing::error!(%error, "no collector on this node");
-            self.stopping.cancelled().await;
+        let told = |told: handover::Told<'_>| self.witness.handover(&told);
+        tokio::select! {
+            led = collector::lead(self.client.clone(), &election, &mut collector, stop, hear) => {
+                if let Err(error) = led {
+                    tracing::error!(%error, "no collector on this node");
+                    self.stopping.cancelled().await;
+                }
+            }
+            () = handover::watch(self.client.clone(), &handover, mandate, told) => {}
         }
     }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::metrics::{Metrics, Posted};
 use crate::collector::{Filling, Notice, PodName, Repair, Unkept};
 use crate::driver::PodRef;
+use crate::handover::{Case, Decision, Holder, Lineage, Outcome, Refusal, Waiting};
 use crate::range::WIDEN;
 use crate::service::Given;
 
@@ -129,6 +130,58 @@ impl Events {
         );
     }
 
+    /// An update hands an address over: said to the pod that gets it, to the one that has it, and to their owner.
+    pub(super) fn handed_over(&self, case: &Case, outcome: &Outcome) {
+        let (Decision::Evict { holder, addresses, .. } | Decision::Keep { holder, addresses }) = &case.decision else {
+            return;
+        };
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let (list, (old, new)) = (addresses.join(","), (&holder.name, &case.pod.name));
+        let (type_, reason, note) = match outcome {
+            Outcome::Evicted => {
+                let note = format!("pod {old} of an old revision is evicted, and {new} gets its address {list}");
+                (EventType::Normal, "HandoverBegun", note)
+            }
+            Outcome::Kept => {
+                let note = format!("pod {old} of an old revision is ending, and {new} gets its address {list}");
+                (EventType::Normal, "HandoverBegun", note)
+            }
+            Outcome::Blocked(why) => {
+                let note = format!(
+                    "pod {new} needs the address {list} of pod {old}, which may not be evicted now: {why}; tried again. A \
+                     budget that never allows a pod less keeps the update from finishing: change it, or delete pod {old}"
+                );
+                (EventType::Warning, "HandoverBlocked", note)
+            }
+            Outcome::Changed => return,
+        };
+        for about in [about_case(case), about_holder(case, holder), about_owner(case)].into_iter().flatten() {
+            self.send(about, type_, reason, note.clone());
+        }
+        if let (Decision::Evict { images_known: false, .. }, Outcome::Evicted) = (&case.decision, outcome) {
+            let note = format!(
+                "whether the node of pod {new} can have its image is not known before the pod has its address: no further \
+                 pod is evicted before {new} is available"
+            );
+            for about in [about_case(case), about_owner(case)].into_iter().flatten() {
+                self.send(about, EventType::Warning, "HandoverImageUnknown", note.clone());
+            }
+        }
+    }
+
+    /// A pod that waits for a handover is told why there is none yet.
+    pub(super) fn not_handed_over(&self, case: &Case) {
+        let Some(about) = about_case(case) else { return };
+        match &case.decision {
+            Decision::Wait(Waiting::NotWaiting | Waiting::Coming | Waiting::NotObserved) => {}
+            Decision::Wait(why) => self.send(about, EventType::Normal, "HandoverAwaited", why.to_string()),
+            // The old set's replacement, which the update is about to end.
+            Decision::Refuse(Refusal::OldRevision) => {}
+            Decision::Refuse(why) => self.send(about, EventType::Warning, "HandoverRefused", why.to_string()),
+            Decision::Evict { .. } | Decision::Keep { .. } => {}
+        }
+    }
+
     fn send(&self, about: ObjectReference, type_: EventType, reason: &str, note: String) {
         if self.level == Level::None {
             return;
@@ -175,6 +228,27 @@ pub(super) async fn post(
             }
         }
     }
+}
+
+fn about_case(case: &Case) -> Option<ObjectReference> {
+    let pod = &case.pod;
+    Some(about_pod(PodRef { namespace: &pod.namespace, name: &pod.name, uid: Some(&pod.uid) }))
+}
+
+fn about_holder(case: &Case, holder: &Holder) -> Option<ObjectReference> {
+    Some(about_pod(PodRef { namespace: &case.pod.namespace, name: &holder.name, uid: Some(&holder.uid) }))
+}
+
+fn about_owner(case: &Case) -> Option<ObjectReference> {
+    let Lineage { uid, api_version, kind, name, .. } = case.owner.as_ref()?;
+    Some(ObjectReference {
+        api_version: Some(api_version.clone()),
+        kind: Some(kind.clone()),
+        namespace: Some(case.pod.namespace.clone()),
+        name: Some(name.clone()),
+        uid: Some(uid.clone()),
+        ..ObjectReference::default()
+    })
 }
 
 fn about_pod(pod: PodRef<'_>) -> ObjectReference {

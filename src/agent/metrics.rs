@@ -19,6 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::status::Status;
 use crate::cni::{CniError, code};
 use crate::collector::{Claims, Kind, News};
+use crate::handover::Outcome;
 use crate::service::How;
 
 /// Verb of a call whose verb could not be read.
@@ -83,6 +84,8 @@ pub(super) enum Decline {
     Stopping,
     /// The configuration names another node.
     Node,
+    /// The configuration names another API group.
+    Group,
     /// Too much is under way.
     Busy,
 }
@@ -125,6 +128,7 @@ pub(super) struct Metrics {
     repairs: Counters<OfKind>,
     failed_repairs: Counters<OfKind>,
     rounds: Counters<OfResult>,
+    handovers: Counters<OfResult>,
     waiting_repairs: Gauges<OfKind>,
     leader: Gauge,
     claims: Gauges<OfState>,
@@ -166,6 +170,7 @@ impl Default for Metrics {
             repairs: Family::default(),
             failed_repairs: Family::default(),
             rounds: Family::default(),
+            handovers: Family::default(),
             waiting_repairs: Family::default(),
             leader: Gauge::default(),
             claims: Family::default(),
@@ -229,6 +234,11 @@ impl Metrics {
             "What has not been wrong for long enough yet; the leader tells",
             self.waiting_repairs.clone(),
         );
+        r.register(
+            "kube_ipam_handovers",
+            "Addresses that updates of workloads handed over, by what this agent did for it",
+            self.handovers.clone(),
+        );
         r.register("kube_ipam_collector_leader", "1 while this agent leads the collectors", self.leader.clone());
         r.register("kube_ipam_claims", "Claims on fixed addresses by state; the leader tells", self.claims.clone());
         r.register("kube_ipam_block_addresses", "Addresses of this node's blocks by state", self.addresses.clone());
@@ -267,7 +277,7 @@ impl Metrics {
             }
         }
         How::ALL.iter().for_each(|how| drop(self.adds.get_or_create(&OfHow { how: how.label() })));
-        for decline in [Decline::Protocol, Decline::Stopping, Decline::Node, Decline::Busy] {
+        for decline in [Decline::Protocol, Decline::Stopping, Decline::Node, Decline::Group, Decline::Busy] {
             drop(self.declined.get_or_create(&OfReason { reason: decline.label() }));
         }
         for posted in [Posted::Sent, Posted::Failed, Posted::Dropped] {
@@ -275,6 +285,9 @@ impl Metrics {
         }
         for early in [Early::Taken, Early::Failed, Early::GivenBack] {
             drop(self.early.get_or_create(&OfResult { result: early.label() }));
+        }
+        for result in ["evicted", "kept", "blocked"] {
+            drop(self.handovers.get_or_create(&OfResult { result }));
         }
         for kind in Kind::ALL {
             drop(self.repairs.get_or_create(&of_kind(kind.label())));
@@ -327,6 +340,17 @@ impl Metrics {
         self.files.inc();
     }
 
+    /// What came of a handover, as the elected agent.
+    pub(super) fn handed_over(&self, outcome: &Outcome) {
+        let result = match outcome {
+            Outcome::Evicted => "evicted",
+            Outcome::Kept => "kept",
+            Outcome::Blocked(_) => "blocked",
+            Outcome::Changed => return,
+        };
+        self.handovers.get_or_create(&OfResult { result }).inc();
+    }
+
     pub(super) fn early(&self, what: Early) {
         self.early.get_or_create(&OfResult { result: what.label() }).inc();
     }
@@ -343,7 +367,7 @@ impl Metrics {
     /// What the collector tells. What only the leader knows is not said by anyone else.
     pub(super) fn collector(&self, news: &News<'_>) {
         let report = match news {
-            News::Leading => {
+            News::Leading(_) => {
                 self.leader.set(1);
                 return;
             }
@@ -441,6 +465,7 @@ impl Decline {
             Self::Protocol => "protocol",
             Self::Stopping => "stopping",
             Self::Node => "node",
+            Self::Group => "group",
             Self::Busy => "busy",
         }
     }
@@ -518,7 +543,7 @@ mod tests {
     #[test]
     fn what_only_a_leader_knows_is_not_said_by_one_that_lost_the_lead() {
         let metrics = Metrics::default();
-        metrics.collector(&News::Leading);
+        metrics.collector(&News::Leading(std::sync::Arc::new(crate::collector::Always)));
         let claims = Some(Claims { held: 2, contested: 0, idle: 1 });
         let report = Ok(Report { claims, waiting: [(Kind::ClaimDropped, 4)].into(), ..Report::default() });
         metrics.collector(&News::Round(&report));

@@ -11,6 +11,7 @@ mod datastore;
 mod events;
 mod files;
 mod gone;
+mod group;
 mod health;
 mod http;
 mod ledgers;
@@ -207,6 +208,7 @@ impl Agent {
         if let Some(files) = agent.options.files.clone() {
             background.spawn(agent.clone().keep_files(files));
         }
+        background.spawn(agent.clone().follow_group());
         if let Some(add_on) = agent.add_on.clone() {
             background.spawn(agent.clone().follow_account(add_on));
         }

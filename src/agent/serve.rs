@@ -54,6 +54,10 @@ impl Agent {
                 return refusal(error);
             }
         }
+        if let Some(reason) = self.other_group(&parsed.net) {
+            self.witness.metrics.declined(Decline::Group);
+            return Reply::Declined { reason };
+        }
         let result = match parsed.invocation.verb {
             Verb::Del => self.del(request, &parsed).await,
             _ => self.call(&parsed, gone).await,
@@ -64,6 +68,12 @@ impl Agent {
             Ok(served) => Reply::Answer(served.output),
             Err(error) => refusal(error),
         }
+    }
+
+    /// That a configuration names another API group than this agent has heard of: its records would not be seen.
+    fn other_group(&self, net: &NetConf) -> Option<String> {
+        let (asked, own) = (net.api_group?, self.driver.objects().inner().inner().group().known()?);
+        (asked != own).then(|| format!("the agent is of API group {own}, the configuration says {asked}"))
     }
 
     async fn call(&self, parsed: &Parsed, gone: &AtomicBool) -> Result<Served, CniError> {

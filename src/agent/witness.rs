@@ -12,6 +12,7 @@ use crate::claim::Claim;
 use crate::cni::{CniError, Invocation, Verb, code};
 use crate::collector::News;
 use crate::driver::{Attachment, Blocked, Observer, PodRef};
+use crate::handover::Told;
 use crate::service::{Served, log_answer, pod_of};
 
 /// Hears of everything that is worth showing.
@@ -71,6 +72,23 @@ impl Witness {
             code: error.code,
             message: error.to_string(),
         });
+    }
+
+    /// The elected agent tells of a pod that waits for the address of another one.
+    pub(super) fn handover(&self, told: &Told<'_>) {
+        match told {
+            Told::Decided(case) => {
+                tracing::debug!(pod = ?case.pod, decision = ?case.decision, "no handover");
+                self.events.not_handed_over(case);
+            }
+            Told::Done(case, outcome) => {
+                let pod = &case.pod;
+                tracing::info!(namespace = pod.namespace, pod = pod.name, ?outcome, decision = ?case.decision, "handover");
+                self.metrics.handed_over(outcome);
+                self.events.handed_over(case, outcome);
+            }
+            Told::Failed(error) => tracing::warn!(%error, "a handover is tried again"),
+        }
     }
 
     /// The collector tells.

@@ -65,8 +65,9 @@ fn leftovers(snapshot: &Snapshot) -> impl Iterator<Item = Violation> {
     let blocks = snapshot.blocks.iter().filter(|b| b.spec.is_deleted()).map(|b| ("IPAMBlock", b.name_any()));
     let handles = snapshot.handles.iter().filter(|h| h.spec.is_deleted()).map(|h| ("IPAMHandle", h.name_any()));
     let affinities = snapshot.affinities.iter().filter(|a| a.is_deleted()).map(|a| ("BlockAffinity", a.name_any()));
-    blocks.chain(handles).chain(affinities).map(|(kind, name)| {
-        let remedy = by_itself(&format!("kubectl delete {}.crd.projectcalico.org {name}", plural(kind)));
+    let group = snapshot.group.group();
+    blocks.chain(handles).chain(affinities).map(move |(kind, name)| {
+        let remedy = by_itself(&format!("kubectl delete {}.{group} {name}", plural(kind)));
         Violation::new(
             Class::DeletedLeftover,
             format!("{kind}/{name}"),

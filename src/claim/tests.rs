@@ -13,6 +13,7 @@ fn written() -> Value {
             "podUid": "u", "pod": "web-1", "containerId": "c", "interface": "eth0", "node": "n1", "since": "2026-11-24T00:00:00Z",
         },
         "created": "2026-11-24T00:00:00Z", "generation": 3, "contested": "2026-11-24T00:00:00Z",
+        "successor": {"podUid": "v", "pod": "web-2", "until": "2026-11-24T00:05:00Z"},
     })
 }
 
@@ -41,7 +42,7 @@ proptest! {
     fn a_claim_with_any_field_changed_is_refused_or_kept_as_it_is(
         field in prop::sample::select(vec![
             "/address", "/owner", "/owner/kind", "/owner/ordinal", "/holder", "/holder/since", "/holder/interface", "/holder/new",
-            "/created", "/generation", "/contested", "/new",
+            "/created", "/generation", "/contested", "/successor", "/successor/until", "/successor/new", "/new",
         ]),
         value in any_value(),
     ) {
@@ -56,6 +57,8 @@ proptest! {
             let asker = Asker { owner: &claim.owner, holder: &Holder { pod_uid: "other".into(), ..holder } };
             let policy = Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::MAX };
             let evidence = Evidence { pod: PodState::Gone, node: NodeState::Ready, in_block: true, elsewhere: true };
+            claim.kept_from(&asker, Timestamp::MIN);
+            claim.handing_over(Timestamp::MAX);
             decide(claim.address, Some(&claim), &asker, Some(&evidence), &policy, Timestamp::MAX);
             decide(claim.address, Some(&claim), &asker, Some(&evidence), &policy, Timestamp::MIN);
         }

@@ -15,7 +15,10 @@ use super::Outcome;
 use super::connect::Connection;
 use super::install::FileArguments;
 use crate::agent::{Agent, Level, Options};
+use crate::install;
 use crate::netconf::STATE_DIR;
+use crate::store::Group;
+use crate::store::group::of_cluster;
 use crate::store::kube::KubeStore;
 use crate::store::transport::plain;
 
@@ -61,10 +64,17 @@ impl AgentArguments {
         tracing_subscriber::registry().with(lines.with_filter(shown)).init();
         let mut config = connection.site()?.kube_config().await?;
         let store = KubeStore::from_config(config.clone())?;
+        let mut group = Group::of(install::api_group(&self.files.cni_conf_dir));
+        if group.known().is_none()
+            && let Ok(Some(found)) = of_cluster(&store).await
+        {
+            group = found.into();
+        }
+        let store = store.in_group(group.clone());
         // Watches begin anew by themselves, within seconds; the client's own retries would keep them waiting for
         // minutes, and nobody would hear of it.
         config.default_retry = false;
-        let watching = plain(config)?;
+        let watching = group.client(&plain(config)?);
         let stop = CancellationToken::new();
         tokio::spawn(cancel_on_signal(stop.clone()));
         let options = Options {

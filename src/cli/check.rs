@@ -131,7 +131,8 @@ impl Check {
 async fn read(site: &Site, store: &KubeStore, ledger: Option<&AnyLedger>) -> Reading {
     let progress = Progress::new();
     let reading = audit::read(store, ledger, &|what| progress.reading(what)).await;
-    let snapshot = reading.snapshot.map(|snapshot| Snapshot { net: site.net.clone(), ..snapshot });
+    let group = store.group().known().unwrap_or_default();
+    let snapshot = reading.snapshot.map(|snapshot| Snapshot { net: site.net.clone(), group, ..snapshot });
     Reading { snapshot, ..reading }
 }
 

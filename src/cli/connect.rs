@@ -16,8 +16,9 @@ use crate::cni::object::Object;
 use crate::cni::{CniError, code};
 use crate::conflist::plugin_conf;
 use crate::netconf::{EtcdConfig, NetConf};
+use crate::store::group::of_cluster;
 use crate::store::kube::KubeStore;
-use crate::store::{Failure, Objects as _, StoreError};
+use crate::store::{Failure, Group, Objects as _, StoreError};
 
 /// The flags of every command.
 #[derive(Args, Debug, Clone, Default)]
@@ -126,6 +127,13 @@ impl Connection {
             Some(found) => self.by_found(found).with_context(|| found.at.clone())?,
             None => self.over(None)?,
         };
+        let named = site.net.as_ref().and_then(|net| net.api_group);
+        let named = match named {
+            None if store.group().known().is_none() => of_cluster(&store).await.ok().flatten(),
+            named => named,
+        };
+        // Else by what answers first.
+        let store = named.map_or(store.clone(), |group| store.in_group(group.into()));
         if site.network.is_none() || site.choice == Choice::Unsaid {
             self.ask_claims(&mut site, &store).await;
         }
@@ -310,7 +318,8 @@ impl Site {
     }
 
     pub(super) async fn store(&self) -> Result<KubeStore> {
-        Ok(KubeStore::from_config(self.kube_config().await?)?)
+        let group = Group::of(self.net.as_ref().and_then(|net| net.api_group));
+        Ok(KubeStore::from_config(self.kube_config().await?)?.in_group(group))
     }
 
     /// How the API server is reached.

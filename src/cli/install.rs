@@ -14,8 +14,8 @@ use crate::install::{
 };
 use crate::netconf::STATE_DIR;
 use crate::protocol::{SOCKET, is_served};
-use crate::store::Objects as _;
 use crate::store::kube::KubeStore;
+use crate::store::{Group, Objects as _, group};
 
 /// Which of the node's files are ours to keep.
 #[derive(Args, Debug, Clone)]
@@ -95,7 +95,7 @@ impl Install {
         {
             println!("{error}; the agent tries again");
         }
-        let mut judge = Judge::by(pools(&files).await);
+        let mut judge = judge(&files).await;
         let outcome = files.put(token.as_ref(), &mut judge);
         outcome.written.iter().for_each(say);
         if !outcome.has_list {
@@ -160,9 +160,9 @@ impl Uninstall {
     }
 }
 
-/// Calico's pools, by the way that an ADD of this node has: this pod's service account, or the section's kubeconfig.
+/// What the cluster says, by the way that an ADD of this node has: this pod's service account, or the section's kubeconfig.
 /// Where Calico has not made a pool yet, the agent judges later.
-async fn pools(files: &NodeFiles) -> Pools {
+async fn judge(files: &NodeFiles) -> Judge {
     let config = match kube::Config::incluster() {
         Ok(config) => Some(config),
         Err(_) => match files.net().and_then(|net| net.kubeconfig) {
@@ -170,15 +170,22 @@ async fn pools(files: &NodeFiles) -> Pools {
             None => None,
         },
     };
-    let Some(store) = config.and_then(|config| KubeStore::from_config(config).ok()) else { return Pools::Unasked };
-    match store.list::<IPPool>("").await {
+    let Some(store) = config.and_then(|config| KubeStore::from_config(config).ok()) else { return Judge::default() };
+    let group = group::of_cluster(&store).await.unwrap_or_else(|error| {
+        println!("which API group Calico's objects are in is left to the plugin: {error}");
+        None
+    });
+    let pools = match store.in_group(Group::of(group)).list::<IPPool>("").await {
         Ok(pools) if !pools.is_empty() => Pools::Known(pools),
         Ok(_) => Pools::Unasked,
         Err(error) => {
             println!("the section is not held against Calico's IPPools: {error}");
             Pools::Unasked
         }
-    }
+    };
+    let mut judge = Judge::by(pools);
+    judge.group = group;
+    judge
 }
 
 fn say(written: &Written) {

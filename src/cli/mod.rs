@@ -10,6 +10,7 @@ mod claims;
 mod confirm;
 mod conflist;
 mod connect;
+mod handover;
 mod import;
 mod install;
 mod ledger;
@@ -46,7 +47,7 @@ struct Arguments {
 const AFTER: &str = "\
 Exit codes:
   0  done, and all is well
-  1  check found violations, or release was refused or declined
+  1  check found violations, or release or handover was refused or declined
   2  an argument is wrong, something could not be read or written, or check did not look at everything
 
 The network, its claims and its ranges are found on a node by its conflist, elsewhere by the add-on's ConfigMap
@@ -63,6 +64,8 @@ enum Command {
     Claims(claims::Claims),
     /// Releases an address that no live pod uses.
     Release(release::Release),
+    /// Evicts the old pod whose address a new one of its workload waits for, as an update does by itself.
+    Handover(handover::HandoverByHand),
     /// Makes the addresses that running pods have fixed ones, without a restart.
     Adopt(adopt::Adopt),
     /// Claims the addresses of a list for workloads, before their pods ask for them.
@@ -147,6 +150,7 @@ impl Arguments {
             Command::Check(check) => check.run(&connection, output).await,
             Command::Claims(claims) => claims.run(&connection, output).await,
             Command::Release(release) => release.run(&connection, output).await,
+            Command::Handover(handover) => handover.run(&connection, output).await,
             Command::Adopt(adopt) => adopt.run(&connection, output).await,
             Command::Import(import) => import.run(&connection, output).await,
             Command::Conflist(conflist) => conflist.run(&connection, output),

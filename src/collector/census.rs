@@ -72,7 +72,7 @@ pub(super) struct Handles {
     known: Known,
 }
 
-/// The affinities, of which those that are confirmed with a block that says the same are only known to be there.
+/// The affinities, of which those that are labelled and confirmed, with a block that says the same, are only known to be there.
 #[derive(Default)]
 pub(super) struct Affinities {
     /// The others.
@@ -143,7 +143,7 @@ impl Affinities {
         // By the name that every writer looks for, whatever its own is.
         self.known.add(&affinity_name(&spec.node, &spec.cidr));
         let leads_to_block = blocks.get(&spec.cidr).is_some_and(|block| block.host() == Some(&spec.node));
-        if !affinity.is_confirmed() || affinity.is_deleted() || !leads_to_block {
+        if !affinity.is_confirmed() || affinity.is_deleted() || !leads_to_block || !affinity.is_labelled() {
             self.kept.push(affinity);
         }
     }

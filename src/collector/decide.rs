@@ -102,6 +102,8 @@ pub(super) enum Task {
     RemoveAffinity(Box<BlockAffinity>),
     /// Confirm an affinity.
     ConfirmAffinity(Box<BlockAffinity>),
+    /// Label an affinity.
+    LabelAffinity(Box<BlockAffinity>),
     /// Make the affinity of a block for the node that it names.
     RestoreAffinity(IpNetwork, String),
     /// Delete a block in this version.

@@ -5,6 +5,7 @@
 //! read, and must name this process for longer than the repair may last. What the elector believes would not
 //! do, as it does not learn of a lease that ran out while the API server could not be reached.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -43,8 +44,8 @@ pub struct Election {
 /// What a candidate tells of its work.
 #[derive(Debug)]
 pub enum News<'a> {
-    /// This process leads now.
-    Leading,
+    /// This process leads now, and may act by this mandate.
+    Leading(Arc<dyn Mandate>),
     /// It does not any more.
     Following,
     /// What came of a round.
@@ -131,7 +132,7 @@ struct Candidate {
     /// What the elector believes.
     elected: watch::Receiver<bool>,
     elector: JoinHandle<Result<LeaseManager, LeaseManagerError>>,
-    mandate: Held,
+    mandate: Arc<Held>,
 }
 
 /// Leave to act by a Lease that is read each time.
@@ -156,7 +157,7 @@ impl Candidate {
             .await?;
         let (elected, elector) = manager.watch().await;
         let leases = Api::namespaced(client, &election.namespace);
-        let mandate = Held { leases, lease: election.lease, identity, stopping: AtomicBool::new(false) };
+        let mandate = Arc::new(Held { leases, lease: election.lease, identity, stopping: AtomicBool::new(false) });
         Ok(Self { elected, elector, mandate })
     }
 
@@ -189,7 +190,7 @@ impl Candidate {
                             noted = self.mandate.noted().await;
                             collector.recall(noted.clone());
                         }
-                        hear(if leading { News::Leading } else { News::Following });
+                        hear(if leading { News::Leading(self.mandate.clone()) } else { News::Following });
                         rounds.reset_immediately();
                     }
                     continue;
@@ -199,7 +200,7 @@ impl Candidate {
             if !self.mandate.holds().await {
                 continue;
             }
-            let mut round = collector.round(&self.mandate);
+            let mut round = collector.round(self.mandate.as_ref());
             let report = tokio::select! {
                 report = &mut round => report,
                 () = stop.as_mut() => {

@@ -47,6 +47,8 @@ pub enum Kind {
     AffinityConfirmed,
     /// An affinity was made for a block that names a node as its owner and had none.
     AffinityRestored,
+    /// An affinity was labelled, so that its node finds it: writers before Calico v3.31 gave no labels.
+    AffinityLabelled,
     /// A block whose deletion had begun was deleted.
     BlockRemoved,
     /// An empty block of a node that is gone was released, with its affinity.
@@ -145,7 +147,7 @@ impl Claims {
 
 impl Kind {
     /// All kinds, for counters that start at zero.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::HolderContested,
         Self::HolderCleared,
         Self::ClaimMended,
@@ -162,6 +164,7 @@ impl Kind {
         Self::AffinityRemoved,
         Self::AffinityConfirmed,
         Self::AffinityRestored,
+        Self::AffinityLabelled,
         Self::BlockRemoved,
         Self::BlockReleased,
     ];
@@ -185,6 +188,7 @@ impl Kind {
             Self::AffinityRemoved => "affinity_removed",
             Self::AffinityConfirmed => "affinity_confirmed",
             Self::AffinityRestored => "affinity_restored",
+            Self::AffinityLabelled => "affinity_labelled",
             Self::BlockRemoved => "block_removed",
             Self::BlockReleased => "block_released",
         }

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use calico::ApiGroup;
 use serde_json::{Value, json};
 
 use super::plugin_conf;
@@ -18,6 +19,8 @@ const CALICOS: &str = "calico-ipam";
 const SUBNETS: [&str; 2] = ["subnet", "ranges"];
 /// Fields of Calico's section that mean the same in ours.
 const CARRIED: [&str; 4] = ["assign_ipv4", "assign_ipv6", "ipv4_pools", "ipv6_pools"];
+/// The main plugin's field that names the API group of Calico's objects.
+const API_GROUP: &str = "calico_api_group";
 
 /// The `ipam` section of a list, whoever's of the two it is. `None`: it is no list of Calico's, or its addresses come
 /// from somewhere else.
@@ -69,9 +72,28 @@ pub fn default_network(conf: &Value) -> DefaultNetwork<'_> {
 
 /// The kubeconfig of the main plugin whose addresses come from Calico's IPAM or from ours.
 pub fn main_kubeconfig(list: &Value) -> Option<PathBuf> {
-    let main =
-        sections(list).find(|plugin| plugin.get("ipam").is_some_and(|ipam| is(ipam, OURS) || is(ipam, CALICOS)))?;
+    let main = sections(list).find(|plugin| has_section(plugin))?;
     main.pointer("/kubernetes/kubeconfig")?.as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The API group that the main plugin of a list names, whose addresses come from Calico's IPAM or from ours.
+pub fn api_group(list: &Value) -> Option<ApiGroup> {
+    let main = sections(list).find(|plugin| has_section(plugin))?;
+    main.get(API_GROUP)?.as_str().filter(|text| !text.is_empty()).map(ApiGroup::named)
+}
+
+/// The list with its main plugin in an API group; `None` if nothing would change. The older group is what a list means that
+/// names none, and is written only in the place of the newer one: without kube-ipam nobody would correct it after Calico's
+/// migration, and Calico's own plugin finds the group by itself.
+pub fn with_api_group(list: &Value, group: ApiGroup) -> Option<Value> {
+    if api_group(list).unwrap_or_default() == group || ipam_section(list).is_none() {
+        return None;
+    }
+    let mut edited = list.clone();
+    for plugin in sections_mut(&mut edited).into_iter().filter(|plugin| has_section(plugin)) {
+        plugin[API_GROUP] = group.api_version().into();
+    }
+    Some(edited)
 }
 
 /// Whether a section is Calico's own.
@@ -142,31 +164,28 @@ fn replaced(list: &Value, section: &Value) -> Result<Option<Value>, CniError> {
         }
     }
     let mut edited = list.clone();
-    let sections: Vec<&mut Value> = match edited.get_mut("plugins").and_then(Value::as_array_mut) {
-        Some(plugins) => plugins.iter_mut().collect(),
-        None => Vec::new(),
-    };
-    let mut found = false;
-    for plugin in sections {
-        found |= put(plugin, section);
-    }
-    if !found {
-        put(&mut edited, section);
+    for plugin in sections_mut(&mut edited).into_iter().filter(|plugin| has_section(plugin)) {
+        plugin["ipam"] = section.clone();
     }
     Ok(Some(edited))
 }
 
-/// Whether `plugin` had one of the two sections, which now is `section`.
-fn put(plugin: &mut Value, section: &Value) -> bool {
-    let Some(ipam) = plugin.get_mut("ipam").filter(|ipam| is(ipam, OURS) || is(ipam, CALICOS)) else { return false };
-    *ipam = section.clone();
-    true
+/// Whether a plugin's addresses come from Calico's IPAM or from ours.
+fn has_section(plugin: &Value) -> bool {
+    plugin.get("ipam").is_some_and(|ipam| is(ipam, OURS) || is(ipam, CALICOS))
 }
 
 /// The plugins of a list, or the one that a configuration of the old form is.
 fn sections(list: &Value) -> impl Iterator<Item = &Value> {
     let plugins = list.get("plugins").and_then(Value::as_array);
     plugins.into_iter().flatten().chain(plugins.is_none().then_some(list))
+}
+
+fn sections_mut(list: &mut Value) -> Vec<&mut Value> {
+    match list.get("plugins").is_some_and(Value::is_array) {
+        true => list["plugins"].as_array_mut().into_iter().flatten().collect(),
+        false => vec![list],
+    }
 }
 
 fn is(section: &Value, kind: &str) -> bool {
@@ -261,5 +280,24 @@ mod tests {
         let said = check_ours(&json!({"type": "calico-ipam"})).unwrap_err().to_string();
         assert!(said.contains("type: \"calico-ipam\"") && said.contains("\"kube-ipam\""), "{said}");
         check_ours(&ours()).unwrap();
+    }
+
+    #[test]
+    fn a_list_names_the_newer_group_and_the_older_one_only_in_its_place() {
+        use calico::ApiGroup::{Crd, V3};
+        let named = |list: &Value| list["plugins"][0].get("calico_api_group").cloned();
+        assert_eq!((api_group(&calicos()), with_api_group(&calicos(), Crd)), (None, None));
+        let newer = with_api_group(&calicos(), V3).unwrap();
+        assert_eq!((named(&newer), api_group(&newer)), (Some(json!("projectcalico.org/v3")), Some(V3)));
+        assert_eq!(newer["plugins"][1], calicos()["plugins"][1]);
+        assert_eq!(with_api_group(&newer, V3), None);
+        let older = with_api_group(&newer, Crd).unwrap();
+        assert_eq!((named(&older), api_group(&older)), (Some(json!("crd.projectcalico.org/v1")), Some(Crd)));
+        assert_eq!(with_api_group(&older, Crd), None);
+        let single = calicos()["plugins"][0].clone();
+        assert_eq!(with_api_group(&single, V3).unwrap()["calico_api_group"], "projectcalico.org/v3");
+        // What gives its addresses otherwise is not Calico's to say.
+        let other = json!({"plugins": [{"type": "ptp", "ipam": {"type": "host-local"}}]});
+        assert_eq!((api_group(&other), with_api_group(&other, V3)), (None, None));
     }
 }

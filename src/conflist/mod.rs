@@ -10,8 +10,8 @@ use crate::cni::{CniError, CniVersion, code};
 use crate::netconf::NetConf;
 
 pub use edit::{
-    DefaultNetwork, carried_over, check_ours, default_network, ipam_section, is_calicos, is_configuration, is_ours,
-    main_kubeconfig, with_calicos, with_ours,
+    DefaultNetwork, api_group, carried_over, check_ours, default_network, ipam_section, is_calicos, is_configuration,
+    is_ours, main_kubeconfig, with_api_group, with_calicos, with_ours,
 };
 
 /// What goes into a configuration list. Texts are as in the file; an empty or absent one is left out of it.

@@ -27,7 +27,7 @@ use super::wants::{Want, wants, workload_block};
 use super::{Attachment, CLAIM_KEY, CONTAINERS_POD_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::{Asker, Claim, Holder};
 use crate::cni::{CniError, code};
-use crate::pod::{self, FixedRequest, Owner, check_namespace};
+use crate::pod::{self, FixedRequest, HandoverMode, Owner, check_namespace};
 use crate::store::{Failure, Ledger, Objects, Swap};
 
 /// How often another block is looked for after one filled up under our hands.
@@ -109,7 +109,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let mut round = patiently(attachment.deadline, || self.second_round(attachment, &snapshot, &wants)).await?;
         if let Some(owner) = &owner {
             self.claimed_here(&snapshot, &round)?;
-            self.take_claims(attachment, &snapshot, owner, &round, &wants, done).await?;
+            let asked = request.as_ref().and_then(|request| request.handover);
+            let handover = asked.unwrap_or(attachment.net.ipam.handover);
+            self.take_claims(attachment, &snapshot, (owner, handover), &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
         }
         let earlier = earlier_sandboxes(attachment, &snapshot, &round.own, begun);
@@ -202,7 +204,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         &self,
         attachment: &Attachment<'_>,
         snapshot: &Snapshot,
-        owner: &Owner,
+        (owner, handover): (&Owner, HandoverMode),
         round: &Round,
         wants: &[(Family, Want)],
         done: &mut Done,
@@ -218,12 +220,12 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             since: self.now(),
             unknown: Map::new(),
         };
-        let applicant = Applicant { asker: Asker { owner, holder: &holder }, pod };
+        let applicant = Applicant { asker: Asker { owner, holder: &holder }, pod, handover };
         self.gate.note(&attachment.handle(), Trace::Claims);
         for list in wants.iter().filter_map(|(_, w)| if let Want::Fixed(list) = w { Some(list) } else { None }) {
             let candidates =
                 round.candidates.iter().filter(|c| list.contains(&c.address)).map(Candidate::clone).collect();
-            let held = self.acquire(attachment, ledger, &applicant, candidates).await?;
+            let held = Box::pin(self.acquire(attachment, ledger, &applicant, candidates)).await?;
             done.claims.push(held);
         }
         Ok(())

@@ -8,6 +8,7 @@ use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use super::converge::{Known, Step};
+use super::mend::is_version;
 use super::snapshot::host;
 use super::{Driver, Error};
 use crate::store::{Ledger, Objects, StoreError};
@@ -17,6 +18,9 @@ const YOUNG: SignedDuration = SignedDuration::from_secs(60);
 
 /// Time for what follows the block, if the call's own is used up.
 const SECOND_PHASE: Duration = Duration::from_secs(5);
+
+/// How often an affinity is made that others take away at once.
+const RESTORINGS: usize = 8;
 
 /// Whose block it turned out to be.
 pub(super) enum Claimed {
@@ -49,8 +53,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.drop_affinity(affinity, deadline).await?;
             return Ok(Claimed::Theirs(block));
         }
-        self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
-        Ok(Claimed::Ours(block))
+        if self.confirm_seen(&affinity, deadline).await? || self.restore_affinity(cidr, node, deadline).await? {
+            return Ok(Claimed::Ours(block));
+        }
+        let theirs = self.read_block(cidr).await?;
+        theirs.map(Claimed::Theirs).ok_or(Error::Overtaken("a block went as soon as it was claimed"))
     }
 
     /// Whether a node's affinity to a block is confirmed.
@@ -75,26 +82,35 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         settled.object.ok_or(Error::Overtaken("an affinity went as soon as it was made"))
     }
 
-    /// Sets the state of an affinity that exists; one that somebody removed meanwhile is made again. Gives it as
-    /// it is stored then.
-    async fn set_affinity(
-        &self,
-        affinity: BlockAffinity,
-        state: AffinityState,
-        deadline: Instant,
-    ) -> Result<BlockAffinity, Error> {
-        let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
-        let (node, cidr) = (affinity.spec.node.clone(), affinity.spec.cidr);
-        let settled = self.converge::<_, (), Error>(&name, Known::Present(affinity), deadline, |current| {
+    /// Confirms an affinity in the version that was seen, or finds it confirmed; false if somebody has changed it since:
+    /// who stood still for long enough to lose the block finds that the affinity is gone or going, too.
+    pub(super) async fn confirm_seen(&self, seen: &BlockAffinity, deadline: Instant) -> Result<bool, Error> {
+        let name = affinity_name(&seen.spec.node, &seen.spec.cidr);
+        let settled = self.converge::<_, _, Error>(&name, Known::Present(seen.clone()), deadline, |current| {
             Ok(match current {
-                None => Step::Create(BlockAffinity::pending(&host(&node), &cidr).with_state(state), ()),
-                Some(found) if found.is_deleted() => Step::Finish(found),
-                Some(found) if found.spec.state == state.as_str() => Step::Done(()),
-                Some(found) => Step::Replace(found.with_state(state), ()),
+                Some(found) if found.is_confirmed() && !found.is_deleted() => Step::Done(true),
+                Some(found) if is_version(&found, seen) => {
+                    Step::Replace(found.with_state(AffinityState::Confirmed), true)
+                }
+                _ => Step::Done(false),
             })
         });
-        let settled = settled.await?;
-        settled.object.ok_or(Error::Overtaken("an affinity went as soon as it was made"))
+        Ok(settled.await?.value)
+    }
+
+    /// Begins to take another node's affinity away. Gives it as it is stored then; `None` if it is gone.
+    async fn mark_leaving(&self, affinity: BlockAffinity, deadline: Instant) -> Result<Option<BlockAffinity>, Error> {
+        let name = affinity_name(&affinity.spec.node, &affinity.spec.cidr);
+        let settled = self.converge::<_, (), Error>(&name, Known::Present(affinity), deadline, |current| {
+            Ok(match current {
+                Some(found) if found.is_deleted() => Step::Finish(found),
+                Some(found) if found.spec.state != AffinityState::PendingDeletion.as_str() => {
+                    Step::Replace(found.with_state(AffinityState::PendingDeletion), ())
+                }
+                _ => Step::Done(()),
+            })
+        });
+        Ok(settled.await?.object)
     }
 
     /// Deletes an affinity in the version that was seen: whoever has changed it since is at work on the block, and
@@ -108,7 +124,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn settle_affinity(&self, affinity: BlockAffinity, deadline: Instant) -> Result<(), Error> {
         let block = self.read_block(affinity.spec.cidr).await?;
         if block.is_some_and(|b| b.spec.host() == Some(affinity.spec.node.as_str())) {
-            self.set_affinity(affinity, AffinityState::Confirmed, deadline).await.map(drop)
+            self.confirm_seen(&affinity, deadline).await.map(drop)
         } else {
             self.drop_affinity(affinity, deadline).await
         }
@@ -118,14 +134,17 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// block, and was killed. The block is written in between, so that nobody who saw no affinity deletes it. False
     /// if it is the node's no more.
     pub(crate) async fn restore_affinity(&self, cidr: IpNetwork, node: &str, deadline: Instant) -> Result<bool, Error> {
-        let affinity = self.pending_affinity(cidr, node, deadline).await?;
-        let ours = self.keep_block(cidr, node, deadline).await?;
-        if ours {
-            self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
-        } else {
-            self.drop_affinity(affinity, deadline).await?;
+        for _ in 0..RESTORINGS {
+            let affinity = self.pending_affinity(cidr, node, deadline).await?;
+            if !self.keep_block(cidr, node, deadline).await? {
+                self.drop_affinity(affinity, deadline).await?;
+                return Ok(false);
+            }
+            if self.confirm_seen(&affinity, deadline).await? {
+                return Ok(true);
+            }
         }
-        Ok(ours)
+        Err(Error::Overtaken("an affinity went as soon as it was made"))
     }
 
     /// Writes a node's block as it is, so that whoever is about to delete the version that it saw finds another one.
@@ -154,7 +173,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let cidr = block.spec.cidr;
         let mut affinity = self.objects.get::<BlockAffinity>(None, &affinity_name(&owner, &cidr)).await?;
         if let Some(found) = affinity.take() {
-            affinity = Some(self.set_affinity(found, AffinityState::PendingDeletion, deadline).await?);
+            affinity = self.mark_leaving(found, deadline).await?;
         }
         let seen = block.spec.sequence_number;
         let settled = self
@@ -170,7 +189,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             if settled.value {
                 self.drop_affinity(affinity, deadline).await?;
             } else {
-                self.set_affinity(affinity, AffinityState::Confirmed, deadline).await?;
+                self.confirm_seen(&affinity, deadline).await?;
             }
         }
         Ok(settled.value)

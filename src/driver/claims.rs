@@ -6,22 +6,33 @@ use std::time::Duration;
 
 use calico::{AllocationAttribute, Entry, IPAMBlock};
 use ipnetwork::IpNetwork;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
 use tokio::time::{Instant, timeout};
 
 use super::converge::Backoff;
-use super::snapshot::{node_state, pod_state};
+use super::snapshot::{node_state, not_ready_since, pod_state, state_of};
 use super::{Attachment, Driver, Error, POD_UID_KEY, handle_of};
+use crate::audit::view::own_addresses;
 pub(super) use crate::claim::in_flight;
-use crate::claim::{Asker, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, decide, take_over};
-use crate::pod::Owner;
+use crate::claim::{
+    Asker, BY_ANNOTATION, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, Successor,
+    SuccessorEvidence, decide, has_lapsed, take_over,
+};
+use crate::pod::{FixedRequest, HandoverMode, IP, Owner, Workload};
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
 
 /// How long to wait for a holder that nobody is ending: a controller may be about to.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Longest wait on one watch before evidence is looked at again: a node's failure shows in no claim.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// The same where an update is to get the address handed over, which somebody must begin.
+const BEGINNING: Duration = Duration::from_secs(10);
+/// What a kubelet takes beyond a pod's grace to end it, and its runtime to give the address back.
+const ENDING: SignedDuration = SignedDuration::from_secs(5);
+/// Longest wait for a pod that is evicted for the asking one. The kubelet gives a sandbox two minutes.
+const LONGEST_HANDOVER: Duration = Duration::from_secs(100);
 /// How often a wait looks whether the runtime has given up.
 const CANCEL_CHECK: Duration = Duration::from_millis(250);
 
@@ -77,8 +88,21 @@ pub struct Blocked {
     pub obstacle: Obstacle,
     /// What was found out about its holder, if it was asked.
     pub evidence: Option<Evidence>,
+    /// Whether the address is handed over to the asking pod, or is about to be.
+    pub handover: Handover,
     /// Whether holder and asker come from the same revision of a Deployment's template; `None` for other owners.
     pub same_template: Option<bool>,
+}
+
+/// How far the handover of an address to the asking pod is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// There is none.
+    None,
+    /// One may be begun, as the holder is of another revision.
+    Expected,
+    /// The address is kept for the asking pod; until when the holder has time to end, if it is ending.
+    Begun(Option<Timestamp>),
 }
 
 /// A candidate's outcome in one round.
@@ -91,6 +115,8 @@ enum Outcome {
 struct Examined {
     evidence: Evidence,
     template_hash: Option<String>,
+    /// The end of the holder's grace, if it is being deleted.
+    ends: Option<Timestamp>,
     /// When the look began: what was not there may have come since.
     at: Timestamp,
 }
@@ -109,6 +135,8 @@ const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";
 pub(super) struct Applicant<'a> {
     pub asker: Asker<'a>,
     pub pod: &'a Pod,
+    /// What becomes of an update that needs the address.
+    pub handover: HandoverMode,
 }
 
 impl<O: Objects, L: Ledger> Driver<O, L> {
@@ -122,9 +150,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     ) -> Result<Held, Error> {
         let started = Instant::now();
         let mut told = false;
-        // What this very pod holds already comes before anything else on the list.
+        // What this very container has on record comes before anything else on the list, whatever became of the claim;
+        // then what its pod holds.
         let uid = &applicant.asker.holder.pod_uid;
-        candidates.sort_by_key(|c| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) != Some(uid));
+        let holds = |c: &Candidate| c.claim.as_ref().and_then(|v| holder_uid(&v.value)) == Some(uid);
+        candidates.sort_by_key(|c| (!c.is_recorded_for(attachment), !holds(c)));
         loop {
             let mut blocked = Vec::new();
             for candidate in &mut candidates {
@@ -180,8 +210,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let now = examined.as_ref().map_or_else(|| self.now(), |e| e.at);
             let mut decision = decide(candidate.address, claim, asker, evidence, &attachment.policy, now);
             if let (Decision::ExamineOwner, Some(claim)) = (&decision, claim) {
-                let exists = self.owner_exists(claim, asker).await?;
-                decision = take_over(claim, asker, exists, self.now());
+                // Boxed, as the rest here that few calls need: it would make every ADD's future larger.
+                let keeps = Box::pin(self.owner_keeps(claim, asker)).await?;
+                decision = take_over(claim, asker, keeps, self.now());
+            }
+            if let (Decision::Take(_), Some(claim)) = (&decision, claim)
+                && let Some(successor) = claim.kept_from(asker, self.now())
+                && !Box::pin(self.lapsed(&claim.owner.namespace, successor, candidate.address)).await?
+            {
+                decision = Decision::Wait(Obstacle::HandingOver);
             }
             let (claim, contested) = match decision {
                 Decision::Held => {
@@ -190,12 +227,13 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 }
                 Decision::Examine => {
                     let Some(claim) = claim else { continue };
-                    examined = Some(self.examine(attachment, claim, candidate).await?);
+                    examined = Some(Box::pin(self.examine(attachment, claim, candidate)).await?);
                     continue;
                 }
                 Decision::Wait(obstacle) | Decision::Refuse(obstacle) => {
                     let Some(claim) = claim.cloned() else { continue };
-                    return Ok(Outcome::Blocked(Box::new(block(claim, obstacle, examined.as_ref(), applicant))));
+                    let blocked = block(claim, obstacle, examined.as_ref(), applicant, self.now());
+                    return Ok(Outcome::Blocked(Box::new(blocked)));
                 }
                 Decision::ExamineOwner => continue,
                 Decision::Take(mut claim) => {
@@ -244,15 +282,60 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
     }
 
-    /// Whether the owner of a claim that nobody holds still exists.
-    async fn owner_exists(&self, claim: &Claim, asker: &Asker<'_>) -> Result<bool, StoreError> {
+    /// Whether the owner of a claim that nobody holds still exists, and wants the address.
+    async fn owner_keeps(&self, claim: &Claim, asker: &Asker<'_>) -> Result<bool, StoreError> {
         let owner = &claim.owner;
         // The asking pod bears the name of a pod that owned by itself: its own before it had a controller, or one that is gone.
         if owner.is_pod(&asker.owner.namespace, &asker.holder.pod) {
             return Ok(false);
         }
         // A name has no object that could be gone: only `release` ends its claim.
-        Ok(owner.is_named() || self.objects.owner_exists(owner).await?)
+        if owner.is_named() {
+            return Ok(true);
+        }
+        let Some(object) = self.objects.owner(owner).await? else { return Ok(false) };
+        let workload = Workload::of(&object);
+        let gave_up = claim.origin.as_deref() == Some(BY_ANNOTATION) && workload.asks_for(claim.address) == Some(false);
+        // An update that stands still halfway has pods of both templates: those that exist keep what they ask for.
+        Ok(!gave_up || self.has_pods_asking(owner, &workload, claim.address).await?)
+    }
+
+    /// Whether pods of a workload ask for an address, by a live read; also where its pods cannot be told by labels.
+    async fn has_pods_asking(
+        &self,
+        owner: &Owner,
+        workload: &Workload<'_>,
+        address: IpAddr,
+    ) -> Result<bool, StoreError> {
+        let Some(selector) = workload.selector() else { return Ok(true) };
+        let pods = self.objects.list::<Pod>(&selector).await?;
+        let asks = |pod: &Pod| {
+            let asked = pod.annotations().get(IP).map(|value| FixedRequest::listed(value));
+            !matches!(state_of(pod), PodState::Finished) && asked.is_some_and(|asked| asked.contains(&address))
+        };
+        Ok(pods.iter().any(|pod| pod.metadata.namespace.as_ref() == Some(&owner.namespace) && asks(pod)))
+    }
+
+    /// Whether the reservation for a successor counts no more, by live reads.
+    pub(crate) async fn lapsed(
+        &self,
+        namespace: &str,
+        successor: &Successor,
+        address: IpAddr,
+    ) -> Result<bool, StoreError> {
+        let pod = self.objects.fresh::<Pod>(Some(namespace), &successor.pod).await?;
+        let state = pod_state(pod.as_ref(), &successor.pod_uid);
+        let has = pod.as_ref().and_then(own_addresses).unwrap_or_default();
+        let alike = |other: &IpAddr| other.is_ipv4() == address.is_ipv4();
+        let elsewhere = has.iter().any(alike) && !has.contains(&address);
+        let node_name = pod.as_ref().and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
+        let mut evidence = SuccessorEvidence { pod: state, elsewhere, node: None, not_ready_since: None };
+        if let Some(name) = node_name.filter(|_| state == PodState::Alive) {
+            let node = self.objects.fresh::<Node>(None, name).await?;
+            evidence.node = Some(node_state(node.as_ref(), None));
+            evidence.not_ready_since = node.as_ref().and_then(not_ready_since);
+        }
+        Ok(has_lapsed(&evidence, self.now()))
     }
 
     /// Live reads about the holder; a failed read is an error, never "gone". The block is one of them: that an entry
@@ -267,7 +350,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         let Some(holder) = &claim.holder else {
             let (pod, node) = (PodState::Gone, NodeState::Deleted);
             let evidence = Evidence { pod, node, in_block: false, elsewhere: false };
-            return Ok(Examined { evidence, template_hash: None, at });
+            return Ok(Examined { evidence, template_hash: None, ends: None, at });
         };
         let name = calico::cidr_name(&candidate.cidr);
         let (pod, node, block) = tokio::try_join!(
@@ -282,7 +365,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             // One look is not enough to say so.
             elsewhere: false,
         };
-        Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash), at })
+        let pod = pod.filter(|pod| pod.metadata.uid.as_ref() == Some(&holder.pod_uid));
+        let ends = pod.as_ref().and_then(|pod| pod.metadata.deletion_timestamp.as_ref()).map(|time| time.0);
+        Ok(Examined { evidence, template_hash: pod.as_ref().and_then(template_hash), ends, at })
     }
 
     /// Waits until a candidate's claim changes, the time is up, or the runtime gives up.
@@ -327,6 +412,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 // === impl Candidate ===
 
 impl Candidate {
+    /// Whether the block, as far as it is known, has the address for this very attachment.
+    fn is_recorded_for(&self, attachment: &Attachment<'_>) -> bool {
+        let entry = self.block.as_ref().map(|block| block.spec.entry(self.address));
+        let uid = attachment.pod.and_then(|pod| pod.uid).filter(|_| attachment.is_ahead());
+        matches!(entry, Some(Entry::Used { attribute, .. })
+            if attribute.handle() == Some(&attachment.handle()) && attribute.secondary(POD_UID_KEY) == uid)
+    }
+
     fn held(&self, claim: Versioned<Claim>, taken: Option<Taken>, superseded: Option<Holder>) -> Held {
         Held { address: self.address, cidr: self.cidr, block: self.block.clone(), claim, taken, superseded }
     }
@@ -366,12 +459,24 @@ pub(crate) fn is_held_by(handle: Option<&str>, uid: Option<&str>, network: &str,
     }
 }
 
-fn block(claim: Claim, obstacle: Obstacle, examined: Option<&Examined>, applicant: &Applicant<'_>) -> Blocked {
+fn block(
+    claim: Claim,
+    obstacle: Obstacle,
+    examined: Option<&Examined>,
+    applicant: &Applicant<'_>,
+    now: Timestamp,
+) -> Blocked {
     let same_template = match (examined.and_then(|e| e.template_hash.as_ref()), template_hash(applicant.pod)) {
         (Some(holder), Some(asker)) if claim.owner.kind == "Deployment" => Some(*holder == asker),
         _ => None,
     };
-    Blocked { claim, obstacle, evidence: examined.map(|e| e.evidence), same_template }
+    let is_kept = claim.handing_over(now).is_some_and(|kept| kept.pod_uid == applicant.asker.holder.pod_uid);
+    let handover = match obstacle {
+        _ if is_kept => Handover::Begun(examined.and_then(|e| e.ends)),
+        Obstacle::InUse if same_template != Some(true) && applicant.handover.serves(&claim.owner) => Handover::Expected,
+        _ => Handover::None,
+    };
+    Blocked { claim, obstacle, evidence: examined.map(|e| e.evidence), handover, same_template }
 }
 
 /// How long to wait before looking again; `None` once waiting cannot help or the time is used up.
@@ -382,14 +487,21 @@ fn longest_wait(
     now: Timestamp,
 ) -> Option<Duration> {
     let budget = attachment.net.ipam.wait;
-    let worth = |b: &Blocked| match b.obstacle {
-        Obstacle::OtherOwner | Obstacle::OtherInterface | Obstacle::Moved => Duration::ZERO,
-        Obstacle::InUse => budget.min(SETTLE).saturating_sub(waited),
-        Obstacle::Leaving(..) | Obstacle::NotFenced(_) => budget.saturating_sub(waited),
-        Obstacle::Grace(end) => {
-            let left = Duration::try_from(end.duration_since(now)).unwrap_or_default() + Duration::from_millis(50);
-            budget.saturating_sub(waited).min(left)
+    let left = |end: Timestamp| Duration::try_from(end.duration_since(now)).unwrap_or_default();
+    let worth = |b: &Blocked| match (b.obstacle, b.handover) {
+        (Obstacle::OtherOwner | Obstacle::OtherInterface | Obstacle::Moved, _) => Duration::ZERO,
+        // What is put on record ahead of a container waits for nobody: its ADD does.
+        (Obstacle::InUse, hands_over) if hands_over == Handover::None || attachment.is_ahead() => {
+            budget.min(SETTLE).saturating_sub(waited)
         }
+        (Obstacle::InUse, _) => BEGINNING.saturating_sub(waited),
+        // Whatever the configuration says: the address comes as soon as the pod is down that was evicted for it.
+        (_, Handover::Begun(Some(ends))) if !attachment.is_ahead() => {
+            let ended = left(ends.saturating_add(ENDING).unwrap_or(ends)).max(budget.saturating_sub(waited));
+            ended.min(LONGEST_HANDOVER.saturating_sub(waited))
+        }
+        (Obstacle::Leaving(..) | Obstacle::NotFenced(_) | Obstacle::HandingOver, _) => budget.saturating_sub(waited),
+        (Obstacle::Grace(end), _) => budget.saturating_sub(waited).min(left(end) + Duration::from_millis(50)),
     };
     blocked.iter().map(worth).max().filter(|w| !w.is_zero()).map(|w| w.min(LOOK_AGAIN))
 }
@@ -441,6 +553,13 @@ impl Blocked {
                 let interface = self.claim.holder.as_ref().map_or("another interface", |h| h.interface.as_str());
                 format!("fixed address {address} is on {interface} of this very container")
             }
+            Obstacle::HandingOver => {
+                let successor = self.claim.successor.as_ref().map_or("another pod", |successor| successor.pod.as_str());
+                format!(
+                    "fixed address {address} is handed over to pod {successor} by an update of {}",
+                    self.claim.owner
+                )
+            }
             Obstacle::Leaving(pod, node) => {
                 format!("fixed address {address} is still held by {holder}, which is {pod} (node {node})")
             }
@@ -477,10 +596,18 @@ impl Blocked {
                  again by itself."
                     .into()
             }
+            (Obstacle::HandingOver, _) => "The update ends this pod when the new one is ready; if that ends first, this one \
+                 gets the address by itself."
+                .into(),
+            (Obstacle::InUse, _) if self.handover != Handover::None => {
+                "The old pod is evicted for this one as soon as the rules allow it, see the Events of both pods; this is \
+                 tried again by itself."
+                    .into()
+            }
             (Obstacle::InUse, Some(false)) => {
                 "This is a rolling update that waits for itself: the new pod needs the address of \
                  the old one, which is kept until the new one is ready. Set the Deployment's strategy to Recreate, or \
-                 rollingUpdate.maxSurge to 0."
+                 rollingUpdate.maxSurge to 0; or let it be handed over by the annotation kube-ipam.handover: evict."
                     .into()
             }
             (Obstacle::InUse, Some(true)) => {

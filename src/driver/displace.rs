@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::Map;
 use tokio::time::Instant;
 
-use super::claims::{Blocked, CLAIMS, Candidate, is_holders};
+use super::claims::{Blocked, CLAIMS, Candidate, Handover, is_holders};
 use super::converge::Backoff;
 use super::edit::{Judged, generation_of};
 use super::snapshot::{node_state, pod_state, state_of};
@@ -138,6 +138,8 @@ impl Recorded {
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: None,
+            successor: None,
             unknown: Map::new(),
         };
         let before = claim.cloned().unwrap_or_else(fresh);
@@ -379,7 +381,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.observer.mended(Some(before), &mended);
             self.mark_mended(&mended, &recorded, cidr).await?;
         }
-        let blocked = Blocked { claim: mended, obstacle, evidence: Some(evidence), same_template: None };
+        let handover = Handover::None;
+        let blocked = Blocked { claim: mended, obstacle, evidence: Some(evidence), handover, same_template: None };
         Ok(Error::Impasse(Box::new(Impasse {
             asker: before.owner.clone(),
             pod: before.holder.as_ref().map(|holder| holder.pod.clone()).unwrap_or_default(),

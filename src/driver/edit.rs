@@ -4,9 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use calico::{Affinity, AllocationAttribute, AssignError, Entry, Holder as Allocation, IPAMBlockSpec, Reservations};
+use calico::{
+    Affinity, AllocationAttribute, AssignError, Entry, Holder as Allocation, IPAMBlockSpec, IPAMHandle, Reservations,
+};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
+use kube::ResourceExt as _;
 
 use super::release::Freed;
 use super::{CLAIM_KEY, CONTAINER_KEY, Error, INTERFACE_KEY, POD_UID_KEY};
@@ -268,6 +271,12 @@ impl Judged {
 // === impl Whose ===
 
 impl Whose {
+    /// Whether a handle of the pod's name says that it is of another pod, by its UID.
+    pub(super) fn is_other_pods(&self, handle: &IPAMHandle) -> bool {
+        let Self::Pod { uid: Some(uid), .. } = self else { return false };
+        handle.annotations().get(POD_UID_KEY).is_some_and(|of| of != uid)
+    }
+
     pub(super) fn covers(&self, attribute: &AllocationAttribute) -> bool {
         let (uid, container) = match self {
             Self::Container { interface } => {

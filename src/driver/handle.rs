@@ -43,6 +43,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         .map(|settled| settled.value)
     }
 
+    /// Whether the container's own handle is on record, by a live read.
+    ///
+    /// # Errors
+    /// A store failed.
+    pub async fn has_handle(&self, attachment: &Attachment<'_>) -> Result<bool, Error> {
+        let found = self.objects.fresh::<IPAMHandle>(None, &handle_name(&attachment.handle())).await?;
+        Ok(found.is_some_and(|found| !found.spec.is_deleted()))
+    }
+
     /// Makes the handle say exactly `counts`.
     pub(super) async fn set_handle(
         &self,
@@ -94,20 +103,18 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 }
 
 fn handle_object(attachment: &Attachment<'_>, counts: &Counts) -> IPAMHandle {
-    let uid = attachment.pod.and_then(|pod| pod.uid).filter(|_| attachment.is_ahead());
-    handle_of_node(&attachment.handle(), attachment.node, uid, counts)
+    let pod_uid = attachment.pod.and_then(|p| p.uid).filter(|_| attachment.is_ahead());
+    object_of(&attachment.handle(), counts, Some(attachment.node), pod_uid)
 }
 
-/// A handle as this program makes them; `uid` is the pod's where the handle is a pod's.
-pub(super) fn handle_of_node(id: &str, node: &str, uid: Option<&str>, counts: &Counts) -> IPAMHandle {
+/// A handle that counts so much, with what it says besides: the node, and the pod if it was made ahead of a container.
+pub(super) fn object_of(id: &str, counts: &Counts, node: Option<&str>, pod_uid: Option<&str>) -> IPAMHandle {
     let mut spec = IPAMHandleSpec::new(id);
     for (block, count) in counts {
         spec.increment(block, *count);
     }
     let mut object = spec.object();
-    object.metadata.labels = Some([(NODE_LABEL.to_owned(), calico::hostname_hash(node))].into());
-    if let Some(uid) = uid {
-        object.metadata.annotations = Some([(POD_UID_KEY.to_owned(), uid.to_owned())].into());
-    }
+    object.metadata.labels = node.map(|node| [(NODE_LABEL.to_owned(), calico::hostname_hash(node))].into());
+    object.metadata.annotations = pod_uid.map(|uid| [(POD_UID_KEY.to_owned(), uid.to_owned())].into());
     object
 }

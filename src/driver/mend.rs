@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use calico::{
-    AffinityState, BlockAffinity, Entry, Expect, Holder as Allocation, IPAMBlock, IPAMConfig, IPAMConfigSpec,
-    IPAMHandle, IPAMHandleSpec, Reservations, cidr_name, handle_name,
+    BlockAffinity, Entry, Expect, Holder as Allocation, IPAMBlock, IPAMConfig, IPAMConfigSpec, IPAMHandle,
+    Reservations, cidr_name, handle_name,
 };
 use futures::future::try_join_all;
 use ipnetwork::IpNetwork;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::converge::{Backoff, Known, Step};
 use super::edit::{Assign, Edit, Outcome, Which};
-use super::handle::{Counts, handle_of_node};
+use super::handle::{Counts, object_of};
 use super::reservation::Asks;
 use super::snapshot::host;
 use super::{CLAIM_KEY, Driver, Error, NotWithdrawn, POD_UID_KEY, PodRef};
@@ -103,7 +103,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             Ok(match current {
                 None => {
                     let counts = [(cidr, 1)].into();
-                    Step::Create(handle_of_node(&handle, &lost.node, Some(&lost.uid), &counts), ())
+                    Step::Create(object_of(&handle, &counts, Some(&lost.node), Some(&lost.uid)), ())
                 }
                 Some(found) if found.spec.is_deleted() => Step::Finish(found),
                 Some(_) => Step::Done(()),
@@ -189,13 +189,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if !self.keep_block(seen.spec.cidr, &seen.spec.node, deadline).await? {
             return Ok(false);
         }
+        self.confirm_seen(seen, deadline).await
+    }
+
+    /// Labels an affinity, so that its node finds it; false if it has changed since it was seen.
+    pub(crate) async fn label_as_seen(&self, seen: &BlockAffinity, deadline: Instant) -> Result<bool, Error> {
         let settled = self
             .converge::<BlockAffinity, _, Error>(&seen.name_any(), Known::Present(seen.clone()), deadline, |current| {
                 Ok(match current {
-                    Some(found) if found.is_confirmed() && !found.is_deleted() => Step::Done(true),
-                    Some(found) if is_version(&found, seen) => {
-                        Step::Replace(found.with_state(AffinityState::Confirmed), true)
-                    }
+                    Some(found) if found.is_labelled() => Step::Done(true),
+                    Some(found) if is_version(&found, seen) => Step::Replace(found.labelled(), true),
                     _ => Step::Done(false),
                 })
             })
@@ -213,7 +216,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         among: &[IpNetwork],
         deadline: Instant,
     ) -> Result<bool, Error> {
-        let bears = self.borne(id, among).await?;
+        let Borne { counts: bears, node, pod_uid } = self.borne(id, among).await?;
         let mut attempted = false;
         let settled = self
             .converge::<IPAMHandle, _, Error>(&handle_name(id), known(seen), deadline, |current| {
@@ -221,9 +224,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                     (None, None) if bears.is_empty() => Step::Done(false),
                     (None, None) => {
                         attempted = true;
-                        let mut spec = IPAMHandleSpec::new(id);
-                        spec.block = wire(&bears);
-                        Step::Create(spec.object(), true)
+                        Step::Create(object_of(id, &bears, node.as_deref(), pod_uid.as_deref()), true)
                     }
                     (Some(mut found), Some(seen)) if is_version(&found, seen) => {
                         attempted = true;
@@ -244,7 +245,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     /// Counts up what the blocks bear beyond what the handle says; takes nothing away.
     async fn raise(&self, id: &str, among: &[IpNetwork], deadline: Instant) -> Result<(), Error> {
-        let bears = self.borne(id, among).await?;
+        let Borne { counts: bears, node, pod_uid } = self.borne(id, among).await?;
         if bears.is_empty() {
             return Ok(());
         }
@@ -252,7 +253,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let (mut object, exists) = match current {
                 Some(found) if found.spec.is_deleted() => return Ok(Step::Finish(found)),
                 Some(found) => (found, true),
-                None => (IPAMHandleSpec::new(id).object(), false),
+                None => (object_of(id, &Counts::new(), node.as_deref(), pod_uid.as_deref()), false),
             };
             let before = object.spec.block.clone();
             for (cidr, count) in &bears {
@@ -271,32 +272,40 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         Ok(())
     }
 
-    /// How many allocations bear a handle, block by block, read now.
-    async fn borne(&self, id: &str, among: &[IpNetwork]) -> Result<Counts, Error> {
+    /// What the allocations that bear a handle say, read now.
+    async fn borne(&self, id: &str, among: &[IpNetwork]) -> Result<Borne, Error> {
         let blocks = try_join_all(
             among.iter().map(|cidr| async move { self.objects.get::<IPAMBlock>(None, &cidr_name(cidr)).await }),
         )
         .await?;
-        let mut counts = Counts::new();
+        let mut borne = Borne::default();
         for block in blocks.into_iter().flatten().filter(|b| !b.spec.is_deleted()) {
-            let bears = |entry: &Entry<'_>| {
-                matches!(entry, Entry::Used { attribute, .. }
-                    if attribute.handle().is_some_and(|handle| handle_name(handle) == handle_name(id)))
-            };
-            let count = block.spec.entries().filter(|(_, entry)| bears(entry)).count();
-            if count > 0 {
-                counts.insert(block.spec.cidr, i64::try_from(count).unwrap_or(i64::MAX));
+            for (_, entry) in block.spec.entries() {
+                let Entry::Used { attribute, .. } = entry else { continue };
+                if attribute.handle().is_some_and(|handle| handle_name(handle) == handle_name(id)) {
+                    *borne.counts.entry(block.spec.cidr).or_default() += 1;
+                    borne.node = attribute.secondary("node").map(str::to_owned);
+                    borne.pod_uid = attribute.secondary(POD_UID_KEY).map(str::to_owned);
+                }
             }
         }
-        Ok(counts)
+        Ok(borne)
     }
+}
+
+/// How many allocations bear a handle, block by block, and what they say of their node and pod.
+#[derive(Default)]
+struct Borne {
+    counts: Counts,
+    node: Option<String>,
+    pod_uid: Option<String>,
 }
 
 fn known<K: Clone>(seen: Option<&K>) -> Known<K> {
     seen.map_or(Known::Absent, |object| Known::Present(object.clone()))
 }
 
-fn is_version<K: Object>(found: &K, seen: &K) -> bool {
+pub(super) fn is_version<K: Object>(found: &K, seen: &K) -> bool {
     let (found, seen) = (found.meta(), seen.meta());
     found.uid == seen.uid && found.resource_version == seen.resource_version
 }

@@ -45,7 +45,7 @@ pub use self::add::Assigned;
 pub use self::adopt::{BY_HAND, NotClaimed, Wanted};
 pub use self::check::Unrecorded;
 pub(crate) use self::claims::ONE_ATTACHMENT;
-pub use self::claims::{Blocked, Impasse};
+pub use self::claims::{Blocked, Handover, Impasse};
 pub(crate) use self::claims::{is_held_by, is_holders};
 use self::commit::Queues;
 pub use self::error::Error;
@@ -61,7 +61,7 @@ pub(crate) use self::reservation::{
     unmarked,
 };
 pub use self::snapshot::UnmetPool;
-pub(crate) use self::snapshot::{check_coverage, node_state, state_of};
+pub(crate) use self::snapshot::{check_coverage, node_state, pod_state, state_of};
 pub use self::withdraw::{ClaimFate, NotWithdrawn, Shown};
 
 use crate::claim::{Claim, Policy};

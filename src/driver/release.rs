@@ -137,6 +137,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             return Ok(None);
         };
         let (freed, shared) = self.release_in(found.spec.blocks(), handle, whose, deadline).await?;
+        // A later pod's ADD may have made it, and not have written its block yet.
+        let shared = shared || whose.is_other_pods(&found);
         if shared && freed.is_empty() {
             return Ok(Some(freed));
         }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use calico::block_affinity::label_selector;
 use calico::{Affinity, BlockAffinity, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation};
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 
@@ -188,6 +189,13 @@ pub(crate) fn state_of(pod: &Pod) -> PodState {
     } else {
         PodState::Alive
     }
+}
+
+/// Since when a node has not been Ready, if it is not and says so.
+pub(crate) fn not_ready_since(node: &Node) -> Option<Timestamp> {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").filter(|ready| ready.status != "True")?;
+    ready.last_transition_time.as_ref().map(|time| time.0)
 }
 
 /// A holder's node, compared by UID where one was recorded.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use calico::IPPool;
+use calico::{ApiGroup, IPPool};
 use serde_json::Value;
 
 use super::{InstallError, read_section};
@@ -11,11 +11,13 @@ use crate::cni::{CniError, code};
 use crate::driver::check_coverage;
 use crate::netconf::NetConf;
 
-/// What sections are judged by, and the last one that was found good.
+/// What the cluster says of what is put in place, and the last section that was found good.
 #[derive(Debug, Default)]
 pub struct Judge {
     /// Calico's pools, as far as they are known.
     pub pools: Pools,
+    /// The API group that the lists are to name; `None`: whatever they name.
+    pub group: Option<ApiGroup>,
     good: Option<Value>,
 }
 
@@ -36,7 +38,7 @@ pub enum Pools {
 impl Judge {
     /// One that has found nothing good yet.
     pub fn by(pools: Pools) -> Self {
-        Self { pools, good: None }
+        Self { pools, ..Self::default() }
     }
 
     /// The section of a file, if it is good; else why not, and the last one that was.

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use calico::ApiGroup;
 use serde_json::Value;
 
 use super::{InstallError, Written, read_json, replace};
@@ -23,11 +24,13 @@ const MODE: u32 = 0o600;
 
 type Edits = Vec<Result<Vec<Written>, InstallError>>;
 
-/// Puts our section into each list of Calico's. Gives how many there are, too.
-pub(super) fn put_ours(directory: &Path, section: &Value) -> (usize, Edits) {
+/// Puts our section into each list of Calico's, and the API group, if one is to be named. Gives how many lists there are, too.
+pub(super) fn put_ours(directory: &Path, section: &Value, group: Option<ApiGroup>) -> (usize, Edits) {
     each(directory, |path, list| {
         let section = for_list(path, list, section);
-        let Some(edited) = conflist::with_ours(list, &section).map_err(invalid(path))? else { return Ok(Vec::new()) };
+        let edited = conflist::with_ours(list, &section).map_err(invalid(path))?;
+        let in_group = group.and_then(|group| conflist::with_api_group(edited.as_ref().unwrap_or(list), group));
+        let Some(edited) = in_group.or(edited) else { return Ok(Vec::new()) };
         if let Some(calicos) = conflist::ipam_section(list).filter(|found| conflist::is_calicos(found)) {
             replace(&before(path), &text(calicos), MODE)?;
         }
@@ -168,6 +171,11 @@ impl InUse {
         };
         Some(InstallError::Unused { path, why, remedy })
     }
+}
+
+/// The API group that the configuration names which the runtime uses, be it ours or Calico's.
+pub(crate) fn api_group(directory: &Path) -> Option<ApiGroup> {
+    conflist::api_group(&InUse::of(directory)?.network?)
 }
 
 /// Why the runtime does not come by our section, though it is in place.

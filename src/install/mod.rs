@@ -27,7 +27,7 @@ pub use self::binary::place_binary;
 pub use self::judge::{Judge, Pools};
 pub use self::kubeconfig::SERVICE_ACCOUNT;
 pub use self::lists::restore_calico;
-pub(crate) use self::lists::{InUse, configurations};
+pub(crate) use self::lists::{InUse, api_group, configurations};
 use self::token::Login;
 pub use self::token::PluginToken;
 pub use self::watch::Watcher;
@@ -148,7 +148,7 @@ impl NodeFiles {
                 good
             });
             if let Some(section) = section {
-                let (lists, edits) = lists::put_ours(&self.cni_conf_dir, &section);
+                let (lists, edits) = lists::put_ours(&self.cni_conf_dir, &section, judge.group);
                 outcome.has_list = lists > 0;
                 edits.into_iter().for_each(|edit| outcome.take(edit));
                 outcome.unused = lists::unused(&self.cni_conf_dir);

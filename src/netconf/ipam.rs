@@ -14,7 +14,7 @@ use crate::cni::names::{is_cni_name, is_dns_subdomain};
 use crate::cni::object::Object;
 use crate::cni::text::{self, Wrong};
 use crate::cni::{CniError, Route, code};
-use crate::pod::{Families, FixedAddresses};
+use crate::pod::{Families, FixedAddresses, HandoverMode};
 use crate::range::{self, Family, RangeSet};
 
 /// The `ipam` section of a network configuration.
@@ -36,6 +36,8 @@ pub struct Ipam {
     pub wait: Duration,
     /// `ipam.takeover`: when a held fixed address may pass to another pod of its owner without a DEL.
     pub takeover: Policy,
+    /// `ipam.handover`: what becomes of an update whose new pod needs the address of the old one.
+    pub handover: HandoverMode,
     /// `ipam.fixedAddresses`: whether pods of a namespace that no annotation speaks of may ask for fixed addresses.
     pub fixed: FixedAddresses,
     /// `ipam.stateDir`: where the calls of one node leave each other notes; on tmpfs, /run/kube-ipam by default.
@@ -79,7 +81,7 @@ pub(crate) fn pool_ref(text: &str, family: Family) -> Result<PoolRef, Wrong> {
 }
 
 /// The fields of the section.
-pub(super) const FIELDS: [&str; 20] = [
+pub(super) const FIELDS: [&str; 21] = [
     "name",
     "type",
     "kubeConfig",
@@ -93,6 +95,7 @@ pub(super) const FIELDS: [&str; 20] = [
     "resolvConf",
     "waitSeconds",
     "takeover",
+    "handover",
     "fixedAddresses",
     "stateDir",
     "assign_ipv4",
@@ -148,6 +151,7 @@ impl Ipam {
             resolv_conf: ipam.file("resolvConf")?,
             wait: Duration::from_secs(seconds(ipam, "waitSeconds", DEFAULT_WAIT, LONGEST_WAIT)?),
             takeover: takeover(ipam)?,
+            handover: handover(ipam)?,
             fixed: fixed_addresses(ipam)?,
             state_dir: ipam.file("stateDir")?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: pools(ipam, "ipv4_pools", Family::V4)?,
@@ -168,6 +172,7 @@ impl Ipam {
             resolv_conf: None,
             wait: Duration::from_secs(DEFAULT_WAIT),
             takeover: Policy { fencing: Fencing::PodDeleted, grace: SignedDuration::from_secs(DEFAULT_GRACE) },
+            handover: HandoverMode::default(),
             fixed: FixedAddresses::AnyNamespace,
             state_dir: ipam.file("stateDir").ok().flatten().unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             v4_pools: Vec::new(),
@@ -284,6 +289,11 @@ fn fixed_addresses(ipam: &Object<'_>) -> Result<FixedAddresses, CniError> {
             Err(ipam.refuse("fixedAddresses", other, "is not a rule", right))
         }
     }
+}
+
+fn handover(ipam: &Object<'_>) -> Result<HandoverMode, CniError> {
+    let Some(text) = ipam.text("handover")? else { return Ok(HandoverMode::default()) };
+    HandoverMode::parse(text).ok_or_else(|| ipam.refuse("handover", text, HandoverMode::WRONG, HandoverMode::RIGHT))
 }
 
 /// `takeover`: `{"proof": "podDeleted" | "nodeFenced", "graceSeconds": 60}`.

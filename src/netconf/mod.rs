@@ -12,6 +12,7 @@ mod node;
 
 use std::path::PathBuf;
 
+use calico::ApiGroup;
 use serde_json::Value;
 use tracing::level_filters::LevelFilter;
 
@@ -37,6 +38,8 @@ pub struct NetConf {
     pub nodename: NodeName,
     /// `ipam.kubeConfig`, else `kubernetes.kubeconfig`. Absolute.
     pub kubeconfig: Option<PathBuf>,
+    /// `calico_api_group`: in which group Calico's objects are; none: as the environment or the cluster says.
+    pub api_group: Option<ApiGroup>,
     /// `log_level`, `info` by default.
     pub log_level: LevelFilter,
     /// `log_file_path`; none: standard error only. Absolute.
@@ -76,7 +79,6 @@ impl NetConf {
         };
         fields::refuse_misplaced(&outer, main_plugin)?;
         datastore(&outer)?;
-        calico_api_group(&outer)?;
         let kubernetes = outer.object("kubernetes")?;
         let outer_kubeconfig = kubernetes.map(|section| section.file("kubeconfig")).transpose()?.flatten();
         Ok(NetConf {
@@ -86,6 +88,7 @@ impl NetConf {
             main_plugin: main_plugin.to_owned(),
             nodename: NodeName::parse(&outer)?,
             kubeconfig: ipam.file("kubeConfig")?.or(outer_kubeconfig),
+            api_group: api_group(&outer)?,
             log_level: log_level(&outer)?,
             log_file_path: outer.file("log_file_path")?,
             attachments: attachments(&outer)?,
@@ -126,6 +129,7 @@ impl NetConf {
             main_plugin: outer.text("type").ok().flatten().unwrap_or_default().to_owned(),
             nodename: NodeName::parse(&outer).unwrap_or_else(|_| NodeName::by_file()),
             kubeconfig,
+            api_group: api_group(&outer).unwrap_or_default(),
             log_level: log_level(&outer).unwrap_or(LevelFilter::INFO),
             log_file_path: outer.file("log_file_path").ok().flatten(),
             attachments: None,
@@ -198,15 +202,9 @@ fn attachments(outer: &Object<'_>) -> Result<Option<Vec<Attachment>>, CniError> 
     outer.objects(key)?.into_iter().map(read).collect::<Result<_, _>>().map(Some)
 }
 
-/// Records in another group than Calico's components read would be invisible to them.
-fn calico_api_group(outer: &Object<'_>) -> Result<(), CniError> {
-    match outer.text("calico_api_group")? {
-        None | Some("crd.projectcalico.org/v1") => Ok(()),
-        Some(other) => {
-            let right = "kube-ipam keeps its records in crd.projectcalico.org/v1: write that, or leave the field out";
-            Err(outer.refuse("calico_api_group", other, "is not supported", right))
-        }
-    }
+/// Read as Calico reads it: whatever is not the newer group's name means the older one.
+fn api_group(outer: &Object<'_>) -> Result<Option<ApiGroup>, CniError> {
+    Ok(outer.text("calico_api_group")?.filter(|text| !text.is_empty()).map(ApiGroup::named))
 }
 
 #[cfg(test)]

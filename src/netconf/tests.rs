@@ -179,14 +179,37 @@ fn calicos_words_for_levels_are_understood() {
 }
 
 #[test]
-fn only_the_api_group_that_the_records_are_kept_in_is_accepted() {
-    parse(&guide_with("/calico_api_group", json!("crd.projectcalico.org/v1"))).unwrap();
-    for other in ["projectcalico.org/v3", "calico.org"] {
-        refused(
-            guide_with("/calico_api_group", json!(other)),
-            &["calico_api_group", other, "crd.projectcalico.org/v1"],
-        );
+fn any_api_group_but_the_newer_one_means_the_older_one_as_in_calico() {
+    use calico::ApiGroup::{Crd, V3};
+    assert_eq!(parse(&guide()).unwrap().api_group, None);
+    for (text, group) in [
+        ("crd.projectcalico.org/v1", Some(Crd)),
+        ("projectcalico.org/v3", Some(V3)),
+        ("ProjectCalico.org/V3", Some(V3)),
+        ("calico.org", Some(Crd)),
+        ("", None),
+    ] {
+        let conf = guide_with("/calico_api_group", json!(text));
+        assert_eq!(parse(&conf).unwrap().api_group, group, "{text:?}");
+        assert_eq!(NetConf::parse_for_del(&conf, "kube-ipam").unwrap().0.api_group, group, "{text:?}");
     }
+    refused(guide_with("/calico_api_group", json!(3)), &["calico_api_group", "3", "quotes"]);
+    let mut broken = guide_with("/calico_api_group", json!("projectcalico.org/v3"));
+    broken["ipam"]["waitSeconds"] = json!(-1);
+    assert_eq!(NetConf::parse_for_del(&broken, "kube-ipam").unwrap().0.api_group, Some(V3));
+}
+
+#[test]
+fn an_update_that_needs_the_old_pods_address_is_refused_unless_the_section_says_evict() {
+    use crate::pod::HandoverMode::{Evict, Refuse};
+    assert_eq!(parse(&guide_with("/ipam/name", json!("net"))).unwrap().ipam.handover, Refuse);
+    for (text, mode) in [("evict", Evict), ("refuse", Refuse)] {
+        assert_eq!(parse(&guide_with("/ipam/handover", json!(text))).unwrap().ipam.handover, mode);
+    }
+    for bad in [json!("Evict"), json!("no"), json!(true)] {
+        refused(guide_with("/ipam/handover", bad), &["ipam.handover"]);
+    }
+    refused(guide_with("/handover", json!("evict")), &["write it as ipam.handover"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::service::state::State;
 use crate::service::{Call, Served, log_answer, node_name_for, unserved};
 use crate::store::cluster::ClusterId;
 use crate::store::kube::KubeStore;
-use crate::store::{LazyLedger, choose_tls};
+use crate::store::{Group, LazyLedger, choose_tls};
 
 /// Set by SIGTERM: the runtime has given up.
 static TERMINATED: AtomicBool = AtomicBool::new(false);
@@ -74,6 +74,7 @@ async fn driver(net: &NetConf, state: &Arc<State>) -> Result<GatedDriver<KubeSto
         let remedy = "mend the file that kubeConfig (or kubernetes.kubeconfig) names, or name another";
         CniError::new(code, e.to_string(), remedy)
     })?;
+    let store = store.in_group(Group::of(net.api_group));
     let cluster = Arc::new(ClusterId::new(store.clone()).remembered(state.clone()));
     let ledger = Some(LazyLedger::of_cluster(&net.ipam, &cluster));
     Ok(Driver::new(store, ledger, Timestamp::now))

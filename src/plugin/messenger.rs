@@ -18,6 +18,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(20);
 /// `waitSeconds` where the configuration does not say.
 const DEFAULT_WAIT: u64 = 20;
 
+/// The longest of them, which an update that hands an address over may take whatever is configured.
+const LONGEST_WAIT: u64 = 100;
+
 /// Why the agent gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unanswered {
@@ -58,8 +61,14 @@ pub(super) fn ask(request: &Request) -> Result<Result<Option<Value>, CniError>, 
         Reply::Accepted {} => {}
         other => return conclude(other),
     }
-    let wait = request.config.pointer("/ipam/waitSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_WAIT);
-    conclude(reply(&stream, &mut replies, Duration::from_secs(wait.min(100)) + ANSWER_TIME)?)
+    conclude(reply(&stream, &mut replies, longest_wait(&request.config) + ANSWER_TIME)?)
+}
+
+/// How long an ADD may wait for the holder of its address.
+fn longest_wait(config: &Value) -> Duration {
+    let wait = config.pointer("/ipam/waitSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_WAIT);
+    let hands_over = config.pointer("/ipam/handover").and_then(Value::as_str) == Some("evict");
+    Duration::from_secs(if hands_over { LONGEST_WAIT } else { wait.min(LONGEST_WAIT) })
 }
 
 fn conclude(reply: Reply) -> Result<Result<Option<Value>, CniError>, Unanswered> {

@@ -7,7 +7,7 @@ use calico::{IPPool, covering};
 use ipnetwork::{IpNetwork, ip_mask_to_prefix};
 use kube::ResourceExt as _;
 
-use super::{GATEWAY, IP, IP_ADDRS, IP_ADDRS_NO_IPAM, NETMASK, OWNER};
+use super::{GATEWAY, HANDOVER, HandoverMode, IP, IP_ADDRS, IP_ADDRS_NO_IPAM, NETMASK, OWNER};
 use crate::cni::error::shown;
 use crate::cni::text::{self, Wrong};
 use crate::cni::{CniError, names};
@@ -23,13 +23,15 @@ pub struct FixedRequest {
     pub v6: Vec<IpAddr>,
     netmasks: Vec<(Family, u8)>,
     gateways: Vec<IpAddr>,
+    /// What the pod says of an update that needs its address; none if it says nothing.
+    pub handover: Option<HandoverMode>,
 }
 
 impl FixedRequest {
     /// A request for one address, whatever the network says of it.
     pub(crate) fn of(address: IpAddr) -> FixedRequest {
         let (v4, v6) = [address].into_iter().partition(IpAddr::is_ipv4);
-        FixedRequest { v4, v6, netmasks: Vec::new(), gateways: Vec::new() }
+        FixedRequest { v4, v6, netmasks: Vec::new(), gateways: Vec::new(), handover: None }
     }
 
     /// The addresses that the value of `kube-ipam.ip` lists, whatever the network says of them; none if it is malformed.
@@ -42,6 +44,7 @@ impl FixedRequest {
     pub fn parse(annotations: &BTreeMap<String, String>, ipam: &Ipam) -> Result<Option<FixedRequest>, CniError> {
         refuse_misspelt(annotations)?;
         refuse_calicos(annotations, ipam.dialect)?;
+        let handover = HandoverMode::of(annotations)?;
         let Some(value) = annotations.get(IP) else {
             return match [NETMASK, GATEWAY].into_iter().find_map(|key| Some((key, annotations.get(key)?))) {
                 None => Ok(None),
@@ -56,7 +59,7 @@ impl FixedRequest {
             permitted(*ip, value, ipam)?;
         }
         let (v4, v6) = ips.into_iter().partition(IpAddr::is_ipv4);
-        let mut request = FixedRequest { v4, v6, netmasks: Vec::new(), gateways: Vec::new() };
+        let mut request = FixedRequest { v4, v6, netmasks: Vec::new(), gateways: Vec::new(), handover };
         if let Some(value) = annotations.get(NETMASK) {
             request.netmasks = request.read_netmasks(value, ipam)?;
         }
@@ -224,7 +227,7 @@ impl FixedRequest {
 
 /// Anything of ours that is not known, and anything that looks like ours: ignored, it would mean a random address.
 fn refuse_misspelt(annotations: &BTreeMap<String, String>) -> Result<(), CniError> {
-    const KNOWN: [&str; 4] = [IP, NETMASK, GATEWAY, OWNER];
+    const KNOWN: [&str; 5] = [IP, NETMASK, GATEWAY, OWNER, HANDOVER];
     for (key, value) in annotations.iter().filter(|(key, _)| !KNOWN.contains(&key.as_str())) {
         let meant = names::meant(key, &KNOWN);
         if meant.is_none() && !key.to_ascii_lowercase().starts_with("kube-ipam.") {

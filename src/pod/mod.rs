@@ -5,15 +5,19 @@ use kube::ResourceExt as _;
 
 mod allowed;
 mod fixed;
+mod handover;
 mod owner;
 mod pools;
 mod uid;
+mod workload;
 
 pub use allowed::{FixedAddresses, check_namespace};
 pub use fixed::FixedRequest;
+pub use handover::HandoverMode;
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
 pub use uid::{has_uid, is_static, uid};
+pub use workload::Workload;
 
 /// `kube-ipam.ip`: the fixed addresses a pod may have: addresses, ranges `first-last` and CIDRs, separated by commas.
 pub const IP: &str = "kube-ipam.ip";
@@ -23,6 +27,8 @@ pub const NETMASK: &str = "kube-ipam.netmask";
 pub const GATEWAY: &str = "kube-ipam.gateway";
 /// `kube-ipam.owner`: who owns the fixed addresses, instead of the pod's controller.
 pub const OWNER: &str = "kube-ipam.owner";
+/// `kube-ipam.handover`: what becomes of an update of the pod's workload, instead of the configuration's `handover`.
+pub const HANDOVER: &str = "kube-ipam.handover";
 /// `kube-ipam.allowed`, of a Namespace: the fixed addresses that its pods may ask for.
 pub const ALLOWED: &str = "kube-ipam.allowed";
 

@@ -74,6 +74,18 @@ fn a_pod_without_our_annotations_asks_for_nothing() {
 }
 
 #[test]
+fn a_pod_says_whether_an_update_hands_its_address_over() {
+    use super::HandoverMode;
+    for (text, mode) in [("evict", HandoverMode::Evict), ("refuse", HandoverMode::Refuse)] {
+        let request = fixed(&[("kube-ipam.ip", "10.244.0.216"), ("kube-ipam.handover", text)], &v4()).unwrap().unwrap();
+        assert_eq!(request.handover, Some(mode));
+    }
+    for bad in ["", "Evict", "true"] {
+        refused(fixed(&[("kube-ipam.handover", bad)], &v4()), &["kube-ipam.handover", "neither evict nor refuse"]);
+    }
+}
+
+#[test]
 fn a_list_means_one_of_these_in_order_and_may_hold_both_families() {
     let request = fixed(&[("kube-ipam.ip", " 10.9.0.7, fd00:10:244::9 ,10.244.0.5")], &dual()).unwrap().unwrap();
     assert_eq!(request.choices(Family::V4, None).unwrap(), ips(&["10.9.0.7", "10.244.0.5"]));

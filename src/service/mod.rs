@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use self::served::{Given, How, Served};
-use self::state::{Container, Note, State, Turn};
+use self::state::{Begun, Container, Note, State, Turn};
 use crate::cni::{CniArgs, CniError, Invocation, Verb, code, version_answer};
 use crate::driver::handle_of;
 use crate::driver::{Assigned, Attachment, Driver, Error, PodRef};
@@ -63,8 +63,8 @@ impl Call<'_> {
         let cancelled = || (self.gone)() || marks.is_deleted();
         match self.invocation.verb {
             Verb::Add => {
-                let (_turn, anew) = marks.begin_add().await;
-                let given = self.add(driver, &cancelled, anew).await?;
+                let begun = marks.begin_add().await;
+                let given = self.add(driver, &cancelled, &begun).await?;
                 let output = answer::ok(self.net, &given.addresses)?.render(&self.net.cni_version);
                 Ok(Served { output: Some(output), given: Some(given) })
             }
@@ -85,8 +85,9 @@ impl Call<'_> {
         &self,
         driver: &Driver<O, L>,
         cancelled: &(dyn Fn() -> bool + Sync),
-        anew: bool,
+        begun: &Begun,
     ) -> Result<Given, CniError> {
+        let anew = begun.anew;
         let attachment = Attachment { anew, ..self.attachment(cancelled)? };
         let call = self.invocation;
         let Some(uid) = attachment.pod.and_then(|p| p.uid) else {
@@ -100,8 +101,11 @@ impl Call<'_> {
         };
         let noted = self.state.note(uid);
         let serves = noted.as_ref().is_none_or(|n| n.serves(&call.container_id, &call.ifname));
+        let own = noted.as_ref().is_some_and(|note| note.is_of(&call.container_id, &call.ifname));
+        // An earlier ADD of this container, by another process, may have given it an address of its own.
+        let has_own = concerns_pod && begun.again && !own && driver.has_handle(&attachment).await?;
         // A DEL that is still at it may be about to give back what the pod has.
-        let may_have = serves && turn.as_ref().is_some_and(Turn::is_held);
+        let may_have = serves && !has_own && turn.as_ref().is_some_and(Turn::is_held);
         let given_back = self.state.is_given_back(uid);
         // The plugin did without us once, and has given back what we remember.
         let taken = match self.taken.filter(|_| !given_back) {
@@ -109,7 +113,6 @@ impl Call<'_> {
             // An earlier sandbox had it, and nobody remembers it but the records.
             None if may_have && noted.is_some() => {
                 let ahead = Attachment { anew: anew || given_back, ..attachment.ahead() };
-                let own = noted.as_ref().is_some_and(|note| note.is_of(&call.container_id, &call.ifname));
                 match driver.add(&ahead).await {
                     Ok(taken) => Some((How::Records, taken)),
                     // This container may run with what is on record, and is not to be given anything else.

@@ -145,11 +145,11 @@ mod tests {
         assert!(container.owe(b"request") && !container.owe(&[b' '; LONGEST + 1]));
         assert_eq!(state.owed().into_iter().map(|(_, request)| request).collect::<Vec<_>>(), [b"request"]);
         drop(turn);
-        drop(other.begin_add().await.0);
+        drop(other.begin_add().await);
         assert!(container.begin_owed().await.is_some() && other.begin_owed().await.is_none());
-        let (turn, again) = container.begin_add().await;
-        assert!(again && turn.is_held());
-        drop(turn);
+        let begun = container.begin_add().await;
+        assert!(begun.anew && begun.again && begun.turn.is_held());
+        drop(begun);
         assert!(container.begin_owed().await.is_none());
         assert_eq!(state.owed_count(), 0);
     }
@@ -168,6 +168,6 @@ mod tests {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         assert!(first.as_mut().now_or_never().is_none(), "two ADDs of one container at once");
         drop(held);
-        assert!(first.await.0.is_held());
+        assert!(first.await.turn.is_held());
     }
 }

@@ -79,6 +79,16 @@ pub struct Turn {
     last: Option<PathBuf>,
 }
 
+/// An ADD that has its container's turn.
+pub struct Begun {
+    /// The turn.
+    pub turn: Turn,
+    /// Whether a DEL was there before, which may still be felt.
+    pub anew: bool,
+    /// Whether another call was there before, and so perhaps an ADD.
+    pub again: bool,
+}
+
 /// The container of a pod whose address was put on record before it had one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -357,12 +367,16 @@ impl Drop for Turn {
 
 impl Container {
     /// An ADD begins: a mark of an earlier life of this container id means nothing any more, and what it had is
-    /// not to be given back. Whether there was one, whose DEL may still be felt.
-    pub async fn begin_add(&self) -> (Turn, bool) {
-        let turn = self.turn(ADD_WAIT).await;
+    /// not to be given back.
+    pub async fn begin_add(&self) -> Begun {
+        // It stays behind an ADD, until a DEL.
+        let found = self.lock.as_deref().is_some_and(is_there);
+        let (waited, file) = self.lock_for(ADD_WAIT).await;
+        let turn = Turn::of(file);
         let marked = self.mark.as_ref().is_some_and(|mark| fs::remove_file(mark).is_ok());
         let owed = turn.is_held() && self.settle();
-        (turn, marked || owed)
+        let anew = marked || owed;
+        Begun { turn, anew, again: found || waited || anew }
     }
 
     /// A DEL begins: the mark comes first, so that an ADD still running undoes itself; then its end is awaited.
@@ -399,9 +413,13 @@ impl Container {
     }
 
     async fn turn(&self, wait: Duration) -> Turn {
+        Turn::of(self.lock_for(wait).await.1)
+    }
+
+    async fn lock_for(&self, wait: Duration) -> (bool, Option<File>) {
         match &self.lock {
-            Some(path) => Turn::of(lock(path, wait).await.1),
-            None => Turn::of(None),
+            Some(path) => lock(path, wait).await,
+            None => (false, None),
         }
     }
 }

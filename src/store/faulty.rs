@@ -160,8 +160,8 @@ impl<S: Objects> Objects for Faulty<S> {
         self.faults.around("delete", describe::<K>(&name), self.inner.delete(object)).await
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
-        self.faults.around("get", owner.to_string(), self.inner.owner_exists(owner)).await
+    async fn owner(&self, owner: &Owner) -> Result<Option<serde_json::Value>, StoreError> {
+        self.faults.around("get", owner.to_string(), self.inner.owner(owner)).await
     }
 }
 

@@ -159,8 +159,8 @@ impl<S: Objects> Objects for Gated<S> {
         self.inner.delete(object).await
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
-        self.inner.owner_exists(owner).await
+    async fn owner(&self, owner: &Owner) -> Result<Option<serde_json::Value>, StoreError> {
+        self.inner.owner(owner).await
     }
 }
 

@@ -17,17 +17,18 @@ use ::kube::discovery::{ApiCapabilities, Scope};
 use ::kube::{Client, Config, Resource as _};
 use calico::IPAMBlock;
 use http_body_util::{BodyExt, Limited};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
-use super::{Failure, Object, Objects, StoreError, describe, tls, transport};
+use super::{Failure, Group, Object, Objects, StoreError, describe, tls, transport};
 use crate::pod::Owner;
 
 /// Longest wait for one answer. Two of these fit into the ten seconds in which an ADD must fail
 /// when the API server is down.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer read, in bytes: ten thousand blocks of 256 addresses fit.
 const ANSWER_LIMIT: usize = 256 << 20;
 /// Objects in one answer of a list.
@@ -41,6 +42,9 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct KubeStore {
     client: Client,
+    /// The same in whatever group a request names.
+    plain: Client,
+    group: Group,
     /// Where the credentials come from, for the error that says they are not accepted.
     credentials: Arc<str>,
     origin: Option<Arc<str>>,
@@ -92,9 +96,43 @@ impl KubeconfigError {
 // === impl KubeStore ===
 
 impl KubeStore {
-    /// A store over a client that the caller made; its library must not retry by itself.
-    pub fn new(client: Client) -> Self {
-        Self { client, credentials: Arc::from("the client's own credentials"), origin: None }
+    /// A store over a client that the caller made; its library must not retry by itself. Calico's objects are read and written
+    /// in the group that the cluster turns out to have.
+    pub fn new(plain: Client) -> Self {
+        let group = Group::default();
+        let client = group.client(&plain);
+        Self { client, plain, group, credentials: Arc::from("the client's own credentials"), origin: None }
+    }
+
+    /// The same server, with Calico's objects in a group.
+    #[must_use]
+    pub fn in_group(&self, group: Group) -> Self {
+        Self { client: group.client(&self.plain), group, ..self.clone() }
+    }
+
+    /// The group in which Calico's objects are read and written.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Whether a CustomResourceDefinition of this name exists.
+    pub(super) async fn is_defined(&self, name: &str) -> Result<bool, StoreError> {
+        let request =
+            Request::new(CustomResourceDefinition::url_path(&(), None)).get_metadata(name, &Default::default());
+        match self.call::<serde_json::Value>("get", describe::<CustomResourceDefinition>(name), request).await {
+            Ok(_) => Ok(true),
+            Err(StoreError { failure: Failure::Absent, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How an object is named in errors.
+    fn describe<K: Object>(&self, name: &str) -> String {
+        format!("{} {name}", self.plural::<K>())
+    }
+
+    fn plural<K: Object>(&self) -> String {
+        self.group.known().unwrap_or_default().name(&K::plural(&())).to_owned()
     }
 
     /// A store by a kubeconfig file; nothing is sent yet.
@@ -204,7 +242,7 @@ pub fn origin(config: &Config) -> String {
 impl Objects for KubeStore {
     async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<Option<K>, StoreError> {
         let request = Request::new(K::url_path(&(), namespace)).get(name, &Default::default());
-        match self.call("get", describe::<K>(name), request).await {
+        match self.call("get", self.describe::<K>(name), request).await {
             Ok(object) => Ok(Some(object)),
             Err(StoreError { failure: Failure::Absent, .. }) => Ok(None),
             Err(error) => Err(error),
@@ -236,14 +274,14 @@ impl Objects for KubeStore {
     }
 
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
-        let what = describe::<K>(name_of(object));
+        let what = self.describe::<K>(name_of(object));
         let data = encode("create", &what, object)?;
         self.call("create", what, Request::new(K::url_path(&(), None)).create(&PostParams::default(), data)).await
     }
 
     async fn replace<K: Object>(&self, object: &K) -> Result<K, StoreError> {
         let name = name_of(object);
-        let what = describe::<K>(name);
+        let what = self.describe::<K>(name);
         if object.meta().resource_version.is_none() {
             return Err(StoreError::new(
                 "update",
@@ -267,21 +305,21 @@ impl Objects for KubeStore {
             ..DeleteParams::default()
         };
         let request = Request::new(K::url_path(&(), None)).delete(name, &params);
-        self.call::<serde_json::Value>("delete", describe::<K>(name), request).await.map(drop)
+        self.call::<serde_json::Value>("delete", self.describe::<K>(name), request).await.map(drop)
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+    async fn owner(&self, owner: &Owner) -> Result<Option<serde_json::Value>, StoreError> {
         let what = owner.to_string();
         let Some(path) = self.owner_path(owner, &what).await? else {
             // The kind itself is gone: no object of it can exist.
-            return Ok(false);
+            return Ok(None);
         };
         match self
             .call::<serde_json::Value>("get", what, Request::new(path).get(&owner.name, &Default::default()))
             .await
         {
-            Ok(_) => Ok(true),
-            Err(StoreError { failure: Failure::Absent, .. }) => Ok(false),
+            Ok(object) => Ok(Some(object)),
+            Err(StoreError { failure: Failure::Absent, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -314,7 +352,7 @@ impl KubeStore {
 
     async fn list_page<K: Object>(&self, params: &ListParams) -> Result<ObjectList<K>, StoreError> {
         let mut list: ObjectList<K> =
-            self.call("list", K::plural(&()).into_owned(), Request::new(K::url_path(&(), None)).list(params)).await?;
+            self.call("list", self.plural::<K>(), Request::new(K::url_path(&(), None)).list(params)).await?;
         for item in &mut list.items {
             // Often more than the object itself, and a write without them changes nothing of them.
             item.meta_mut().managed_fields = None;

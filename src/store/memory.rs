@@ -147,11 +147,12 @@ impl Objects for MemoryObjects {
         Ok(())
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+    async fn owner(&self, owner: &Owner) -> Result<Option<Value>, StoreError> {
         let state = self.state();
-        Ok(state.objects.iter().any(|((_, namespace, name), v)| {
+        let mut found = state.objects.iter().filter(|((_, namespace, name), v)| {
             *namespace == owner.namespace && *name == owner.name && v["kind"] == json!(owner.kind)
-        }))
+        });
+        Ok(found.next().map(|(_, value)| value.clone()))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod etcd;
 pub mod faulty;
 pub mod gated;
+pub mod group;
 pub(crate) mod heard;
 pub mod ipclaim;
 pub mod kube;
@@ -21,6 +22,7 @@ pub(crate) mod transport;
 pub(crate) mod trim;
 
 pub use self::gated::{DatastoreGate, Gated, LiveGate, TRUSTED};
+pub use self::group::Group;
 pub use self::ledgers::{AnyLedger, LazyLedger};
 
 use std::fmt;
@@ -111,8 +113,13 @@ pub trait Objects: Send + Sync {
     /// Deletes exactly this version of a cluster-scoped object (UID and `resourceVersion` are preconditions).
     fn delete<K: Object>(&self, object: &K) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Whether the controller object behind an owner still exists, by a live read of its kind.
-    fn owner_exists(&self, owner: &Owner) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    /// The object behind an owner, by a live read of its kind; `None` if it does not exist.
+    fn owner(&self, owner: &Owner) -> impl Future<Output = Result<Option<serde_json::Value>, StoreError>> + Send;
+
+    /// Whether the object behind an owner still exists, by a live read of its kind.
+    fn owner_exists(&self, owner: &Owner) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        async { Ok(self.owner(owner).await?.is_some()) }
+    }
 }
 
 /// A value and the revision that a later write compares.

@@ -25,6 +25,7 @@ use tokio::sync::Mutex;
 use tower::util::MapRequestLayer;
 use tower::{BoxError, Service, ServiceBuilder};
 
+use super::group::copy;
 use super::heard::{Heard, Listening};
 use super::token_file::TokenFile;
 
@@ -197,15 +198,6 @@ fn was_refused(error: &hyper::Error) -> bool {
                 || (error.is_reset() && error.is_remote() && reason == Some(h2::Reason::REFUSED_STREAM))
         })
     })
-}
-
-/// The same request once more; `None` for a body that can be read only once.
-fn copy(request: &Request<Body>) -> Option<Request<Body>> {
-    let mut copy = Request::new(request.body().try_clone()?);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
 }
 
 fn connector(

@@ -260,7 +260,7 @@ impl Objects for Blind {
         self.inner.delete(object).await
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
-        self.inner.owner_exists(owner).await
+    async fn owner(&self, owner: &Owner) -> Result<Option<Value>, StoreError> {
+        self.inner.owner(owner).await
     }
 }

@@ -84,12 +84,13 @@ async fn strike(town: &mut Town, step: Step, planned: &[(usize, Fault)]) -> (Opt
 /// The whole story: the step with its faults, what the runtime does next, and everybody's end. Gives the calls of
 /// the step and how many faults struck.
 async fn story(scenario: Scenario, planned: &[(usize, Fault)]) -> (Vec<Call>, usize) {
-    let (mut town, step) = scenario.prepare().await;
-    let (outcome, calls, struck) = strike(&mut town, step, planned).await;
+    // Boxed, as these futures do not fit on a test's stack side by side.
+    let (mut town, step) = Box::pin(scenario.prepare()).await;
+    let (outcome, calls, struck) = Box::pin(strike(&mut town, step, planned)).await;
     let told = format!("{scenario:?} with {planned:?} in {calls:#?} gave {outcome:?}");
     let checked = async {
-        step.recover(&town, outcome.as_ref()).await;
-        step.leave(&town).await;
+        Box::pin(step.recover(&town, outcome.as_ref())).await;
+        Box::pin(step.leave(&town)).await;
         town.world.assert_sound().await;
         // What no call comes back for is the collector's.
         for _ in 0..3 {

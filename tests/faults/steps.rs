@@ -279,6 +279,8 @@ async fn wanted(world: &World) -> Wanted {
         contested: None,
         owner_gone: None,
         moved: None,
+        origin: None,
+        successor: None,
         unknown: Map::new(),
     };
     let standing = world.ledger.read(address).await.unwrap();

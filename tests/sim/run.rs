@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use calico::IPAMBlock;
+use calico::{Family, IPAMBlock};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube_ipam::audit::{self, Violation as Finding, audit};
 use kube_ipam::claim::Claim;
@@ -252,7 +252,7 @@ fn every_pod_runs(sim: &Sim) {
         let others =
             pod.wanted.iter().any(|address| taken.contains(address) || stayed_behind(&truth, &present, *address));
         let others = others || sim.plan.strict_affinity;
-        let kept_out = !pod.wanted.is_empty() && others;
+        let kept_out = !pod.wanted.is_empty() && (others || torn(&truth, &pod.wanted));
         if !running.contains(&pod.uid) && !kept_out {
             let what = format!("pod {} ({:?}) does not run in the end", pod.uid, pod.stage());
             truth.oracle.fail("liveness", what);
@@ -260,12 +260,26 @@ fn every_pod_runs(sim: &Sim) {
     }
 }
 
+/// Whether the addresses of a pod's two families belong to two controllers since somebody wrote a claim by hand: both
+/// exist, so neither gets what is the other's.
+fn torn(truth: &Truth, wanted: &[IpAddr]) -> bool {
+    let standing = wanted.iter().filter_map(|address| truth.claim(*address).map(|claim| claim.value));
+    let idle: Vec<Claim> = standing.filter(|claim| is_idle(truth, claim)).collect();
+    let apart =
+        |one: &Claim, other: &Claim| one.owner != other.owner && Family::of(one.address) != Family::of(other.address);
+    truth.oracle.is_harmed(wanted) && idle.iter().any(|one| idle.iter().any(|other| apart(one, other)))
+}
+
+/// Whether nobody holds a claim, and its owner exists.
+fn is_idle(truth: &Truth, claim: &Claim) -> bool {
+    claim.holder.is_none() && truth.owners.contains(&(claim.owner.kind.clone(), claim.owner.name.clone()))
+}
+
 /// Whether a claim stayed with the controller that a pod had before. It is idle until that has a pod again, which here it
 /// has only when the one that it lost is gone.
 fn stayed_behind(truth: &Truth, pods: &[Arc<PodCell>], address: IpAddr) -> bool {
-    let idle = |claim: Claim| claim.holder.is_none() && truth.owners.contains(&(claim.owner.kind, claim.owner.name));
     let lost = |pod: &Arc<PodCell>| pod.adopted.load(Ordering::Relaxed) && pod.wanted.contains(&address);
-    pods.iter().any(lost) && truth.claim(address).is_some_and(|claim| idle(claim.value))
+    pods.iter().any(lost) && truth.claim(address).is_some_and(|claim| is_idle(truth, &claim.value))
 }
 
 /// What is allocated is what runs.

@@ -269,9 +269,12 @@ impl Objects for Wire {
         self.exchange("delete", name, move |truth| truth.delete(&object)).await
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
+    async fn owner(&self, owner: &Owner) -> Result<Option<serde_json::Value>, StoreError> {
         let sought = (owner.kind.clone(), owner.name.clone());
-        self.exchange("get", owner.to_string(), move |truth| Ok(truth.owners.contains(&sought))).await
+        self.exchange("get", owner.to_string(), move |truth| {
+            Ok(truth.owners.contains(&sought).then(|| serde_json::json!({})))
+        })
+        .await
     }
 }
 

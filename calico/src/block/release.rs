@@ -148,7 +148,7 @@ impl IPAMBlockSpec {
         Ok(Some(released))
     }
 
-    /// Frees the addresses whose cooldown is over and drops the attributes that no allocation uses; true if
+    /// Frees the addresses whose cooldown is over, and those whose attribute says nothing, and drops the attributes that no allocation uses; true if
     /// that changed anything. Call it on every block that was read, before anything else: what it changed is
     /// written with the next write and is no reason for one.
     pub fn collect(&mut self, cooldown_seconds: i64, now: Timestamp) -> bool {
@@ -184,7 +184,8 @@ impl IPAMBlockSpec {
             let Some(attribute) = self.allocations[ordinal].and_then(|index| self.attributes.get(index)) else {
                 continue;
             };
-            if attribute.is_cooling() && is_over(attribute, cooldown_seconds, now) {
+            let is_cooled = attribute.is_cooling() && is_over(attribute, cooldown_seconds, now);
+            if is_cooled || attribute.is_nobodys() {
                 self.allocations[ordinal] = None;
                 self.sequence_number_for_allocation.remove(&ordinal.to_string());
                 if !self.unallocated.contains(&ordinal) {

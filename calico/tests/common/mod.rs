@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use calico::invariants::{self, Snapshot};
 use calico::{
-    Affinity, AffinityState, AllowedUse, AssignError, BlockAffinity, Family, Holder, IPAMBlock, IPAMBlockSpec,
-    IPAMConfig, IPAMConfigSpec, IPAMHandle, IPAMHandleSpec, IPPool, IPReservation, PoolRequest, Released, Reservations,
+    Affinity, AffinityState, AllowedUse, ApiGroup, AssignError, BlockAffinity, Family, Holder, IPAMBlock,
+    IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, IPAMHandleSpec, IPPool, IPReservation, PoolRequest,
+    Released, Reservations,
 };
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
@@ -18,31 +19,57 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Every captured step, in order: its name and its content.
+/// Every captured step of either group, in order: its name and its content.
 pub fn steps() -> Vec<(String, Value)> {
-    let mut names: Vec<String> = std::fs::read_dir(directory())
+    let all: Vec<_> = ApiGroup::BOTH.into_iter().flat_map(steps_in).collect();
+    assert_eq!(all.len(), 42);
+    all
+}
+
+fn steps_in(group: ApiGroup) -> Vec<(String, Value)> {
+    let mut names: Vec<String> = std::fs::read_dir(directory(group))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
         .collect();
     names.sort();
-    assert_eq!(names.len(), 21);
-    names.into_iter().map(|name| (name.clone(), file(&name))).collect()
+    names.into_iter().map(|name| (format!("{group} {name}"), file_of(group, &name))).collect()
 }
 
 /// A captured step by its number.
 pub fn step(number: &str) -> Value {
-    let found = steps().into_iter().find(|(name, _)| name.starts_with(number));
+    step_of(ApiGroup::Crd, number)
+}
+
+/// A captured step of a group by its number.
+pub fn step_of(group: ApiGroup, number: &str) -> Value {
+    let found = steps_in(group).into_iter().find(|(name, _)| name.starts_with(&format!("{group} {number}")));
     found.unwrap_or_else(|| panic!("no step {number}")).1
 }
 
-/// A captured file.
+/// A captured file of the older group.
 pub fn file(name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(directory().join(name)).unwrap()).unwrap()
+    file_of(ApiGroup::Crd, name)
 }
 
-fn directory() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+/// A captured file of a group.
+pub fn file_of(group: ApiGroup, name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(directory(group).join(name)).unwrap()).unwrap()
+}
+
+fn directory(group: ApiGroup) -> PathBuf {
+    let captures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    match group {
+        ApiGroup::Crd => captures,
+        ApiGroup::V3 => captures.join("v3-group"),
+    }
+}
+
+/// An object as a group has it.
+pub fn shaped(group: ApiGroup, object: &impl Serialize) -> Value {
+    let mut value = serde_json::to_value(object).unwrap();
+    group.shape(&mut value);
+    value
 }
 
 /// The objects of one kind in a step.
@@ -77,14 +104,15 @@ fn by_name<T: DeserializeOwned + kube::Resource>(step: &Value, plural: &str) -> 
     objects::<T>(step, plural).into_iter().map(|object| (object.name_any(), object)).collect()
 }
 
-fn values<T: Serialize>(objects: &BTreeMap<String, T>) -> Value {
-    serde_json::to_value(objects.values().collect::<Vec<_>>()).unwrap()
+fn values<T: Serialize>(group: ApiGroup, objects: &BTreeMap<String, T>) -> Value {
+    objects.values().map(|object| shaped(group, object)).collect()
 }
 
 impl Cluster {
     /// The objects of a step. Pools, configuration and reservations are what people write.
     pub fn load(step: &Value) -> Self {
-        let config = objects::<IPAMConfig>(step, "ipamconfigs").pop();
+        let configs = ["ipamconfigs", "ipamconfigurations"].into_iter().find(|plural| step.get(plural).is_some());
+        let config = objects::<IPAMConfig>(step, configs.unwrap()).pop();
         Self {
             pools: objects(step, "ippools"),
             config: config.map(|config| config.spec).unwrap_or_default(),
@@ -95,12 +123,12 @@ impl Cluster {
         }
     }
 
-    /// What writers wrote, as JSON, to be compared with [`written`].
-    pub fn written(&self) -> BTreeMap<&'static str, Value> {
+    /// What writers wrote, as JSON of a group, to be compared with [`written`].
+    pub fn written(&self, group: ApiGroup) -> BTreeMap<&'static str, Value> {
         [
-            ("ipamblocks", values(&self.blocks)),
-            ("blockaffinities", values(&self.affinities)),
-            ("ipamhandles", values(&self.handles)),
+            ("ipamblocks", values(group, &self.blocks)),
+            ("blockaffinities", values(group, &self.affinities)),
+            ("ipamhandles", values(group, &self.handles)),
         ]
         .into()
     }

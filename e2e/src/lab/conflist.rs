@@ -1,5 +1,6 @@
 //! The nodes' network configuration: the guide's, with what a scenario changes.
 
+use calico::ApiGroup;
 use serde_json::{Value, json};
 
 use super::MainPlugin;
@@ -24,12 +25,16 @@ pub struct Network {
     pub name: String,
     /// Where the claims are.
     pub ledger: Ledger,
+    /// `calico_api_group`
+    pub group: Option<ApiGroup>,
     /// First and last address for random pods.
     pub range: (String, String),
     /// Whether pods get an IPv6 address too.
     pub dual_stack: bool,
     /// `waitSeconds`
     pub wait: u64,
+    /// Whether an update's new pod has the old one evicted: `handover`.
+    pub hands_over: bool,
 }
 
 /// Where a node finds what the configuration names.
@@ -50,9 +55,11 @@ impl Default for Network {
         Self {
             name: LEDGER.into(),
             ledger: Ledger::Etcd,
+            group: None,
             range: ("10.244.0.10".into(), "10.244.0.200".into()),
             dual_stack: false,
             wait: 20,
+            hands_over: false,
         }
     }
 }
@@ -76,6 +83,9 @@ impl Network {
         ipam["subnet"] = json!("10.244.0.0/16");
         ipam["rangeStart"] = json!(self.range.0);
         ipam["rangeEnd"] = json!(self.range.1);
+        if self.hands_over {
+            ipam["handover"] = json!("evict");
+        }
         if self.dual_stack {
             ipam["ranges"] = json!([[{"subnet": "fd00:10:244::/112", "rangeStart": "fd00:10:244::100", "gateway": "fd00:10:244::1"}]]);
             ipam["routes"] = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
@@ -93,6 +103,9 @@ impl Network {
             "policy": {"type": "k8s"},
             "kubernetes": {"kubeconfig": site.kubeconfig},
         });
+        if let Some(group) = self.group {
+            first["calico_api_group"] = json!(group.api_version());
+        }
         if let Some(file) = &site.log_file {
             first["log_file_path"] = json!(file);
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use kube::Client;
+use kube_ipam::store::Group;
 
 use super::restricted::{Restricted, User};
 use crate::calls::Counts;
@@ -21,10 +22,10 @@ pub(super) enum Ground {
 }
 
 impl Ground {
-    /// A client with every right.
+    /// A client with every right, in whatever group the cluster has Calico's objects.
     pub(super) fn client(&self, agent: &str) -> Result<Client> {
         match self {
-            Self::Embedded(cluster) => cluster.client(agent),
+            Self::Embedded(cluster) => Ok(Group::default().client(&cluster.client(agent)?)),
             Self::Restricted(restricted) => Ok(restricted.control_plane().client()),
         }
     }

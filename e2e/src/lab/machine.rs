@@ -39,14 +39,15 @@ pub struct Real {
 
 impl Machine {
     pub(super) async fn embedded(with_agents: bool, network: &Network) -> Result<(Self, Client)> {
-        let options = embedded::Options { crds: crate::crds(), etcd: true, ..Default::default() };
+        let crds = crate::crds_in(network.group.unwrap_or_default());
+        let options = embedded::Options { crds, etcd: true, ..Default::default() };
         Self::stand_ins(Ground::Embedded(embedded::Cluster::start(options).await?), with_agents, network).await
     }
 
     /// The real control plane with stand-in nodes, where everybody has the rights that `yaml/kube-ipam.yaml` gives.
     pub(super) async fn restricted(with_agents: bool, network: &Network) -> Result<Option<(Self, Client)>> {
         let Some(tools) = Tools::or_skip()? else { return Ok(None) };
-        let ground = Ground::Restricted(Restricted::start(tools).await?);
+        let ground = Ground::Restricted(Restricted::start(tools, network.group.unwrap_or_default()).await?);
         Self::stand_ins(ground, with_agents, network).await.map(Some)
     }
 
@@ -61,12 +62,13 @@ impl Machine {
         crds: Option<PathBuf>,
         main: MainPlugin,
         with_agents: bool,
+        network: Network,
     ) -> Result<Option<(Self, Client)>> {
         let Some(tools) = Tools::or_skip()? else { return Ok(None) };
-        let network = Network::default();
+        let definitions = crate::crds_in(network.group.unwrap_or_default());
         let options = real::Options {
             nodes: NODES.map(str::to_owned).to_vec(),
-            crds: crds.map_or_else(|| Crds::Definitions(crate::crds()), Crds::File),
+            crds: crds.map_or_else(|| Crds::Definitions(definitions), Crds::File),
             kube_ipam_bin: Some(tools::kube_ipam()?),
             calico_bin,
             conflist: Some(Box::new(move |facts| network.conflist(main, &facts.name, &real_site(facts)).to_string())),

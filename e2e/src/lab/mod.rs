@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use calico::{IPAMBlock, IPPool};
+use calico::{ApiGroup, IPAMBlock, IPPool};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use kube_ipam::netconf::NetConf;
@@ -45,6 +45,13 @@ pub struct Lab {
     main: MainPlugin,
     limits: Limits,
     ledger: Ledger,
+    group: Option<ApiGroup>,
+    agents: bool,
+}
+
+/// The group in which the real tiers have Calico's objects, if one is asked for.
+fn asked_group() -> Option<ApiGroup> {
+    std::env::var("E2E_API_GROUP").ok().map(|text| ApiGroup::named(&text))
 }
 
 /// The plugin that runs kube-ipam on the nodes.
@@ -66,32 +73,50 @@ impl Lab {
 
     /// The same with the claims in a ledger of choice.
     pub async fn embedded_on(agents: bool, ledger: Ledger) -> Result<Self> {
-        let network = Network { ledger, ..Network::default() };
+        Self::embedded_as(agents, Network { ledger, ..Network::default() }).await
+    }
+
+    /// The same with Calico's objects in the newer group.
+    pub async fn embedded_in_v3(agents: bool, ledger: Ledger) -> Result<Self> {
+        Self::embedded_as(agents, Network { ledger, group: Some(ApiGroup::V3), ..Network::default() }).await
+    }
+
+    async fn embedded_as(agents: bool, network: Network) -> Result<Self> {
         let (machine, client) = Machine::embedded(agents, &network).await?;
-        Self::prepare(machine, client, MainPlugin::StandIn, ledger).await
+        Self::prepare(machine, client, MainPlugin::StandIn, &network, agents).await
     }
 
     /// The real tier, with two real nodes, with or without an agent on each; `None` if it cannot run here, which has been said on stderr.
-    /// `CALICO_BIN` makes Calico's main plugin run the pods, `CALICO_CRDS` its own definitions serve the objects.
+    /// `CALICO_BIN` makes Calico's main plugin run the pods, `CALICO_CRDS` its own definitions serve the objects, and
+    /// `E2E_API_GROUP` says in which group they are.
     pub async fn real(agents: bool) -> Result<Option<Self>> {
         let calico_bin = std::env::var_os("CALICO_BIN").map(PathBuf::from);
         let main = if calico_bin.is_some() { MainPlugin::Calico } else { MainPlugin::Ptp };
         let crds = std::env::var_os("CALICO_CRDS").map(PathBuf::from);
-        let Some((machine, client)) = Machine::real(calico_bin, crds, main, agents).await? else { return Ok(None) };
-        Self::prepare(machine, client, main, Ledger::Etcd).await.map(Some)
+        let network = Network { group: asked_group(), ..Network::default() };
+        let made = Machine::real(calico_bin, crds, main, agents, network.clone()).await?;
+        let Some((machine, client)) = made else { return Ok(None) };
+        Self::prepare(machine, client, main, &network, agents).await.map(Some)
     }
 
     /// Stand-in nodes on the real control plane, where nodes and command line have the rights of
-    /// `yaml/kube-ipam.yaml` and no others; `None` if it cannot run here, which has been said on stderr.
+    /// `yaml/kube-ipam.yaml` and no others; `None` if it cannot run here, which has been said on stderr. `E2E_API_GROUP` as
+    /// for [`Lab::real`].
     pub async fn restricted(agents: bool, ledger: Ledger) -> Result<Option<Self>> {
-        let network = Network { ledger, ..Network::default() };
+        let network = Network { ledger, group: asked_group(), ..Network::default() };
         let Some((machine, client)) = Machine::restricted(agents, &network).await? else { return Ok(None) };
-        Self::prepare(machine, client, MainPlugin::StandIn, ledger).await.map(Some)
+        Self::prepare(machine, client, MainPlugin::StandIn, &network, agents).await.map(Some)
     }
 
-    async fn prepare(machine: Machine, client: Client, main: MainPlugin, ledger: Ledger) -> Result<Self> {
+    async fn prepare(
+        machine: Machine,
+        client: Client,
+        main: MainPlugin,
+        network: &Network,
+        agents: bool,
+    ) -> Result<Self> {
         let limits = if machine.is_real() { Limits::REAL } else { Limits::QUICK };
-        let lab = Self { machine, client, main, limits, ledger };
+        let lab = Self { machine, client, main, limits, ledger: network.ledger, group: network.group, agents };
         for (name, cidr, block_size) in
             [("default-ipv4-ippool", "10.244.0.0/16", 26), ("default-ipv6-ippool", "fd00:10:244::/112", 122)]
         {
@@ -140,6 +165,11 @@ impl Lab {
         self.main
     }
 
+    /// Whether each node has an agent; then one of them looks after the whole cluster.
+    pub fn has_agents(&self) -> bool {
+        self.agents
+    }
+
     /// Where the claims are.
     pub fn ledger(&self) -> Ledger {
         self.ledger
@@ -147,7 +177,7 @@ impl Lab {
 
     /// The configuration that the nodes start with.
     pub fn network(&self) -> Network {
-        Network { ledger: self.ledger, ..Network::default() }
+        Network { ledger: self.ledger, group: self.group, ..Network::default() }
     }
 
     /// How long things may take here.
@@ -292,6 +322,7 @@ impl Lab {
             .arg("--allow-version-mismatch")
             .env("DATASTORE_TYPE", "kubernetes")
             .env("KUBECONFIG", self.machine.kubeconfig())
+            .env("CALICO_API_GROUP", self.group.unwrap_or_default().api_version())
             .output()?;
         ensure!(output.status.success(), "calicoctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))

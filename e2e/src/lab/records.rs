@@ -19,7 +19,7 @@ enum Place {
 }
 
 /// The groups of the records.
-const GROUPS: [&str; 2] = ["crd.projectcalico.org", "kube-ipam.io"];
+const GROUPS: [&str; 3] = ["crd.projectcalico.org", "projectcalico.org", "kube-ipam.io"];
 /// What the test itself writes.
 const LOCK: &str = "clusterinformations";
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use calico::ApiGroup;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
@@ -76,8 +77,8 @@ impl User {
 
 impl Restricted {
     /// Starts etcd, API server and controllers, and applies what the manifest says of rights and kinds.
-    pub async fn start(tools: Tools) -> Result<Self> {
-        let crds = Crds::Definitions(calico::crds());
+    pub async fn start(tools: Tools, group: ApiGroup) -> Result<Self> {
+        let crds = Crds::Definitions(group.crds());
         let options = ControlPlaneOptions { audit: true, controllers: true, restricted: false, crds };
         let control_plane = ControlPlane::start(tools, options).await?;
         let restricted = Self { control_plane, directory: TempDir::with_prefix("kube-ipam-rights-")? };

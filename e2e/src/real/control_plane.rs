@@ -90,7 +90,7 @@ impl ControlPlane {
         crds::apply(&self.client, &options.crds).await
     }
 
-    /// A client with every right, from the host's network namespace.
+    /// A client with every right, from the host's network namespace, in whatever group the cluster has Calico's objects.
     pub fn client(&self) -> kube::Client {
         self.client.clone()
     }
@@ -302,5 +302,6 @@ async fn client(kubeconfig: &Path) -> Result<kube::Client> {
     let config = Kubeconfig::read_from(kubeconfig)?;
     let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
     ensure!(config.proxy_url.is_none(), "a proxy is set for a cluster on this machine");
-    kube::Client::try_from(config).context("the admin's client")
+    let client = kube::Client::try_from(config).context("the admin's client")?;
+    Ok(kube_ipam::store::Group::default().client(&client))
 }

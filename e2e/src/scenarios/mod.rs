@@ -7,6 +7,7 @@ mod crowd;
 mod dual_stack;
 mod exhaustion;
 mod guide;
+mod handover;
 mod ledger;
 pub mod lock;
 mod node_failure;
@@ -47,6 +48,10 @@ scenarios! {
     "each_pod_of_a_statefulset_has_the_nth_address_of_the_list" => stateful::three_with_a_list,
     "a_second_owner_is_refused_and_told_who_has_the_address" => conflict::two_owners,
     "a_rolling_update_that_waits_for_itself_is_told_the_remedy" => conflict::surge,
+    "the_guides_deployment_is_updated_several_times_and_rolled_back" => handover::guide,
+    "a_wrong_image_and_a_budget_stop_an_update_and_say_so" => handover::stopped,
+    "the_pods_of_an_update_are_handed_over_one_at_a_time" => handover::several,
+    "the_surge_of_a_daemonset_has_the_address_of_its_node_handed_over" => handover::daemon_set,
     "an_exhausted_range_says_so_and_recovers" => exhaustion::range,
     "under_strict_affinity_a_foreign_block_is_named" => exhaustion::strict_affinity,
     "a_call_on_a_warm_node_costs_at_most_nine_reads_and_two_writes" => cost::of_a_warm_node,

@@ -11,6 +11,7 @@ mod gone;
 #[allow(dead_code)]
 #[path = "../faults/ground.rs"]
 mod ground;
+mod groups;
 mod killed;
 mod lock;
 mod process;

@@ -108,6 +108,12 @@ impl Agent {
         assert!(std::process::Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    /// Waits until it has ended by itself, in good order.
+    pub async fn ended(mut self) {
+        let end = tokio::time::timeout(LIMIT, self.child.wait()).await;
+        assert!(end.expect("the agent goes on").unwrap().success(), "{}", self.log());
+    }
+
     /// SIGTERM, and its end.
     pub async fn stop(mut self) {
         self.signal("TERM");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Instant;
 
-use calico::{Entry, IPAMBlock};
+use calico::{ApiGroup, Entry, IPAMBlock};
 use e2e::embedded::{Cluster, Options, apiserver};
 use e2e::standin::CniOutcome;
 use e2e::tools;
@@ -55,19 +55,19 @@ impl Ground {
         Self::with(Options { tls: true, ..Options::default() }).await
     }
 
+    /// The same with other options; without definitions those of Calico's older group.
     pub async fn with(options: Options) -> Self {
-        let options = Options {
-            crds: calico::crds(),
-            etcd: true,
-            nodes: vec!["n1".into(), "n2".into()],
-            without_controllers: true,
-            ..options
-        };
+        let crds = if options.crds.is_empty() { calico::crds() } else { options.crds };
+        let is_older = crds.iter().any(|crd| crd.spec.group == ApiGroup::Crd.group());
+        let group = if is_older { ApiGroup::Crd } else { ApiGroup::V3 };
+        let options =
+            Options { crds, etcd: true, nodes: vec!["n1".into(), "n2".into()], without_controllers: true, ..options };
         let cluster = Cluster::start(options).await.unwrap();
-        let pool = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"}, "spec": {
+        let mut pool = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "default-ipv4-ippool"}, "spec": {
             "cidr": "10.244.0.0/16", "blockSize": 26, "nodeSelector": "all()", "allowedUses": ["Workload"],
         }});
-        cluster.server().create(&format!("{CALICO}/ippools"), &pool).unwrap();
+        group.shape(&mut pool);
+        cluster.server().create(&group.path(&format!("{CALICO}/ippools")).unwrap(), &pool).unwrap();
         let directory = TempDir::with_prefix("faults-").unwrap();
         std::fs::create_dir(directory.path().join("log")).unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();

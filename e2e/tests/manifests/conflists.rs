@@ -40,6 +40,7 @@ fn parsed(list: &Value) -> NetConf {
 #[test]
 fn the_conflist_of_calico_yaml_is_the_guides_without_the_plugin_that_calico_has_no_more() {
     let mut expected = guide();
+    expected["plugins"][0]["ipam"]["handover"] = json!("evict");
     let chained = expected["plugins"].as_array_mut().unwrap();
     assert_eq!(chained.pop().unwrap()["type"], "bandwidth");
     assert_eq!(of_calico_yaml(), expected);
@@ -64,6 +65,7 @@ fn the_ipam_section_of_kube_ipam_yaml_is_the_guides_with_other_files_no_etcd_and
     for field in ["etcdConfig", "rangeStart", "rangeEnd"] {
         expected.as_object_mut().unwrap().remove(field);
     }
+    expected["handover"] = json!("evict");
     expected["kubeConfig"] = json!("/etc/cni/net.d/kube-ipam-kubeconfig");
     assert_eq!(ipam, expected);
     let mut list = guide();

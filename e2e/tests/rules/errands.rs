@@ -19,6 +19,7 @@ use kube_ipam::claim::Claim;
 use kube_ipam::collector::{Always, Collector, Options};
 use kube_ipam::driver::Driver;
 use kube_ipam::netconf::NetConf;
+use kube_ipam::store::group::of_cluster;
 use kube_ipam::store::ipclaim::IPClaimLedger;
 use kube_ipam::store::kube::KubeStore;
 use kube_ipam::store::{Gated, Ledger as _};
@@ -52,6 +53,14 @@ pub async fn status_and_gc(lab: &Lab) -> Result<()> {
     outpost.succeed("GC", &attachment).await?;
     ensure!(lab.assert_recorded(address, &pod).await.is_err(), "GC has left {address} to a container that is gone");
     outpost.forget(&pod).await
+}
+
+/// `install` and the agent find out which API group the conflist is to name.
+pub async fn group(lab: &Lab) -> Result<()> {
+    let store = KubeStore::from_kubeconfig(&lab.rights()?.kubeconfig(User::Node), None).await?;
+    let (found, had) = (of_cluster(&store).await?, lab.network().group.unwrap_or_default());
+    ensure!(found == Some(had), "{found:?} is found, and it is {had}");
+    Ok(())
 }
 
 /// The collector finishes what was planted, with the rights of a node.

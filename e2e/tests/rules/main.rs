@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
+use calico::ApiGroup;
 use e2e::lab::{Lab, Ledger, User};
 use e2e::manifests::{self, ADMIN_ROLE, NODE_ROLE, Right, TOKEN_ROLE};
 use e2e::real::audit::Call;
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
     let direct = Tier::new("rules", || Lab::restricted(false, Ledger::Objects)).then(&[
         Errand { name: "status_and_gc_work", run: |lab| Box::pin(errands::status_and_gc(lab)) },
         Errand { name: "what_crashes_leave_is_finished", run: |lab| Box::pin(errands::leftovers(lab)) },
+        Errand { name: "a_node_finds_out_which_group_to_name", run: |lab| Box::pin(errands::group(lab)) },
         Errand { name: "people_see_check_and_release", run: |lab| Box::pin(errands::people(lab)) },
         Errand { name: "an_agent_follows_its_account", run: |lab| Box::pin(token::is_followed(lab)) },
         Errand { name: "the_plugins_token_outlives_the_pod", run: |lab| Box::pin(token::outlives_the_pod(lab)) },
@@ -54,6 +56,7 @@ async fn nobody_was_forbidden(lab: &Lab) -> Result<()> {
 
 /// Both labs together have used every right that the manifest grants.
 fn none_is_unused() -> Result<()> {
+    let documents = manifests::documents("kube-ipam.yaml")?;
     let calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
     let used = |users: &[User]| -> BTreeSet<Right> {
         let names: Vec<String> = users.iter().map(|user| user.name()).collect();
@@ -61,19 +64,30 @@ fn none_is_unused() -> Result<()> {
         // An apply that finds nothing creates, and needs the right to that, too.
         let creations = allowed().filter(|call| call.verb == "patch" && call.code == 201);
         let creations = creations.map(|call| Right { verb: "create".into(), ..right(call) });
-        allowed().map(right).chain(creations).collect()
+        allowed().map(right).chain(creations).map(in_either_group).collect()
     };
-    let documents = manifests::documents("kube-ipam.yaml")?;
-    let mut granted = manifests::rights_of(&documents, "ClusterRole", NODE_ROLE)?;
-    granted.extend(manifests::rights_of(&documents, "Role", NODE_ROLE)?);
-    granted.extend(manifests::rights_of(&documents, "Role", TOKEN_ROLE)?);
+    let rights_of = |kind, name| -> Result<BTreeSet<Right>> {
+        Ok(manifests::rights_of(&documents, kind, name)?.into_iter().map(in_either_group).collect())
+    };
+    let mut granted = rights_of("ClusterRole", NODE_ROLE)?;
+    granted.extend(rights_of("Role", NODE_ROLE)?);
+    granted.extend(rights_of("Role", TOKEN_ROLE)?);
     let unused: Vec<String> =
         granted.difference(&used(&[User::Node, User::Counted])).map(|right| format!("nodes: {right}")).collect();
-    let granted = manifests::rights_of(&documents, "ClusterRole", ADMIN_ROLE)?;
+    let granted = rights_of("ClusterRole", ADMIN_ROLE)?;
     let more = granted.difference(&used(&[User::Admin])).map(|right| format!("people: {right}")).collect::<Vec<_>>();
     let unused = [unused, more].concat();
     ensure!(unused.is_empty(), "granted, and used by no test here (run them all): {unused:#?}");
     Ok(())
+}
+
+/// A cluster has Calico's objects in one group, and the rights to both.
+fn in_either_group(right: Right) -> Right {
+    let resource = right.resource.replace("ipamconfigurations", "ipamconfigs");
+    match ApiGroup::BOTH.into_iter().any(|group| group.group() == right.group) {
+        true => Right { group: "calico".into(), resource, ..right },
+        false => right,
+    }
 }
 
 fn right(call: &Call) -> Right {

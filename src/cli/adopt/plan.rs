@@ -167,6 +167,8 @@ fn claim(
             contested: None,
             owner_gone: None,
             moved: None,
+            origin: None,
+            successor: None,
             unknown: Map::new(),
         });
     };

@@ -5,6 +5,7 @@ mod transfer;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 
 use self::moving::Move;
 use super::Outcome;
@@ -58,11 +59,16 @@ fn carried(claims: &[Claim]) -> String {
 }
 
 fn table(claims: &[Claim]) -> String {
+    let now = Timestamp::now();
     let rows = claims.iter().map(|claim| {
+        let handing = claim.handing_over(now).map(|kept| format!("handing over to {}", kept.pod));
         let (address, owner) = (claim.address.to_string(), claim.owner.to_string());
         match &claim.holder {
-            Some(holder) => [address, owner, holder.pod.clone(), holder.node.clone(), output::time(holder.since)],
-            None => [address, owner, NONE.into(), NONE.into(), NONE.into()],
+            Some(holder) => {
+                let pod = handing.map_or_else(|| holder.pod.clone(), |handing| format!("{}, {handing}", holder.pod));
+                [address, owner, pod, holder.node.clone(), output::time(holder.since)]
+            }
+            None => [address, owner, handing.unwrap_or_else(|| NONE.into()), NONE.into(), NONE.into()],
         }
     });
     output::table(["ADDRESS", "OWNER", "HOLDER", "NODE", "SINCE"], rows)
@@ -96,6 +102,20 @@ ADDRESS        OWNER                    HOLDER   NODE   SINCE
 10.244.0.216   Deployment default/web   web-1    n1     2026-11-24T02:01:28Z
 10.244.0.216   Deployment prod/web      -        -      -";
         assert_eq!(table(&[claim("default", true), claim("prod", false)]), expected);
+    }
+
+    #[test]
+    fn an_address_that_is_handed_over_says_to_whom() {
+        let successor = |until: &str| json!({"podUid": "v", "pod": "web-2", "until": until});
+        let with = |holder: bool, until: &str| {
+            let mut value = serde_json::to_value(claim("default", holder)).unwrap();
+            value["successor"] = successor(until);
+            serde_json::from_value::<Claim>(value).unwrap()
+        };
+        let shown = table(&[with(true, "2999-01-01T00:00:00Z"), with(false, "2999-01-01T00:00:00Z")]);
+        assert!(shown.contains("web-1, handing over to web-2   n1"), "{shown}");
+        assert!(shown.lines().last().unwrap().contains("handing over to web-2"), "{shown}");
+        assert!(!table(&[with(true, "2020-01-01T00:00:00Z")]).contains("handing over"));
     }
 
     #[test]

@@ -226,6 +226,8 @@ fn unheld(address: IpAddr, owner: &Owner, now: Timestamp) -> Claim {
         contested: None,
         owner_gone: None,
         moved: None,
+        origin: None,
+        successor: None,
         unknown: Map::new(),
     }
 }

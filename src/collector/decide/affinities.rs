@@ -84,8 +84,16 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> 
                 let why = format!("stayed {}, and its block says the same host", spec.state);
                 (Kind::AffinityConfirmed, options.half_done_grace, why)
             }
+            // Its node makes no block while another has it.
+            (false, false) if block.is_some_and(|block| block.host().is_some()) => {
+                (Kind::AffinityRemoved, options.half_done_grace, without_block("was confirmed", block))
+            }
             // It goes with its block, once that is empty.
             (true, true) => return None,
+            (false, true) if !affinity.is_labelled() => {
+                let why = "had no labels, by which its node looks for it".to_owned();
+                (Kind::AffinityLabelled, options.settle, why)
+            }
             // The node's own to complete.
             (false, _) => return None,
         }
@@ -111,6 +119,7 @@ fn judge(scene: &Scene<'_>, affinity: &BlockAffinity, block: Option<&Block>) -> 
         },
         task: match kind {
             Kind::AffinityConfirmed => Task::ConfirmAffinity(object),
+            Kind::AffinityLabelled => Task::LabelAffinity(object),
             _ => Task::RemoveAffinity(object),
         },
     })

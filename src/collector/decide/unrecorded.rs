@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use calico::Family;
+
 use super::{Finding, Needs, Scene, Task};
+use crate::audit::party::Seen;
 use crate::claim::{NodeState, PodState};
-use crate::collector::census::Census;
 use crate::collector::{Kind, PodName, Repair};
 use crate::driver::Lost;
 
@@ -17,16 +19,19 @@ const BETWEEN_SANDBOXES: Duration = Duration::from_secs(120);
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let mut users: BTreeMap<IpAddr, usize> = BTreeMap::new();
-    let pods = || scene.census.pods.all().filter(|(_, _, pod)| pod.state == PodState::Alive);
-    let unrecorded = |census: &Census, address: &IpAddr| census.used(*address).is_none();
-    let lost: Vec<_> = pods()
+    let pods = scene.census.pods.all().filter(|(_, _, pod)| pod.state == PodState::Alive);
+    let lost: Vec<_> = pods
         .flat_map(|(namespace, name, pod)| pod.addresses.iter().map(move |address| (namespace, name, pod, *address)))
-        .filter(|(.., address)| unrecorded(scene.census, address))
+        .filter(|(.., address)| scene.census.used(*address).is_none())
         .collect();
     lost.iter().for_each(|(.., address)| *users.entry(*address).or_default() += 1);
     // Which of two pods would have the right to it cannot be told.
     let sole = lost.into_iter().filter(|(.., address)| users[address] == 1);
-    sole.filter(|(_, _, pod, _)| !pod.is_foreign)
+    let has_another = |pod: &Seen<'_>, address: IpAddr| {
+        let alike = pod.addresses.iter().filter(|other| Family::of(**other) == Family::of(address));
+        alike.into_iter().any(|other| scene.census.used(*other).is_some())
+    };
+    sole.filter(|(_, _, pod, address)| !pod.is_foreign && !has_another(pod, *address))
         .filter_map(|(namespace, name, pod, address)| {
             let (uid, node) = (pod.uid?, pod.node?);
             // A pod's status is of now only while its node works.

@@ -222,8 +222,8 @@ impl<S: Objects> Objects for Cached<S> {
         deleted
     }
 
-    async fn owner_exists(&self, owner: &Owner) -> Result<bool, StoreError> {
-        self.inner.owner_exists(owner).await
+    async fn owner(&self, owner: &Owner) -> Result<Option<serde_json::Value>, StoreError> {
+        self.inner.owner(owner).await
     }
 }
 

@@ -188,6 +188,17 @@ impl JsonSchema for IPClaimSpec {
                 "since": time("When it got the address."),
             },
         });
+        let successor = json_schema!({
+            "type": "object",
+            "description": "The pod that an update hands the address over to; no other pod takes it until then.",
+            "x-kubernetes-preserve-unknown-fields": true,
+            "required": ["podUid", "pod", "until"],
+            "properties": {
+                "podUid": text("UID of the pod."),
+                "pod": name("Name of the pod, in the owner's namespace."),
+                "until": time("The end of the reservation. It ends before if the pod ends, or its node is not Ready for a minute."),
+            },
+        });
         json_schema!({
             "type": "object",
             "x-kubernetes-preserve-unknown-fields": true,
@@ -201,8 +212,10 @@ impl JsonSchema for IPClaimSpec {
                 "ownedBy": text("The owner in words. Written for people, never read."),
                 "owner": owner,
                 "holder": holder,
+                "successor": successor,
                 "created": time("When the owner got it."),
                 "generation": count("Counts the holders."),
+                "origin": text("What made it: annotation, or nothing where a person did."),
                 "moved": text("The ledger that the claim was carried to; what stands there decides."),
                 "contested": time("Since when its node may still release it for a pod that is gone, or has another address."),
                 "ownerGone": time("Since when nobody holds it and its owner is gone; ten minutes later it is dropped."),

@@ -117,6 +117,7 @@ fn changed(block: &IPAMBlockSpec, edit: impl FnOnce(&mut IPAMBlockSpec) -> Vec<I
         match (block.entry(address), after.entry(address)) {
             // Whose cooldown was over is free, and a time that cannot be read counts as over.
             (Entry::Cooling { .. }, Entry::Free) => {}
+            (Entry::Used { attribute: before, .. }, Entry::Free) if before.is_nobodys() => {}
             (Entry::Used { attribute: before, .. }, Entry::Used { attribute: after, .. }) => {
                 assert_eq!(before, after, "{address} changed")
             }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::{Failure, Outcome, again, drive, pods};
 
 const HASH: &str = "pod-template-hash";
+const REVISION: &str = "deployment.kubernetes.io/revision";
 
 /// Keeps every Deployment's ReplicaSets.
 pub(super) async fn run(client: Client) {
@@ -73,6 +74,7 @@ async fn reconcile(deployment: Arc<Deployment>, client: Arc<Client>) -> Outcome 
         let replicas = if recreates { spec.replicas.unwrap_or(1) } else { 0 };
         new.push(sets.create(&PostParams::default(), &replica_set(&deployment, spec, &name, replicas)).await?);
     }
+    number(&deployments, &deployment, &sets, &mut new[0], &old).await?;
     let mut rollout = Rollout { new: new.remove(0), old };
     if recreates {
         let all = spec.replicas.unwrap_or(1);
@@ -104,6 +106,28 @@ fn replica_set(deployment: &Deployment, spec: &DeploymentSpec, name: &str, repli
         }),
         status: None,
     }
+}
+
+/// Gives the new set the highest number of all, also where its template comes back, and the Deployment the same.
+async fn number(
+    deployments: &Api<Deployment>,
+    deployment: &Deployment,
+    sets: &Api<ReplicaSet>,
+    new: &mut ReplicaSet,
+    old: &[ReplicaSet],
+) -> Result<(), Failure> {
+    let of = |set: &ReplicaSet| set.annotations().get(REVISION).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let highest = old.iter().map(of).max().unwrap_or(0);
+    if of(new) <= highest {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {REVISION: (highest + 1).to_string()}}}));
+        *new = sets.patch(&new.name_any(), &PatchParams::default(), &patch).await?;
+    }
+    let number = of(new).to_string();
+    if deployment.annotations().get(REVISION) != Some(&number) {
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {REVISION: number}}}));
+        deployments.patch(&deployment.name_any(), &PatchParams::default(), &patch).await?;
+    }
+    Ok(())
 }
 
 /// Scales the old sets to nothing; true once none of their pods is left.

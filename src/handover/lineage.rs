@@ -1,0 +1,261 @@
+//! Reading what a pod is a pod of: the controller at the top, its revision, whether it is paused, live.
+
+use jiff::SignedDuration;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use kube::core::{ObjectMeta, Selector, SelectorExt as _};
+use kube::{CustomResource, ResourceExt as _};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::decide::Lineage;
+use crate::store::{Objects, StoreError};
+
+/// Annotation by which the Deployment controller numbers its revisions, on the Deployment and its ReplicaSets.
+const DEPLOYMENT_REVISION: &str = "deployment.kubernetes.io/revision";
+/// The same of an Argo Rollout.
+const ROLLOUT_REVISION: &str = "rollout.argoproj.io/revision";
+/// The same of OpenShift's DeploymentConfigs, on their ReplicationControllers.
+const CONFIG_REVISION: &str = "openshift.io/deployment-config.latest-version";
+/// Label of a DaemonSet's pods and of its ControllerRevisions.
+const REVISION_HASH: &str = "controller-revision-hash";
+
+/// The part of an Argo Rollout that matters here.
+#[derive(CustomResource, Serialize, Deserialize, Debug, Clone)]
+#[kube(group = "argoproj.io", version = "v1alpha1", kind = "Rollout", namespaced, status = "ObservedStatus")]
+#[kube(schema = "disabled")]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutSpec {
+    #[serde(default)]
+    paused: bool,
+    #[serde(default)]
+    selector: LabelSelector,
+    #[serde(default)]
+    min_ready_seconds: i64,
+}
+
+/// The part of OpenShift's DeploymentConfig that matters here.
+#[derive(CustomResource, Serialize, Deserialize, Debug, Clone)]
+#[kube(group = "apps.openshift.io", version = "v1", kind = "DeploymentConfig", namespaced, status = "ObservedStatus")]
+#[kube(schema = "disabled")]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentConfigSpec {
+    #[serde(default)]
+    paused: bool,
+    #[serde(default)]
+    selector: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    min_ready_seconds: i64,
+}
+
+/// What both say of themselves.
+#[derive(Serialize, Deserialize, Debug, Clone, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedStatus {
+    /// A number, or a number in a string.
+    #[serde(default)]
+    observed_generation: Value,
+    #[serde(default)]
+    latest_version: Option<i64>,
+}
+
+/// What a pod's own controller tells: itself, and who controls it.
+struct Set {
+    meta: ObjectMeta,
+    ready: bool,
+}
+
+/// What an owner of any kind tells.
+struct Top<'a> {
+    meta: &'a ObjectMeta,
+    revision: Option<String>,
+    current: Option<String>,
+    paused: bool,
+    observed: bool,
+    selector: Option<LabelSelector>,
+    min_ready: i64,
+}
+
+/// What the pod is a pod of; `None` for a bare pod, and where a controller that it names does not exist any more.
+pub(super) async fn of<O: Objects>(objects: &O, pod: &Pod) -> Result<Option<Lineage>, StoreError> {
+    let namespace = pod.metadata.namespace.as_deref();
+    let Some(direct) = controller(&pod.metadata) else { return Ok(None) };
+    let group = |reference: &OwnerReference| reference.api_version.split_once('/').map_or("", |(g, _)| g).to_owned();
+    let set = match (group(direct).as_str(), direct.kind.as_str()) {
+        ("apps", "ReplicaSet") => {
+            let found = objects.fresh::<ReplicaSet>(namespace, &direct.name).await?;
+            found.map(|set| {
+                let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default();
+                Set { meta: set.metadata, ready: ready > 0 }
+            })
+        }
+        ("", "ReplicationController") => {
+            let found = objects.fresh::<ReplicationController>(namespace, &direct.name).await?;
+            found.map(|set| {
+                let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default();
+                Set { meta: set.metadata, ready: ready > 0 }
+            })
+        }
+        ("apps", "DaemonSet") => return of_daemon_set(objects, pod, direct).await,
+        _ => return Ok(Some(untold(direct))),
+    };
+    let Some(set) = set.filter(|set| set.meta.uid.as_deref() == Some(&direct.uid)) else { return Ok(None) };
+    let Some(above) = controller(&set.meta) else { return Ok(Some(untold(direct))) };
+    let is_same = |meta: &ObjectMeta| meta.uid.as_deref() == Some(&above.uid);
+    let annotation = |meta: &ObjectMeta, key: &str| meta.annotations.as_ref()?.get(key).cloned();
+    let lineage = match (group(above).as_str(), above.kind.as_str()) {
+        ("apps", "Deployment") => {
+            let Some(owner) =
+                objects.fresh::<Deployment>(namespace, &above.name).await?.filter(|o| is_same(&o.metadata))
+            else {
+                return Ok(None);
+            };
+            let spec = owner.spec.as_ref();
+            lineage(
+                pod,
+                direct,
+                above,
+                set.ready,
+                Top {
+                    meta: &owner.metadata,
+                    revision: annotation(&set.meta, DEPLOYMENT_REVISION),
+                    current: annotation(&owner.metadata, DEPLOYMENT_REVISION),
+                    paused: spec.and_then(|spec| spec.paused) == Some(true),
+                    observed: owner.status.as_ref().and_then(|s| s.observed_generation) >= owner.metadata.generation,
+                    selector: spec.map(|spec| spec.selector.clone()),
+                    min_ready: spec.and_then(|spec| spec.min_ready_seconds).unwrap_or_default().into(),
+                },
+            )
+        }
+        ("argoproj.io", "Rollout") => {
+            let Some(owner) = objects.fresh::<Rollout>(namespace, &above.name).await?.filter(|o| is_same(&o.metadata))
+            else {
+                return Ok(None);
+            };
+            lineage(
+                pod,
+                direct,
+                above,
+                set.ready,
+                Top {
+                    meta: &owner.metadata,
+                    revision: annotation(&set.meta, ROLLOUT_REVISION),
+                    current: annotation(&owner.metadata, ROLLOUT_REVISION),
+                    paused: owner.spec.paused,
+                    observed: owner.status.as_ref().is_none_or(|status| status.has_seen(&owner.metadata)),
+                    selector: Some(owner.spec.selector.clone()),
+                    min_ready: owner.spec.min_ready_seconds,
+                },
+            )
+        }
+        ("apps.openshift.io", "DeploymentConfig") => {
+            let found = objects.fresh::<DeploymentConfig>(namespace, &above.name).await?;
+            let Some(owner) = found.filter(|o| is_same(&o.metadata)) else { return Ok(None) };
+            let labels = owner.spec.selector.clone();
+            lineage(
+                pod,
+                direct,
+                above,
+                set.ready,
+                Top {
+                    meta: &owner.metadata,
+                    revision: annotation(&set.meta, CONFIG_REVISION),
+                    current: owner.status.as_ref().and_then(|status| status.latest_version).map(|n| n.to_string()),
+                    paused: owner.spec.paused,
+                    observed: owner.status.as_ref().is_none_or(|status| status.has_seen(&owner.metadata)),
+                    selector: Some(LabelSelector { match_labels: Some(labels), match_expressions: None }),
+                    min_ready: owner.spec.min_ready_seconds,
+                },
+            )
+        }
+        _ => untold(above),
+    };
+    Ok(Some(lineage))
+}
+
+/// A DaemonSet's revisions are ControllerRevisions, of which the one with the highest number is the current one.
+async fn of_daemon_set<O: Objects>(
+    objects: &O,
+    pod: &Pod,
+    direct: &OwnerReference,
+) -> Result<Option<Lineage>, StoreError> {
+    let namespace = pod.metadata.namespace.as_deref();
+    let found = objects.fresh::<DaemonSet>(namespace, &direct.name).await?;
+    let Some(owner) = found.filter(|owner| owner.metadata.uid.as_deref() == Some(&direct.uid)) else {
+        return Ok(None);
+    };
+    let spec = owner.spec.as_ref();
+    let selector = spec.map(|spec| spec.selector.clone());
+    let labels = selector.clone().and_then(|selector| Selector::try_from(selector).ok()).unwrap_or_default();
+    let revisions = objects.list::<ControllerRevision>(&labels.to_string()).await?;
+    let own =
+        revisions.into_iter().filter(|revision| controller(&revision.metadata).is_some_and(|of| of.uid == direct.uid));
+    let current = own.max_by_key(|revision| revision.revision);
+    Ok(Some(lineage(
+        pod,
+        direct,
+        direct,
+        false,
+        Top {
+            meta: &owner.metadata,
+            revision: pod.labels().get(REVISION_HASH).cloned(),
+            current: current.and_then(|revision| revision.labels().get(REVISION_HASH).cloned()),
+            paused: false,
+            observed: owner.status.as_ref().and_then(|s| s.observed_generation) >= owner.metadata.generation,
+            selector,
+            min_ready: spec.and_then(|spec| spec.min_ready_seconds).unwrap_or_default().into(),
+        },
+    )))
+}
+
+fn lineage(pod: &Pod, direct: &OwnerReference, top: &OwnerReference, ready: bool, of: Top<'_>) -> Lineage {
+    let selector = of.selector.and_then(|selector| Selector::try_from(selector).ok());
+    Lineage {
+        uid: of.meta.uid.clone().unwrap_or_default(),
+        api_version: top.api_version.clone(),
+        kind: top.kind.clone(),
+        name: top.name.clone(),
+        set: direct.uid.clone(),
+        set_was_ready: ready,
+        revision: of.revision,
+        current: of.current,
+        paused: of.paused,
+        observed: of.observed,
+        selects: selector.is_some_and(|selector| !selector.selects_all() && selector.matches(pod.labels())),
+        min_ready: SignedDuration::from_secs(of.min_ready),
+    }
+}
+
+/// A pod of a controller that does not tell revisions apart.
+fn untold(top: &OwnerReference) -> Lineage {
+    Lineage {
+        uid: top.uid.clone(),
+        api_version: top.api_version.clone(),
+        kind: top.kind.clone(),
+        name: top.name.clone(),
+        set: top.uid.clone(),
+        set_was_ready: false,
+        revision: None,
+        current: None,
+        paused: false,
+        observed: true,
+        selects: false,
+        min_ready: SignedDuration::ZERO,
+    }
+}
+
+fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+impl ObservedStatus {
+    fn has_seen(&self, meta: &ObjectMeta) -> bool {
+        let number = match &self.observed_generation {
+            Value::Number(number) => number.as_i64(),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        number.is_none_or(|observed| Some(observed) >= meta.generation)
+    }
+}
