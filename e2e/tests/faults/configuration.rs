@@ -10,7 +10,6 @@ fn broken() -> Vec<(&'static str, Value, &'static str)> {
     vec![
         ("/ipam/rangeEnd", json!("10.244.0.1"), "rangeEnd"),
         ("/ipam/subnet", json!("10.244.0.0"), "subnet"),
-        ("/ipam/subnet", Value::Null, "subnet"),
         ("/ipam/gateway", json!("10.99.0.1"), "gateway"),
         ("/ipam/ranges", json!(7), "ranges"),
         ("/ipam/routes", json!([{"dst": "all"}]), "dst"),
