@@ -25,7 +25,6 @@ fn broken() -> Vec<(&'static str, Value, &'static str)> {
         ("/log_file_path", json!("relative"), "log_file_path"),
         ("/datastore_type", json!("etcdv3"), "datastore_type"),
         ("/type", Value::Null, "type"),
-        ("/calico_api_group", json!("v4"), "calico_api_group"),
         ("/prevResult", json!({"ips": [{"address": "nowhere"}]}), "prevResult"),
         ("/ipam/etcdConfig/kubeConfig", json!("/etc/kubernetes/kubeconfig"), "ipam.kubeConfig"),
         ("/nodeName", json!("n1"), "nodename"),
