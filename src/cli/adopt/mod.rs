@@ -17,7 +17,7 @@ use self::plan::{Item, Plan, Problem};
 pub(super) use self::plan::{is_reserved, permitted_block, refused_in};
 use self::template::Template;
 use super::Outcome;
-use super::confirm::confirm;
+use super::confirm::Consent;
 use super::connect::{Connection, Site, blocks_around, optional};
 use super::output::{self, Format};
 use crate::audit::Snapshot;
@@ -53,12 +53,8 @@ pub(super) struct Adopt {
     /// Pods whose labels match, as in kubectl.
     #[arg(short = 'l', long, value_name = "LABELS", conflicts_with = "pods")]
     selector: Option<String>,
-    /// Do not ask.
-    #[arg(short, long)]
-    yes: bool,
-    /// Only show what would be done.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// What was to be done, and whether it was.
@@ -86,12 +82,12 @@ impl Adopt {
         }
         let shown = table(&plan.items);
         let whole = || format!("{shown}\n\n{}", templates(&plan.templates));
-        if self.dry_run || plan.due().next().is_none() {
-            return output::print(format, &report(!self.dry_run), whole);
+        if self.consent.dry_run || plan.due().next().is_none() {
+            return output::print(format, &report(!self.consent.dry_run), whole);
         }
         let driver = Driver::new(store, Some(ledger), Timestamp::now);
         driver.may_write().await.context("adopt: nothing was written")?;
-        if !self.yes && !confirm("adopt", &shown, "Make these addresses fixed?")? {
+        if !self.consent.given("adopt", &shown, "Make these addresses fixed?")? {
             eprintln!("kube-ipam: the addresses are left as they are");
             return Ok(Outcome::NotWell);
         }
