@@ -22,6 +22,7 @@ use super::connect::{Connection, Site, blocks_around, optional};
 use super::output::{self, Format};
 use crate::audit::Snapshot;
 use crate::driver::{Driver, NotClaimed};
+use crate::pod::own_addresses;
 use crate::store::kube::KubeStore;
 use crate::store::{AnyLedger, Ledger as _, Objects as _};
 
@@ -111,7 +112,7 @@ impl Adopt {
     async fn read(&self, site: &Site, store: &KubeStore, ledger: &AnyLedger) -> Result<Snapshot> {
         let pods = self.chosen(store).await?;
         let pools = store.list("").await?;
-        let addresses: Vec<IpAddr> = pods.iter().flat_map(addresses).collect();
+        let addresses: Vec<IpAddr> = pods.iter().filter_map(own_addresses).flatten().collect();
         // After the pods: what a listed pod has is on record.
         let blocks = blocks_around(store, &pools, &addresses).await?;
         let (nodes, reservations) = (store.list("").await?, optional(store.list("").await)?);
@@ -149,12 +150,6 @@ impl Adopt {
         }
         Ok(pods)
     }
-}
-
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
-    let one = pod.status.iter().filter_map(|status| status.pod_ip.as_deref());
-    ips.map(|ip| ip.ip.as_str()).chain(one).filter_map(|text| text.parse().ok()).collect()
 }
 
 fn table(items: &[Item]) -> String {

@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use crate::audit::party::Seen;
-use crate::audit::view::own_addresses;
 use crate::claim::PodState;
 use crate::collector::notice::Notice;
 use crate::driver::state_of;
+use crate::pod::own_addresses;
 use crate::pod::{self, IP, Owner};
 
 /// The pods with addresses of their own, and some words about the others.
