@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use self::ledger::{ClaimedElsewhere, LedgerName};
-use crate::pod::Owner;
+use crate::pod::{Owner, Workload};
 
 /// The record of one fixed address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct Claim {
     /// holder's pod at another address. No ADD answers with an address whose holder is contested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contested: Option<Timestamp>,
-    /// Since when nobody holds it and its owner does not exist, as the collector found: the start of the grace after
+    /// Since when nobody holds it and its owner does not exist, or does not ask for it, as the collector found: the start of the grace after
     /// which the claim is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_gone: Option<Timestamp>,
@@ -249,6 +249,12 @@ impl Claim {
             successor: None,
             unknown: Map::new(),
         }
+    }
+
+    /// Whether the annotation that made it, in the pod template of its owner's object, does not ask for the address any
+    /// more.
+    pub(crate) fn is_given_up_by(&self, owner: &Value) -> bool {
+        self.origin.as_deref() == Some(BY_ANNOTATION) && Workload::of(owner).asks_for(self.address) == Some(false)
     }
 
     /// The same claim with another holder. A reservation stays for the pod that it is for, and for the holder's own

@@ -100,6 +100,55 @@ async fn a_pod_that_takes_the_address_ends_the_grace_of_its_claim() {
     town.stays_for(1200).await;
 }
 
+/// Sets the pod template of Deployment `app`.
+fn template_asks_for(town: &Town, addresses: &str) {
+    town.world.put::<Deployment>(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "app", "namespace": "default"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "app"}},
+            "template": {"metadata": {"annotations": {"kube-ipam.ip": addresses}}},
+        },
+    }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_its_owner_does_not_ask_for_any_more_is_dropped_after_the_same_grace() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    template_asks_for(&town, FIXED);
+    town.stays_for(1200).await;
+    template_asks_for(&town, "10.244.0.217");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.stays_for(480).await;
+    // Edited back.
+    template_asks_for(&town, "10.244.0.216-10.244.0.220");
+    town.repairs(60, &[Kind::OwnerFound]).await;
+    template_asks_for(&town, "10.244.0.217");
+    town.repairs(60, &[Kind::OwnerMissed]).await;
+    town.stays_for(540).await;
+    let repairs = town.repairs(60, &[Kind::ClaimDropped]).await;
+    let why = "belonged to Deployment default/app, which does not ask for it any more; nobody held it";
+    assert_eq!(repairs[0].detail, why);
+    assert!(town.claim(FIXED).await.is_none());
+    assert_eq!(town.world.reserved().await, [] as [String; 0]);
+    town.assert_clean().await;
+}
+
+/// An update that stands half-way, or a claim that nobody's annotation made.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_a_pod_asks_for_or_a_person_made_is_not_dropped_for_its_owners_template() {
+    let mut town = Town::new();
+    unheld_claim(&town).await;
+    template_asks_for(&town, "10.244.0.217");
+    let pod = town.world.pod("waits", "app", "h1", json!({"kube-ipam.ip": FIXED}));
+    town.stays_for(1200).await;
+    town.world.remove_pod(&pod.metadata.name.unwrap());
+    let standing = town.world.ledger.read(ip(FIXED)).await.unwrap().unwrap();
+    let by_hand = kube_ipam::claim::Claim { origin: None, ..standing.value };
+    town.world.ledger.swap(ip(FIXED), Some(standing.revision), Some(&by_hand)).await.unwrap();
+    town.stays_for(1200).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_an_orphaned_pod_holds_is_not_dropped() {
     let mut town = Town::new();

@@ -836,6 +836,38 @@ async fn a_new_claim_does_not_believe_a_reservation_that_an_agent_remembers() {
     w.assert_sound().await;
 }
 
+/// A block was deleted by hand, or an entry released: nothing records what a pod on this node has.
+#[tokio::test]
+async fn an_agent_gives_nobody_an_address_that_a_pod_of_its_node_has() {
+    let mut w = World::new();
+    w.conf["ipam"]["rangeStart"] = json!("10.244.0.11");
+    w.conf["ipam"]["rangeEnd"] = json!("10.244.0.13");
+    let with_status = |name: &str, phase: &str, ip: &str, on_host: bool| -> Pod {
+        object(json!({
+            "metadata": {"name": name, "namespace": "default", "resourceVersion": "1"},
+            "spec": {"nodeName": "n1", "hostNetwork": on_host, "containers": []},
+            "status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}]},
+        }))
+    };
+    let remembered = vec![
+        with_status("running", "Running", "10.244.0.11", false),
+        with_status("finished", "Succeeded", "10.244.0.12", false),
+        with_status("on-host", "Running", "10.244.0.13", true),
+    ];
+    let shelves = Arc::new(Shelves::new("n1"));
+    shelves.pods.reset(shelves.pods.begin_list(), remembered);
+    let agent = Driver::new(Cached::new(w.objects.clone(), shelves), Some(w.ledger.clone()), Timestamp::now);
+    for (name, expected) in [("a", "10.244.0.12"), ("b", "10.244.0.13")] {
+        w.random(name);
+        assert_eq!(common::add(&agent, &w.net(), "n1", name, name).await.unwrap()[0].address, ip(expected));
+    }
+    w.random("c");
+    let error = common::add(&agent, &w.net(), "n1", "c", "c").await.unwrap_err();
+    assert!(error.to_string().contains("3 in all, 2 in use, 1 reserved"), "{error}");
+    w.random("running");
+    assert_eq!(common::add(&agent, &w.net(), "n1", "running", "d").await.unwrap()[0].address, ip("10.244.0.11"));
+}
+
 #[tokio::test]
 async fn check_finds_what_was_put_on_record_ahead_of_the_container() {
     let w = World::new();

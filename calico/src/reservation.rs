@@ -43,7 +43,7 @@ pub struct Reservations {
     known: Arc<Known>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Known {
     names: Vec<String>,
     /// In the order of the objects, each with its name's index.
@@ -71,6 +71,16 @@ impl Reservations {
             known.names.push(name);
         }
         Self { known: Arc::new(known) }
+    }
+
+    /// The same with further addresses, which no object reserves.
+    #[must_use]
+    pub fn with(mut self, addresses: &[IpAddr]) -> Self {
+        let known = Arc::make_mut(&mut self.known);
+        for address in addresses {
+            known.single.entry(*address).or_default();
+        }
+        self
     }
 
     /// Whether the address is reserved.
@@ -205,6 +215,15 @@ mod tests {
         assert!(at("10.0.0.4").is_empty());
         assert!(at("fd00::1").is_empty());
         assert!(all.malformed().is_empty());
+    }
+
+    #[test]
+    fn addresses_may_be_left_out_that_no_object_reserves() {
+        let all =
+            reservations(&[("a", &["10.0.0.0/31"])]).with(&["10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap()]);
+        assert!(all.covers("10.0.0.2".parse().unwrap()) && all.covers_all(&"10.0.0.0/30".parse().unwrap()));
+        assert_eq!(all.holder("10.0.0.2".parse().unwrap()), None);
+        assert_eq!(all.networks().count(), 1);
     }
 
     #[test]

@@ -313,12 +313,8 @@ impl Agent {
     }
 }
 
-/// What a pod says it has.
 fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let status = pod.status.as_ref();
-    let one = status.and_then(|s| s.pod_ip.as_deref()).into_iter();
-    let several = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
-    one.chain(several).filter_map(|text| text.parse().ok()).collect()
+    pod::own_addresses(pod).unwrap_or_default()
 }
 
 /// Whether a pod has no sandbox yet, and will get one in the node's own network.
@@ -332,8 +328,7 @@ fn is_waiting(pod: &Pod) -> bool {
 }
 
 fn is_ending(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+    pod.metadata.deletion_timestamp.is_some() || pod::has_finished(pod)
 }
 
 impl Agent {

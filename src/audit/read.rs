@@ -1,6 +1,7 @@
 //! Reading everything that is judged. What cannot be read is named, and never taken for empty.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use futures::StreamExt as _;
 use futures::stream;
@@ -52,9 +53,9 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
             Err(error) => unread.push(error),
         }
         progress("owners of claims");
-        let (owners, failed) = owners(objects, snapshot.claims.iter().flatten()).await;
-        snapshot.owners = owners;
-        unread.extend(failed);
+        let owners = owners(objects, snapshot.claims.iter().flatten()).await;
+        snapshot.owners = owners.exist;
+        unread.extend(owners.failed);
     }
     Reading { snapshot: complete.then_some(snapshot), unread }
 }
@@ -93,26 +94,46 @@ impl<O: Objects> Lists<'_, O> {
     }
 }
 
-/// Which owners exist. One that cannot be looked up is left out, with the reason; one that is only a name has
-/// no object to be looked up.
-pub(crate) async fn owners<O: Objects>(
-    objects: &O,
-    claims: impl Iterator<Item = &Versioned<Claim>>,
-) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
-    let owners: BTreeSet<Owner> = claims.map(|c| c.value.owner.clone()).filter(|owner| !owner.is_named()).collect();
-    let lookups = stream::iter(owners).map(|owner| async move {
-        let exists = objects.owner_exists(&owner).await;
-        (owner, exists)
-    });
-    let answers: Vec<_> = lookups.buffered(SIDE_BY_SIDE).collect().await;
-    let mut found = (BTreeMap::new(), Vec::new());
-    for (owner, answer) in answers {
+/// What the owners of claims are found to be.
+#[derive(Debug, Default)]
+pub(crate) struct Owners {
+    /// Which of them exist. One that could not be looked up is left out.
+    pub exist: BTreeMap<Owner, bool>,
+    /// The claimed addresses that their owners do not ask for any more.
+    pub given_up: BTreeSet<IpAddr>,
+    /// Why some could not be looked up.
+    pub failed: Vec<StoreError>,
+}
+
+/// Looks the owners up, several at a time; one that is only a name has no object.
+pub(crate) async fn owners<O: Objects>(objects: &O, claims: impl Iterator<Item = &Versioned<Claim>>) -> Owners {
+    let mut by_owner: BTreeMap<&Owner, Vec<&Claim>> = BTreeMap::new();
+    for claim in claims.map(|claim| &claim.value).filter(|claim| !claim.owner.is_named()) {
+        by_owner.entry(&claim.owner).or_default().push(claim);
+    }
+    // Futures of a function, collected: through a closure the compiler does not see that they are Send.
+    let lookups: Vec<_> = by_owner.into_iter().map(|(owner, claims)| look_up(objects, owner, claims)).collect();
+    let mut owners = Owners::default();
+    let answers: Vec<_> = stream::iter(lookups).buffered(SIDE_BY_SIDE).collect().await;
+    for answer in answers {
         match answer {
-            Ok(exists) => {
-                found.0.insert(owner, exists);
+            Ok((owner, exists, given_up)) => {
+                owners.exist.insert(owner, exists);
+                owners.given_up.extend(given_up);
             }
-            Err(error) => found.1.push(error),
+            Err(error) => owners.failed.push(error),
         }
     }
-    found
+    owners
+}
+
+async fn look_up<O: Objects>(
+    objects: &O,
+    owner: &Owner,
+    claims: Vec<&Claim>,
+) -> Result<(Owner, bool, Vec<IpAddr>), StoreError> {
+    let object = objects.owner(owner).await?;
+    let given_up = |claim: &&Claim| object.as_ref().is_some_and(|object| claim.is_given_up_by(object));
+    let given_up = claims.into_iter().filter(given_up).map(|claim| claim.address).collect();
+    Ok((owner.clone(), object.is_some(), given_up))
 }

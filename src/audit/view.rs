@@ -167,7 +167,7 @@ impl<'a> PodView<'a> {
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default(),
             name: pod.metadata.name.as_deref().unwrap_or_default(),
             state: state_of(pod),
-            addresses: own_addresses(pod)?,
+            addresses: pod::own_addresses(pod)?,
         })
     }
 
@@ -191,16 +191,4 @@ impl<'a> PodView<'a> {
     pub(crate) fn object(&self) -> String {
         format!("Pod/{}/{}", self.namespace, self.name)
     }
-}
-
-/// What a pod's status says that it has; `None` for one that has no address of its own, as it shares its node's.
-pub(crate) fn own_addresses(pod: &Pod) -> Option<Vec<IpAddr>> {
-    if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
-        return None;
-    }
-    let status = pod.status.as_ref();
-    let one = status.and_then(|s| s.pod_ip.as_deref()).into_iter();
-    let several = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
-    let addresses: BTreeSet<IpAddr> = one.chain(several).filter_map(|text| text.parse().ok()).collect();
-    Some(addresses.into_iter().collect())
 }

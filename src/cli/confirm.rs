@@ -3,9 +3,28 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::{Result, bail};
+use clap::Args;
 
-/// Shows what would be done, and asks. `what` names the command in the error of a run without a terminal.
-pub(super) fn confirm(what: &str, shown: &str, question: &str) -> Result<bool> {
+/// Whether a command may write.
+#[derive(Args, Debug, Clone)]
+pub(super) struct Consent {
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(super) yes: bool,
+    /// Only show what would be done.
+    #[arg(long, conflicts_with = "yes")]
+    pub(super) dry_run: bool,
+}
+
+impl Consent {
+    /// Whether it is given, with `--yes` or by an answer to the question below what would be done. `what` names the command
+    /// in the error of a run without a terminal.
+    pub(super) fn given(&self, what: &str, shown: &str, question: &str) -> Result<bool> {
+        Ok(self.yes || confirm(what, shown, question)?)
+    }
+}
+
+fn confirm(what: &str, shown: &str, question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("{what}: stdin is no terminal to ask on; add --yes to do it, or --dry-run to see what it would do");
     }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Outcome;
-use super::confirm::confirm;
+use super::confirm::Consent;
 use super::connect::Connection;
 use super::output::{self, Format};
 use crate::driver::Driver;
@@ -27,12 +27,8 @@ pub(super) struct HandoverByHand {
     /// Its namespace.
     #[arg(short, long, default_value = "default")]
     namespace: String,
-    /// Do not ask.
-    #[arg(short, long)]
-    yes: bool,
-    /// Only show what would be done.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// What was to be done, and what came of it.
@@ -83,11 +79,11 @@ impl HandoverByHand {
             }
             Decision::Refuse(why) => return self.report(&case, format!("refused: {why}"), format, Outcome::NotWell),
         };
-        if self.dry_run {
+        if self.consent.dry_run {
             return self.report(&case, plan, format, Outcome::Well);
         }
         let what = format!("handover {}", self.pod);
-        if !self.yes && !confirm(&what, &plan, &format!("Evict {}?", holder.name))? {
+        if !self.consent.given(&what, &plan, &format!("Evict {}?", holder.name))? {
             eprintln!("kube-ipam: pod {} is left as it is", holder.name);
             return Ok(Outcome::NotWell);
         }
@@ -111,7 +107,7 @@ impl HandoverByHand {
             Decision::Evict { holder, .. } | Decision::Keep { holder, .. } => Some(holder.name.as_str()),
             Decision::Wait(_) | Decision::Refuse(_) => None,
         };
-        let done = outcome == Outcome::Well && !self.dry_run;
+        let done = outcome == Outcome::Well && !self.consent.dry_run;
         let report = Report { namespace: &self.namespace, pod: &self.pod, holder, said: said.clone(), done };
         output::print(format, &report, || said)?;
         Ok(outcome)

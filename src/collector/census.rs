@@ -21,7 +21,7 @@ mod nodes;
 mod pods;
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use calico::{BlockAffinity, IPAMConfig, IPAMHandle, IPPool, IPReservation, affinity_name, handle_name};
@@ -52,6 +52,8 @@ pub(super) struct Census {
     pub unreadable: Vec<Unreadable>,
     /// Which owners of claims exist; one that is not listed was not looked for.
     pub owners: BTreeMap<Owner, bool>,
+    /// The claimed addresses that their owners do not ask for any more.
+    pub given_up: BTreeSet<IpAddr>,
     /// All pods.
     pub pods: Pods,
     /// All blocks.

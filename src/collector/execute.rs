@@ -62,8 +62,11 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         }
         live.pods.sort();
         self.each(&needs.nodes).await?.into_iter().for_each(|node| live.nodes.add(node));
+        let mut owners = Vec::new();
         for owner in &needs.owners {
-            live.owners.insert(owner.clone(), self.driver.objects().owner_exists(owner).await?);
+            let object = self.driver.objects().owner(owner).await?;
+            live.owners.insert(owner.clone(), object.is_some());
+            owners.extend(object.map(|object| (owner, object)));
         }
         if let Some(ledger) = self.driver.ledger() {
             let mut claims = Some(Vec::new());
@@ -77,6 +80,10 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
                 }
             }
             live.claims = claims.map(by_address);
+            for claim in live.claims.iter().flatten().map(|claim| &claim.value) {
+                let mut of = owners.iter().filter(|(owner, _)| **owner == claim.owner);
+                live.given_up.extend(of.any(|(_, object)| claim.is_given_up_by(object)).then_some(claim.address));
+            }
         }
         // Handles before blocks: an ADD writes them in this order.
         let handles = self.each::<IPAMHandle>(&needs.handles).await?;

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::PodName;
 use crate::audit::pods::not_as_asked;
-use crate::audit::view::own_addresses;
 use crate::claim::PodState;
 use crate::driver::state_of;
+use crate::pod::own_addresses;
 use crate::pod::{self, IP};
 use crate::range::Usage;
 

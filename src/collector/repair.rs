@@ -21,11 +21,11 @@ pub enum Kind {
     /// A claim that contradicted its block's entry, or was lost, was rewritten from that entry; or one that belonged to a
     /// controller which its pod had before follows the pod.
     ClaimMended,
-    /// The owner of a claim that nobody holds is gone: the grace was started.
+    /// The owner of a claim that nobody holds is gone, or does not ask for it: the grace was started.
     OwnerMissed,
-    /// The owner is there again, or a pod holds the claim: the grace was ended.
+    /// The owner is there or asks for it again, or a pod holds the claim: the grace was ended.
     OwnerFound,
-    /// A claim whose owner is gone was dropped, with its reservation.
+    /// A claim whose owner is gone, or did not ask for it, was dropped, with its reservation.
     ClaimDropped,
     /// An allocation that no pod uses was freed.
     AllocationFreed,

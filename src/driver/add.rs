@@ -298,7 +298,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         done: &mut Done,
     ) -> Result<Vec<(Family, IpAddr, IpNetwork)>, Error> {
         let handle = attachment.handle();
-        let reservations = Reservations::new(&snapshot.reservations);
+        // What somebody released, or deleted, under a pod that runs is nobody's before that pod has ended.
+        let own = attachment.pod.map(|pod| (pod.namespace, pod.name));
+        let reservations = Reservations::new(&snapshot.reservations).with(&self.objects.addresses_in_use(own));
         let mut full: Vec<IpNetwork> = Vec::new();
         // What one family has got is kept while a block is looked for again for the other.
         let mut kept: Vec<(Family, IpAddr, IpNetwork)> = Vec::new();

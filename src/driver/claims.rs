@@ -14,13 +14,12 @@ use tokio::time::{Instant, timeout};
 use super::converge::Backoff;
 use super::snapshot::{node_state, not_ready_since, pod_state, state_of};
 use super::{Attachment, Driver, Error, POD_UID_KEY, handle_of};
-use crate::audit::view::own_addresses;
 pub(super) use crate::claim::in_flight;
 use crate::claim::{
-    Asker, BY_ANNOTATION, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, Successor,
-    SuccessorEvidence, decide, has_lapsed, take_over,
+    Asker, Claim, Decision, Evidence, Holder, NodeState, Obstacle, PodState, Successor, SuccessorEvidence, decide,
+    has_lapsed, take_over,
 };
-use crate::pod::{FixedRequest, HandoverMode, IP, Owner, Workload};
+use crate::pod::{FixedRequest, HandoverMode, IP, Owner, Workload, own_addresses};
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
 
 /// How long to wait for a holder that nobody is ending: a controller may be about to.
@@ -295,7 +294,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         }
         let Some(object) = self.objects.owner(owner).await? else { return Ok(false) };
         let workload = Workload::of(&object);
-        let gave_up = claim.origin.as_deref() == Some(BY_ANNOTATION) && workload.asks_for(claim.address) == Some(false);
+        let gave_up = claim.is_given_up_by(&object);
         // An update that stands still halfway has pods of both templates: those that exist keep what they ask for.
         Ok(!gave_up || self.has_pods_asking(owner, &workload, claim.address).await?)
     }

@@ -20,9 +20,8 @@ use super::converge::Backoff;
 use super::edit::{Judged, generation_of};
 use super::snapshot::{node_state, pod_state, state_of};
 use super::{Attachment, CONTAINER_KEY, CONTAINERS_POD_KEY, Driver, Error, INTERFACE_KEY, Impasse, POD_UID_KEY};
-use crate::audit::view::own_addresses;
 use crate::claim::{Claim, Evidence, Fencing, Holder, Obstacle, PodState, Standing, standing};
-use crate::pod::{self, Owner};
+use crate::pod::{self, Owner, own_addresses};
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
 
 /// Time for the entry to get the generation of a claim that was rewritten from it.

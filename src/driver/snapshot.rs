@@ -181,8 +181,7 @@ pub(crate) fn pod_state(pod: Option<&Pod>, uid: &str) -> PodState {
 
 /// How far a pod is in its life.
 pub(crate) fn state_of(pod: &Pod) -> PodState {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) {
+    if pod::has_finished(pod) {
         PodState::Finished
     } else if pod.metadata.deletion_timestamp.is_some() {
         PodState::Terminating

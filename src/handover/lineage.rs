@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::decide::Lineage;
-use crate::store::{Objects, StoreError};
+use crate::store::{Object, Objects, StoreError};
 
 /// Annotation by which the Deployment controller numbers its revisions, on the Deployment and its ReplicaSets.
 const DEPLOYMENT_REVISION: &str = "deployment.kubernetes.io/revision";
@@ -60,15 +60,9 @@ pub struct ObservedStatus {
     latest_version: Option<i64>,
 }
 
-/// What a pod's own controller tells: itself, and who controls it.
-struct Set {
-    meta: ObjectMeta,
-    ready: bool,
-}
-
 /// What an owner of any kind tells.
-struct Top<'a> {
-    meta: &'a ObjectMeta,
+struct Top {
+    uid: Option<String>,
     revision: Option<String>,
     current: Option<String>,
     paused: bool,
@@ -81,97 +75,76 @@ struct Top<'a> {
 pub(super) async fn of<O: Objects>(objects: &O, pod: &Pod) -> Result<Option<Lineage>, StoreError> {
     let namespace = pod.metadata.namespace.as_deref();
     let Some(direct) = controller(&pod.metadata) else { return Ok(None) };
-    let group = |reference: &OwnerReference| reference.api_version.split_once('/').map_or("", |(g, _)| g).to_owned();
-    let set = match (group(direct).as_str(), direct.kind.as_str()) {
-        ("apps", "ReplicaSet") => {
-            let found = objects.fresh::<ReplicaSet>(namespace, &direct.name).await?;
-            found.map(|set| {
-                let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default();
-                Set { meta: set.metadata, ready: ready > 0 }
-            })
-        }
-        ("", "ReplicationController") => {
-            let found = objects.fresh::<ReplicationController>(namespace, &direct.name).await?;
-            found.map(|set| {
-                let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default();
-                Set { meta: set.metadata, ready: ready > 0 }
-            })
-        }
+    let (set, ready) = match kind_of(direct) {
+        ("apps", "ReplicaSet") => match living::<ReplicaSet, _>(objects, namespace, direct).await? {
+            Some(set) => (set.metadata, set.status.and_then(|status| status.ready_replicas)),
+            None => return Ok(None),
+        },
+        ("", "ReplicationController") => match living::<ReplicationController, _>(objects, namespace, direct).await? {
+            Some(set) => (set.metadata, set.status.and_then(|status| status.ready_replicas)),
+            None => return Ok(None),
+        },
         ("apps", "DaemonSet") => return of_daemon_set(objects, pod, direct).await,
         _ => return Ok(Some(untold(direct))),
     };
-    let Some(set) = set.filter(|set| set.meta.uid.as_deref() == Some(&direct.uid)) else { return Ok(None) };
-    let Some(above) = controller(&set.meta) else { return Ok(Some(untold(direct))) };
-    let is_same = |meta: &ObjectMeta| meta.uid.as_deref() == Some(&above.uid);
-    let annotation = |meta: &ObjectMeta, key: &str| meta.annotations.as_ref()?.get(key).cloned();
-    let lineage = match (group(above).as_str(), above.kind.as_str()) {
-        ("apps", "Deployment") => {
-            let Some(owner) =
-                objects.fresh::<Deployment>(namespace, &above.name).await?.filter(|o| is_same(&o.metadata))
-            else {
-                return Ok(None);
-            };
-            let spec = owner.spec.as_ref();
-            lineage(
-                pod,
-                direct,
-                above,
-                set.ready,
-                Top {
-                    meta: &owner.metadata,
-                    revision: annotation(&set.meta, DEPLOYMENT_REVISION),
-                    current: annotation(&owner.metadata, DEPLOYMENT_REVISION),
-                    paused: spec.and_then(|spec| spec.paused) == Some(true),
-                    observed: owner.status.as_ref().and_then(|s| s.observed_generation) >= owner.metadata.generation,
-                    selector: spec.map(|spec| spec.selector.clone()),
-                    min_ready: spec.and_then(|spec| spec.min_ready_seconds).unwrap_or_default().into(),
-                },
-            )
-        }
-        ("argoproj.io", "Rollout") => {
-            let Some(owner) = objects.fresh::<Rollout>(namespace, &above.name).await?.filter(|o| is_same(&o.metadata))
-            else {
-                return Ok(None);
-            };
-            lineage(
-                pod,
-                direct,
-                above,
-                set.ready,
-                Top {
-                    meta: &owner.metadata,
-                    revision: annotation(&set.meta, ROLLOUT_REVISION),
-                    current: annotation(&owner.metadata, ROLLOUT_REVISION),
-                    paused: owner.spec.paused,
-                    observed: owner.status.as_ref().is_none_or(|status| status.has_seen(&owner.metadata)),
-                    selector: Some(owner.spec.selector.clone()),
-                    min_ready: owner.spec.min_ready_seconds,
-                },
-            )
-        }
+    let Some(above) = controller(&set) else { return Ok(Some(untold(direct))) };
+    let top = match kind_of(above) {
+        ("apps", "Deployment") => living(objects, namespace, above).await?.map(|owner| of_deployment(owner, &set)),
+        ("argoproj.io", "Rollout") => living(objects, namespace, above).await?.map(|owner| of_rollout(owner, &set)),
         ("apps.openshift.io", "DeploymentConfig") => {
-            let found = objects.fresh::<DeploymentConfig>(namespace, &above.name).await?;
-            let Some(owner) = found.filter(|o| is_same(&o.metadata)) else { return Ok(None) };
-            let labels = owner.spec.selector.clone();
-            lineage(
-                pod,
-                direct,
-                above,
-                set.ready,
-                Top {
-                    meta: &owner.metadata,
-                    revision: annotation(&set.meta, CONFIG_REVISION),
-                    current: owner.status.as_ref().and_then(|status| status.latest_version).map(|n| n.to_string()),
-                    paused: owner.spec.paused,
-                    observed: owner.status.as_ref().is_none_or(|status| status.has_seen(&owner.metadata)),
-                    selector: Some(LabelSelector { match_labels: Some(labels), match_expressions: None }),
-                    min_ready: owner.spec.min_ready_seconds,
-                },
-            )
+            living(objects, namespace, above).await?.map(|owner| of_config(owner, &set))
         }
-        _ => untold(above),
+        _ => return Ok(Some(untold(above))),
     };
-    Ok(Some(lineage))
+    Ok(top.map(|top| lineage(pod, direct, above, ready > Some(0), top)))
+}
+
+/// The object that a reference means; none if there is none of that name, or another one.
+async fn living<K: Object, O: Objects>(
+    objects: &O,
+    namespace: Option<&str>,
+    reference: &OwnerReference,
+) -> Result<Option<K>, StoreError> {
+    let found = objects.fresh::<K>(namespace, &reference.name).await?;
+    Ok(found.filter(|object| object.meta().uid.as_deref() == Some(&reference.uid)))
+}
+
+fn of_deployment(owner: Deployment, set: &ObjectMeta) -> Top {
+    let spec = owner.spec.unwrap_or_default();
+    Top {
+        revision: annotation(set, DEPLOYMENT_REVISION),
+        current: annotation(&owner.metadata, DEPLOYMENT_REVISION),
+        paused: spec.paused == Some(true),
+        observed: owner.status.and_then(|status| status.observed_generation) >= owner.metadata.generation,
+        selector: Some(spec.selector),
+        min_ready: spec.min_ready_seconds.unwrap_or_default().into(),
+        uid: owner.metadata.uid,
+    }
+}
+
+fn of_rollout(owner: Rollout, set: &ObjectMeta) -> Top {
+    Top {
+        revision: annotation(set, ROLLOUT_REVISION),
+        current: annotation(&owner.metadata, ROLLOUT_REVISION),
+        paused: owner.spec.paused,
+        observed: owner.status.is_none_or(|status| status.has_seen(&owner.metadata)),
+        selector: Some(owner.spec.selector),
+        min_ready: owner.spec.min_ready_seconds,
+        uid: owner.metadata.uid,
+    }
+}
+
+fn of_config(owner: DeploymentConfig, set: &ObjectMeta) -> Top {
+    let current = owner.status.as_ref().and_then(|status| status.latest_version);
+    Top {
+        revision: annotation(set, CONFIG_REVISION),
+        current: current.map(|number| number.to_string()),
+        paused: owner.spec.paused,
+        observed: owner.status.is_none_or(|status| status.has_seen(&owner.metadata)),
+        selector: Some(LabelSelector { match_labels: Some(owner.spec.selector), match_expressions: None }),
+        min_ready: owner.spec.min_ready_seconds,
+        uid: owner.metadata.uid,
+    }
 }
 
 /// A DaemonSet's revisions are ControllerRevisions, of which the one with the highest number is the current one.
@@ -181,38 +154,29 @@ async fn of_daemon_set<O: Objects>(
     direct: &OwnerReference,
 ) -> Result<Option<Lineage>, StoreError> {
     let namespace = pod.metadata.namespace.as_deref();
-    let found = objects.fresh::<DaemonSet>(namespace, &direct.name).await?;
-    let Some(owner) = found.filter(|owner| owner.metadata.uid.as_deref() == Some(&direct.uid)) else {
-        return Ok(None);
-    };
-    let spec = owner.spec.as_ref();
-    let selector = spec.map(|spec| spec.selector.clone());
-    let labels = selector.clone().and_then(|selector| Selector::try_from(selector).ok()).unwrap_or_default();
+    let Some(owner) = living::<DaemonSet, _>(objects, namespace, direct).await? else { return Ok(None) };
+    let spec = owner.spec.unwrap_or_default();
+    let labels = Selector::try_from(spec.selector.clone()).unwrap_or_default();
     let revisions = objects.list::<ControllerRevision>(&labels.to_string()).await?;
     let own =
         revisions.into_iter().filter(|revision| controller(&revision.metadata).is_some_and(|of| of.uid == direct.uid));
     let current = own.max_by_key(|revision| revision.revision);
-    Ok(Some(lineage(
-        pod,
-        direct,
-        direct,
-        false,
-        Top {
-            meta: &owner.metadata,
-            revision: pod.labels().get(REVISION_HASH).cloned(),
-            current: current.and_then(|revision| revision.labels().get(REVISION_HASH).cloned()),
-            paused: false,
-            observed: owner.status.as_ref().and_then(|s| s.observed_generation) >= owner.metadata.generation,
-            selector,
-            min_ready: spec.and_then(|spec| spec.min_ready_seconds).unwrap_or_default().into(),
-        },
-    )))
+    let top = Top {
+        revision: pod.labels().get(REVISION_HASH).cloned(),
+        current: current.and_then(|revision| revision.labels().get(REVISION_HASH).cloned()),
+        paused: false,
+        observed: owner.status.and_then(|status| status.observed_generation) >= owner.metadata.generation,
+        selector: Some(spec.selector),
+        min_ready: spec.min_ready_seconds.unwrap_or_default().into(),
+        uid: owner.metadata.uid,
+    };
+    Ok(Some(lineage(pod, direct, direct, false, top)))
 }
 
-fn lineage(pod: &Pod, direct: &OwnerReference, top: &OwnerReference, ready: bool, of: Top<'_>) -> Lineage {
+fn lineage(pod: &Pod, direct: &OwnerReference, top: &OwnerReference, ready: bool, of: Top) -> Lineage {
     let selector = of.selector.and_then(|selector| Selector::try_from(selector).ok());
     Lineage {
-        uid: of.meta.uid.clone().unwrap_or_default(),
+        uid: of.uid.unwrap_or_default(),
         api_version: top.api_version.clone(),
         kind: top.kind.clone(),
         name: top.name.clone(),
@@ -243,6 +207,15 @@ fn untold(top: &OwnerReference) -> Lineage {
         selects: false,
         min_ready: SignedDuration::ZERO,
     }
+}
+
+fn annotation(meta: &ObjectMeta, key: &str) -> Option<String> {
+    meta.annotations.as_ref()?.get(key).cloned()
+}
+
+/// API group and kind.
+fn kind_of(reference: &OwnerReference) -> (&str, &str) {
+    (reference.api_version.split_once('/').map_or("", |(group, _)| group), &reference.kind)
 }
 
 fn controller(meta: &ObjectMeta) -> Option<&OwnerReference> {

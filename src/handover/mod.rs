@@ -32,10 +32,9 @@ pub use self::decide::{Asking, Candidate, Decision, Holder, Lineage, Refusal, Wa
 pub use self::evict::{Evict, Evicted};
 pub use self::lineage::{DeploymentConfig, Rollout};
 pub use self::watch::{Told, watch};
-use crate::audit::view::own_addresses;
 use crate::claim::{Claim, NodeState, PodState, Successor};
 use crate::driver::{Driver, node_state, pod_state, state_of};
-use crate::pod::{FixedRequest, HandoverMode, IP, Owner};
+use crate::pod::{FixedRequest, HandoverMode, IP, Owner, own_addresses};
 use crate::store::{Ledger, Objects, StoreError, Swap, Versioned};
 
 /// How long an address is kept beyond the holder's grace: a runtime that failed tries again within that time, several

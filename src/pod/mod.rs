@@ -1,5 +1,8 @@
 //! What a pod says about its addresses: annotations, and who owns it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
@@ -42,6 +45,23 @@ pub const OTHER_NETWORK: &str = "v1.multus-cni.io/default-network";
 /// Whether a pod's addresses are none of any IPAM plugin's, or of another network.
 pub(crate) fn is_foreign(pod: &Pod) -> bool {
     [IP_ADDRS_NO_IPAM, OTHER_NETWORK].iter().any(|key| pod.annotations().contains_key(*key))
+}
+
+/// Whether all containers of a pod have ended for good.
+pub(crate) fn has_finished(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// The addresses that a pod has by its status, in order; `None` for one that has no address of its own, as it shares its node's.
+pub(crate) fn own_addresses(pod: &Pod) -> Option<Vec<IpAddr>> {
+    if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
+        return None;
+    }
+    let status = pod.status.as_ref();
+    let one = status.and_then(|s| s.pod_ip.as_deref()).into_iter();
+    let several = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    let addresses: BTreeSet<IpAddr> = one.chain(several).filter_map(|text| text.parse().ok()).collect();
+    Some(addresses.into_iter().collect())
 }
 
 #[cfg(test)]

@@ -141,6 +141,10 @@ impl<S: Objects> Objects for Faulty<S> {
         self.faults.around("list", K::plural(&()).into_owned(), self.inner.list(selector)).await
     }
 
+    fn addresses_in_use(&self, except: Option<(&str, &str)>) -> Vec<IpAddr> {
+        self.inner.addresses_in_use(except)
+    }
+
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
         self.faults.around("list", K::plural(&()).into_owned(), self.inner.list_cached(selector)).await
     }

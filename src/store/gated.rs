@@ -127,6 +127,10 @@ impl<S: Objects> Objects for Gated<S> {
         self.inner.is_cache()
     }
 
+    fn addresses_in_use(&self, except: Option<(&str, &str)>) -> Vec<IpAddr> {
+        self.inner.addresses_in_use(except)
+    }
+
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
         self.inner.list(selector).await
     }

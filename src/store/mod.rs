@@ -103,6 +103,12 @@ pub trait Objects: Send + Sync {
         }
     }
 
+    /// Addresses that pods have by their status, that of the pod `except` (namespace and name) left out, as far as this
+    /// store knows without a request: an agent's knows the pods of its node.
+    fn addresses_in_use(&self, _except: Option<(&str, &str)>) -> Vec<IpAddr> {
+        Vec::new()
+    }
+
     /// Creates a cluster-scoped object and returns it as stored; [`Failure::Exists`] if the name is taken.
     fn create<K: Object>(&self, object: &K) -> impl Future<Output = Result<K, StoreError>> + Send;
 

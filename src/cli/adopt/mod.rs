@@ -17,11 +17,12 @@ use self::plan::{Item, Plan, Problem};
 pub(super) use self::plan::{is_reserved, permitted_block, refused_in};
 use self::template::Template;
 use super::Outcome;
-use super::confirm::confirm;
+use super::confirm::Consent;
 use super::connect::{Connection, Site, blocks_around, optional};
 use super::output::{self, Format};
 use crate::audit::Snapshot;
 use crate::driver::{Driver, NotClaimed};
+use crate::pod::own_addresses;
 use crate::store::kube::KubeStore;
 use crate::store::{AnyLedger, Ledger as _, Objects as _};
 
@@ -53,12 +54,8 @@ pub(super) struct Adopt {
     /// Pods whose labels match, as in kubectl.
     #[arg(short = 'l', long, value_name = "LABELS", conflicts_with = "pods")]
     selector: Option<String>,
-    /// Do not ask.
-    #[arg(short, long)]
-    yes: bool,
-    /// Only show what would be done.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// What was to be done, and whether it was.
@@ -86,12 +83,12 @@ impl Adopt {
         }
         let shown = table(&plan.items);
         let whole = || format!("{shown}\n\n{}", templates(&plan.templates));
-        if self.dry_run || plan.due().next().is_none() {
-            return output::print(format, &report(!self.dry_run), whole);
+        if self.consent.dry_run || plan.due().next().is_none() {
+            return output::print(format, &report(!self.consent.dry_run), whole);
         }
         let driver = Driver::new(store, Some(ledger), Timestamp::now);
         driver.may_write().await.context("adopt: nothing was written")?;
-        if !self.yes && !confirm("adopt", &shown, "Make these addresses fixed?")? {
+        if !self.consent.given("adopt", &shown, "Make these addresses fixed?")? {
             eprintln!("kube-ipam: the addresses are left as they are");
             return Ok(Outcome::NotWell);
         }
@@ -115,7 +112,7 @@ impl Adopt {
     async fn read(&self, site: &Site, store: &KubeStore, ledger: &AnyLedger) -> Result<Snapshot> {
         let pods = self.chosen(store).await?;
         let pools = store.list("").await?;
-        let addresses: Vec<IpAddr> = pods.iter().flat_map(addresses).collect();
+        let addresses: Vec<IpAddr> = pods.iter().filter_map(own_addresses).flatten().collect();
         // After the pods: what a listed pod has is on record.
         let blocks = blocks_around(store, &pools, &addresses).await?;
         let (nodes, reservations) = (store.list("").await?, optional(store.list("").await)?);
@@ -153,12 +150,6 @@ impl Adopt {
         }
         Ok(pods)
     }
-}
-
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
-    let one = pod.status.iter().filter_map(|status| status.pod_ip.as_deref());
-    ips.map(|ip| ip.ip.as_str()).chain(one).filter_map(|text| text.parse().ok()).collect()
 }
 
 fn table(items: &[Item]) -> String {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::transfer::{Action, Both, Conflict, Plan, Step};
 use crate::claim::Claim;
 use crate::cli::Outcome;
-use crate::cli::confirm::confirm;
+use crate::cli::confirm::Consent;
 use crate::cli::connect::{Connection, Site};
 use crate::cli::ledger::LedgerKind;
 use crate::cli::output::{self, Format, NONE};
@@ -80,12 +80,8 @@ pub(in crate::cli) struct Move {
     /// Remove the claims from the source, once they are closed there and all in the target.
     #[arg(long, conflicts_with = "close")]
     drop_source: bool,
-    /// Do not ask.
-    #[arg(short, long)]
-    yes: bool,
-    /// Only show what would be done.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// What was to be done, and whether it was.
@@ -152,14 +148,14 @@ impl Move {
             return Ok(Outcome::NotWell);
         }
         let shown = ledgers.names.shown(&steps, &plan);
-        if self.dry_run || steps.is_empty() {
+        if self.consent.dry_run || steps.is_empty() {
             return output::print(format, &report(steps.is_empty()), || {
                 format!("{shown}\n{}", self.next(&ledgers.names, &read))
             });
         }
         let what = format!("claims move --to {}", word(self.to));
         ledgers.gate.may_write().await.with_context(|| format!("{what}: nothing was written"))?;
-        if !self.yes && !confirm(&what, &shown, &format!("Write this to network {network}?"))? {
+        if !self.consent.given(&what, &shown, &format!("Write this to network {network}?"))? {
             eprintln!("kube-ipam: the claims are left as they are");
             return Ok(Outcome::NotWell);
         }

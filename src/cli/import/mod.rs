@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use self::file::{Problem, Wish};
 use super::Outcome;
 use super::adopt::{is_reserved, permitted_block, refused_in};
-use super::confirm::confirm;
+use super::confirm::Consent;
 use super::connect::{Connection, Site, blocks_around, optional};
 use super::output::{self, Format};
 use crate::audit::Snapshot;
@@ -55,12 +55,8 @@ owner may take the address over, so create the workload soon after.")]
 pub(super) struct Import {
     /// The list; - for stdin (CSV).
     file: PathBuf,
-    /// Do not ask.
-    #[arg(short, long)]
-    yes: bool,
-    /// Only show what would be done.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// One line that can be done, or is done already.
@@ -103,13 +99,13 @@ impl Import {
         }
         let shown = table(&items);
         let due: Vec<&Item> = items.iter().filter(|item| !item.claimed_already).collect();
-        if self.dry_run || due.is_empty() {
-            return output::print(format, &report(!self.dry_run), || shown);
+        if self.consent.dry_run || due.is_empty() {
+            return output::print(format, &report(!self.consent.dry_run), || shown);
         }
         let (what, ask) = (format!("import {}", named()), format!("Claim {} addresses?", due.len()));
         let driver = Driver::new(store, Some(ledger), Timestamp::now);
         driver.may_write().await.with_context(|| format!("{what}: nothing was written"))?;
-        if !self.yes && !confirm(&what, &shown, &ask)? {
+        if !self.consent.given(&what, &shown, &ask)? {
             eprintln!("kube-ipam: nothing is claimed");
             return Ok(Outcome::NotWell);
         }

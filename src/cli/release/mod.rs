@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use self::plan::{Plan, Refusal, Step};
 use super::Outcome;
-use super::confirm::confirm;
+use super::confirm::Consent;
 use super::connect::{Connection, blocks_around, optional};
 use super::output::{self, Format, Progress};
 use crate::audit::Snapshot;
@@ -39,12 +39,8 @@ pub(super) struct Release {
     /// Drop the claim and the reservation too.
     #[arg(long)]
     claim: bool,
-    /// Do not ask.
-    #[arg(short, long)]
-    yes: bool,
-    /// Only show what would be done.
-    #[arg(long, conflicts_with = "yes")]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// What was to be done, and whether it was.
@@ -72,22 +68,19 @@ impl Release {
         if plan.steps.is_empty() {
             return self.report(&plan, false, format, plan.nothing());
         }
-        if self.dry_run {
+        if self.consent.dry_run {
             return self.report(&plan, false, format, plan.table());
         }
         let driver = Driver::new(store, ledger, Timestamp::now);
         // Before anybody is asked for a yes.
         driver.may_write().await.with_context(|| format!("release {}: nothing was written", self.address))?;
-        let mut said = String::new();
-        if !self.yes {
-            let (what, ask) = (format!("release {}", self.address), format!("Release {}?", self.address));
-            if !confirm(&what, &plan.table(), &ask)? {
-                eprintln!("kube-ipam: {} is left as it is", self.address);
-                return Ok(Outcome::NotWell);
-            }
-        } else {
-            said = format!("{}\n\n", plan.table());
+        let (what, ask) = (format!("release {}", self.address), format!("Release {}?", self.address));
+        if !self.consent.given(&what, &plan.table(), &ask)? {
+            eprintln!("kube-ipam: {} is left as it is", self.address);
+            return Ok(Outcome::NotWell);
         }
+        // Nobody has been shown it who was not asked.
+        let said = if self.consent.yes { format!("{}\n\n", plan.table()) } else { String::new() };
         let withdrawn = driver.withdraw(&plan.shown, self.fate(), Instant::now() + WORK_TIME).await;
         withdrawn.with_context(|| format!("release {}: look again with kube-ipam show --ip {0}", self.address))?;
         self.report(&plan, true, format, said + &plan.done())

@@ -8,11 +8,10 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use crate::audit::party::Seen;
-use crate::audit::view::own_addresses;
 use crate::claim::PodState;
 use crate::collector::notice::Notice;
 use crate::driver::state_of;
-use crate::pod::{self, IP, Owner};
+use crate::pod::{self, FixedRequest, IP, Owner, own_addresses};
 
 /// The pods with addresses of their own, and some words about the others.
 #[derive(Default)]
@@ -24,6 +23,10 @@ pub(in crate::collector) struct Pods {
     missing: BTreeSet<Owner>,
     /// Those of them whose pods do.
     running: BTreeSet<Owner>,
+    /// Addresses that their owners' templates do not ask for.
+    given_up: BTreeSet<IpAddr>,
+    /// Those of them that a pod asks for all the same.
+    asked: BTreeSet<IpAddr>,
     /// Pods whose annotation is not kept.
     notices: Vec<Notice>,
 }
@@ -49,14 +52,20 @@ pub(super) struct Names(HashSet<Arc<str>>);
 // === impl Pods ===
 
 impl Pods {
-    /// No pods yet; of the owners `missing` is to be said whether pods of theirs exist.
-    pub(in crate::collector) fn new(missing: BTreeSet<Owner>) -> Self {
-        Self { missing, ..Self::default() }
+    /// No pods yet; of the owners `missing` is to be said whether pods of theirs exist, and of the addresses `given_up`
+    /// whether pods ask for them.
+    pub(in crate::collector) fn new(missing: BTreeSet<Owner>, given_up: BTreeSet<IpAddr>) -> Self {
+        Self { missing, given_up, ..Self::default() }
     }
 
     pub(in crate::collector) fn add(&mut self, pod: Pod) {
         if !self.missing.is_empty() {
             self.running.extend(Owner::of(&pod).ok().filter(|owner| self.missing.contains(owner)));
+        }
+        if let Some(asked) = pod.annotations().get(IP).filter(|_| !self.given_up.is_empty() && !pod::has_finished(&pod))
+        {
+            let listed = FixedRequest::listed(asked);
+            self.asked.extend(self.given_up.iter().filter(|address| listed.contains(address)));
         }
         self.notices.extend(Notice::of(&pod));
         let Some(addresses) = own_addresses(&pod) else { return };
@@ -112,6 +121,11 @@ impl Pods {
     /// Whether pods exist whose owner is `owner`, of which only those are known that do not exist themselves.
     pub(in crate::collector) fn outlive(&self, owner: &Owner) -> bool {
         self.running.contains(owner)
+    }
+
+    /// Whether a pod asks for an address, of which only those are known that their owners' templates do not ask for.
+    pub(in crate::collector) fn ask_for(&self, address: IpAddr) -> bool {
+        self.asked.contains(&address)
     }
 
     /// Every pod that has an address of its own: namespace, name and what was seen.

@@ -37,14 +37,16 @@ pub(in crate::collector) async fn read<O: Objects, L: Ledger>(
         unread.extend(
             census.unreadable.iter().map(|u| StoreError::new("list", &u.record, Failure::Corrupt(u.why.clone()))),
         );
-        let (owners, failed) = owners(objects, census.claims.iter().flatten()).await;
-        census.owners = owners;
-        unread.extend(failed);
+        let owners = owners(objects, census.claims.iter().flatten()).await;
+        (census.owners, census.given_up) = (owners.exist, owners.given_up);
+        unread.extend(owners.failed);
     }
     let missing: BTreeSet<Owner> =
         census.owners.iter().filter(|(_, exists)| !**exists).map(|(o, _)| o.clone()).collect();
     // Pods before blocks: what a listed pod has was on record before its status said so.
-    census.pods = lists.fold(|| Pods::new(missing.clone()), Pods::add).await;
+    let sought = || Pods::new(missing.clone(), census.given_up.clone());
+    let pods = lists.fold(sought, Pods::add).await;
+    census.pods = pods;
     census.pods.sort();
     let judged = Judged { pods: &census.pods, nodes: &census.nodes };
     let mut blocks = lists.fold(Blocks::default, |blocks, block: IPAMBlock| blocks.add(block, &judged)).await;

@@ -156,33 +156,40 @@ fn has_instead<'a>(scene: &Scene<'a>, claim: &Claim, holder: &Holder) -> Option<
     recorded.find(|used| used.party.pod() == Some((namespace, &holder.pod)) && used.party.node == pod.node)
 }
 
-/// Whether nothing but the claim itself is left of its owner.
+/// Whether nobody has the address and nothing asks for it: its owner is gone, or its annotation names others now.
 fn is_orphan(scene: &Scene<'_>, claim: &Claim) -> bool {
+    // Pods outlive what made them: an owner that was deleted with `--cascade=orphan`, and a template that was changed.
+    // They may be between two containers.
+    let is_gone = scene.census.owners.get(&claim.owner) == Some(&false) && !scene.census.pods.outlive(&claim.owner);
+    let has_others = is_given_up(scene, claim) && !scene.census.pods.ask_for(claim.address);
     claim.holder.is_none()
         && !claim.owner.is_named()
-        && scene.census.owners.get(&claim.owner) == Some(&false)
+        && (is_gone || has_others)
         && scene.census.used(claim.address).is_none()
-        // A pod outlives its owner that was deleted with `--cascade=orphan`, and may be between two containers.
-        && !scene.census.pods.outlive(&claim.owner)
 }
 
-/// The claim of an owner that is gone: dropped once its grace is over, which begins with a note in the claim. So it is
+fn is_given_up(scene: &Scene<'_>, claim: &Claim) -> bool {
+    scene.census.given_up.contains(&claim.address)
+}
+
+/// The claim of an owner that is gone, or gave the address up: dropped once its grace is over, which begins with a note in the claim. So it is
 /// the same grace for every leader, and for every configuration.
 fn orphan(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Finding {
     let (value, options) = (&claim.value, &scene.rules.options);
     let grace = SignedDuration::try_from(options.owner_grace.max(options.settle)).unwrap_or(SignedDuration::MAX);
     let end = |since: Timestamp| since.saturating_add(grace).unwrap_or(Timestamp::MAX);
+    let why = if is_given_up(scene, value) { "does not ask for it" } else { "does not exist" };
     // A clock that was set back since, or went ahead then, does not make the grace longer.
     match value.owner_gone.filter(|since| *since <= scene.now) {
         None if options.owner_grace > options.settle => {
             let noted = Claim { owner_gone: Some(scene.now), ..value.clone() };
-            let detail = format!("belongs to {}, which does not exist any more; its grace begins", value.owner);
+            let detail = format!("belongs to {}, which {why} any more; its grace begins", value.owner);
             of_owner(scene, claim, Kind::OwnerMissed, detail, Task::Grace(claim.clone(), Box::new(noted)))
         }
         since => {
             let cidr = scene.block_of(value.address);
             let shown = Shown { address: value.address, entry: None, claim: Some(claim.clone()), cidr };
-            let detail = format!("belonged to {}, which does not exist any more; nobody held it", value.owner);
+            let detail = format!("belonged to {}, which {why} any more; nobody held it", value.owner);
             let dropped = of_owner(scene, claim, Kind::ClaimDropped, detail, Task::DropClaim(shown));
             Finding { not_before: since.map(end), ..dropped }
         }
@@ -196,7 +203,7 @@ fn found_again(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
     let found = value.holder.is_some() || scene.census.owners.get(&value.owner) == Some(&true);
     found.then(|| {
         let noted = Claim { owner_gone: None, ..value.clone() };
-        let detail = format!("was to be dropped, and {} is there again", value.owner);
+        let detail = format!("was to be dropped, and {} is there, or asks for it, again", value.owner);
         of_owner(scene, claim, Kind::OwnerFound, detail, Task::Grace(claim.clone(), Box::new(noted)))
     })
 }

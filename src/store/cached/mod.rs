@@ -6,6 +6,7 @@
 mod shelf;
 
 use std::any::Any;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use calico::block_affinity::label_selector;
@@ -15,7 +16,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 pub use self::shelf::{Listing, Lookup, Scope, Shelf, ShelfState};
 use self::shelf::{key, key_of, version};
 use super::{Objects, StoreError, trim};
-use crate::pod::Owner;
+use crate::pod::{self, Owner};
 use crate::store::Object;
 
 /// What a node's agent remembers.
@@ -135,6 +136,14 @@ impl Shelves {
     }
 }
 
+/// What a pod has until it has ended.
+fn in_use(pod: &Pod) -> Vec<IpAddr> {
+    match pod::has_finished(pod) {
+        true => Vec::new(),
+        false => pod::own_addresses(pod).unwrap_or_default(),
+    }
+}
+
 fn trim_namespace(namespace: &mut Namespace) {
     namespace.metadata.managed_fields = None;
 }
@@ -189,6 +198,12 @@ impl<S: Objects> Objects for Cached<S> {
 
     fn is_cache(&self) -> bool {
         true
+    }
+
+    fn addresses_in_use(&self, except: Option<(&str, &str)>) -> Vec<IpAddr> {
+        let except = except.map(|(namespace, name)| key(Some(namespace), name));
+        let others = self.shelves.pods.gather(|at, pod| (Some(at) != except.as_deref()).then(|| in_use(pod)));
+        others.into_iter().flatten().collect()
     }
 
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {

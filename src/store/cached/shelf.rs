@@ -177,6 +177,11 @@ impl<K: Object> Shelf<K> {
         self.read().objects.values().cloned().collect()
     }
 
+    /// What `of` makes of each key and object that is here, without a copy of any object.
+    pub fn gather<T>(&self, of: impl Fn(&str, &K) -> Option<T>) -> Vec<T> {
+        self.read().objects.iter().filter_map(|(key, object)| of(key, object)).collect()
+    }
+
     /// The newest version that was heard of: a read that begins now says what is so at that version, or later.
     pub fn newest(&self) -> u64 {
         self.read().newest
