@@ -57,9 +57,11 @@ pub fn machine_of_id(id: &str) -> Option<(&str, &str)> {
     id.strip_prefix(PREFIX)?.split_once('.').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())
 }
 
-/// The part of a handle that names a machine of a network; `None` for other handles.
-pub fn machine_of_handle<'a>(handle: &'a str, network: &str) -> Option<&'a str> {
-    clean_handle(handle).strip_prefix(network)?.strip_prefix('.').filter(|id| is_machine_id(id))
+/// The part of a handle that names a machine, in whichever network; `None` for other handles.
+pub fn machine_of_handle(handle: &str) -> Option<&str> {
+    let handle = clean_handle(handle);
+    let at = handle.find(&format!(".{PREFIX}"))?;
+    handle.get(at + 1..)
 }
 
 // === impl Side ===
@@ -78,9 +80,11 @@ mod tests {
         let id = machine_id("k8s-pod-network", "default", "vm.1");
         assert_eq!(id, "vmi.default.vm.1");
         assert_eq!(machine_of_id(&id), Some(("default", "vm.1")));
-        assert_eq!(machine_of_handle("k8s-pod-network.vmi.default.vm.1", "k8s-pod-network"), Some("vmi.default.vm.1"));
-        for other in ["k8s-pod-network.0a1b", "other.vmi.default.vm", "k8s-pod-networkvmi.default.vm"] {
-            assert_eq!(machine_of_handle(other, "k8s-pod-network"), None, "{other}");
+        for network in ["k8s-pod-network", "my.net"] {
+            assert_eq!(machine_of_handle(&format!("{network}.vmi.default.vm.1")), Some("vmi.default.vm.1"));
+        }
+        for other in ["k8s-pod-network.0a1b", "default.web", "k8s-pod-networkvmi.default.vm"] {
+            assert_eq!(machine_of_handle(other), None, "{other}");
         }
         assert_eq!(machine_of_id("0a1b"), None);
         assert_eq!(machine_of_id("vmi.vmi.vm"), Some(("vmi", "vm")));

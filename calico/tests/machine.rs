@@ -91,7 +91,8 @@ fn a_machine_starts_restarts_moves_and_goes_as_calico_wrote_it() {
         handles: Default::default(),
         ..Cluster::load(&first)
     };
-    let made = *objects::<IPAMBlock>(&first, "ipamblocks")[0].spec.sequence_number_for_allocation.values().min().unwrap();
+    let made =
+        *objects::<IPAMBlock>(&first, "ipamblocks")[0].spec.sequence_number_for_allocation.values().min().unwrap();
     let made = jiff::Timestamp::from_nanosecond(i128::from(made)).unwrap();
     cluster.claim(&network(BLOCK), &Affinity::host("n1"), made);
     let holder = Holder { handle: HANDLE.to_owned(), secondary: party(&first, Side::Active) };

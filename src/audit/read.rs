@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::StreamExt as _;
 use futures::stream;
 
+use calico::machine::machine_of_id;
+
 use super::Snapshot;
+use super::view::View;
 use crate::claim::Claim;
-use crate::pod::Owner;
+use crate::pod::{Owner, machine_objects};
 use crate::store::{Failure, Ledger, Object, Objects, StoreError, Versioned, if_any, trim};
 
 /// How many owners are looked up side by side.
@@ -56,6 +59,10 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
         snapshot.owners = owners;
         unread.extend(failed);
     }
+    progress("virtual machines");
+    let (machines, failed) = machines(objects, &snapshot).await;
+    snapshot.owners.extend(machines);
+    unread.extend(failed);
     Reading { snapshot: complete.then_some(snapshot), unread }
 }
 
@@ -99,7 +106,35 @@ pub(crate) async fn owners<O: Objects>(
     objects: &O,
     claims: impl Iterator<Item = &Versioned<Claim>>,
 ) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
-    let owners: BTreeSet<Owner> = claims.map(|c| c.value.owner.clone()).filter(|owner| !owner.is_named()).collect();
+    look_up(objects, claims.map(|c| c.value.owner.clone()).filter(|owner| !owner.is_named()).collect()).await
+}
+
+/// Whether the machines exist that have an address without a pod that is there; others are in use.
+async fn machines<O: Objects>(objects: &O, snapshot: &Snapshot) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
+    let view = View::of(snapshot);
+    let unused = view.used.values().filter(|used| used.pod().is_none_or(|pod| !view.pods.contains_key(&pod)));
+    let owners = unused.filter_map(|used| machine_owner(used.party().machine()?)).collect();
+    look_up(objects, owners).await
+}
+
+/// The machine of an id as an owner, where the id tells its name.
+pub(crate) fn machine_owner(id: &str) -> Option<Owner> {
+    let (namespace, name) = machine_of_id(id)?;
+    let [machine, _] = machine_objects(namespace, name);
+    Some(machine)
+}
+
+/// Whether a machine is known not to exist.
+pub(crate) fn is_machine_gone(owners: &BTreeMap<Owner, bool>, namespace: &str, name: &str) -> bool {
+    let [machine, _] = machine_objects(namespace, name);
+    owners.get(&machine) == Some(&false)
+}
+
+/// Which of these owners exist, as for claims.
+pub(crate) async fn look_up<O: Objects>(
+    objects: &O,
+    owners: BTreeSet<Owner>,
+) -> (BTreeMap<Owner, bool>, Vec<StoreError>) {
     let lookups = stream::iter(owners).map(|owner| async move {
         let exists = objects.owner_exists(&owner).await;
         (owner, exists)

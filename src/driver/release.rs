@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use calico::machine::is_machine_id;
 use calico::{
     Entry, IPAMBlock, IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, IPPool, cidr_name, covering, handle_name,
 };
@@ -121,6 +122,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             (Err(error), _) | (_, Err(error)) => return Err(error),
         };
         freed.extend(of_pod);
+        if freed.is_empty() {
+            // What a virtual machine has bears neither handle.
+            freed = Box::pin(self.del_of_machine(attachment)).await?;
+        }
         Ok(freed)
     }
 
@@ -203,7 +208,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Gives back the claims of a container that no handle leads to: its ADD died before it made one.
-    async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         let all = if_ours(ledger.all().await)?.unwrap_or_default();
         for claim in all.into_iter().filter(|c| holds(&c.value, held)) {
@@ -333,6 +338,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let Some(found) = standing else { return Ok(()) };
             let mut claim = found.value;
             match &mut claim.holder {
+                // A machine is the holder itself.
+                Some(holder) if is_machine_id(&holder.container_id) => return Ok(()),
                 Some(holder) if holder.pod_uid == pod_uid && holder.container_id != container_id => {
                     (holder.container_id, holder.interface) = (container_id.to_owned(), interface.to_owned());
                 }
