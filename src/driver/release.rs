@@ -17,6 +17,7 @@ use super::converge::{Backoff, Known, Step};
 use super::edit::{Edit, Outcome, Release, Whose};
 use super::{Attachment, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::Claim;
+use crate::netconf::Dialect;
 use crate::store::{Failure, Ledger, Objects, StoreError, Swap, Versioned, if_ours};
 
 /// Time for the deletion of a handle that nobody waits for.
@@ -99,7 +100,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         let pods = async {
             let Some(pod) = attachment.pod.filter(|_| attachment.last_sandbox && !attachment.is_ahead()) else {
-                return Ok(Vec::new());
+                return self.release_bare(attachment).await;
             };
             let uid = pod.uid.map(str::to_owned);
             let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
@@ -127,6 +128,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             freed = Box::pin(self.del_of_machine(attachment)).await?;
         }
         Ok(freed)
+    }
+
+    /// Releases what very old releases of Calico recorded for a container that is no pod's: its id alone was the handle.
+    async fn release_bare(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
+        if attachment.pod.is_some() || attachment.net.ipam.dialect != Dialect::CalicoIpam {
+            return Ok(Vec::new());
+        }
+        let whose = Whose::Container { interface: None };
+        let released = self.release_handle(attachment.container_id, &whose, None, attachment.deadline).await?;
+        Ok(released.unwrap_or_default())
     }
 
     /// Releases what bears `handle`, as far as it is `whose`, and the claims that `held` names; `None` if there
