@@ -559,3 +559,60 @@ fn no_source(id: &str) -> Error {
     )
     .into()
 }
+
+#[cfg(test)]
+mod tests {
+    use calico::Affinity;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    const HANDLE: &str = "net.vmi.default.vm";
+
+    fn party(pairs: &[(&str, &str)]) -> Party {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn leaver(uid: Option<&str>, container: &str, last: bool) -> Leaver {
+        let uid = uid.map(str::to_owned);
+        Leaver { namespace: "default".into(), pod: "a".into(), uid, container: container.into(), last }
+    }
+
+    #[test]
+    fn a_pod_leaves_its_own_side_and_no_later_sandboxs() {
+        let of_calico = party(&[("namespace", "default"), ("pod", "a")]);
+        assert!(leaver(Some("u"), "c1", true).is(&of_calico));
+        assert!(!leaver(Some("u"), "c1", false).is(&of_calico), "a later sandbox has what was made ahead of both");
+        let mut ours = of_calico.clone();
+        ours.extend(party(&[(CONTAINERS_POD_KEY, "u"), (CONTAINER_KEY, "c1")]));
+        assert!(leaver(Some("u"), "c1", false).is(&ours) && leaver(None, "c1", true).is(&ours));
+        assert!(!leaver(Some("u"), "c2", true).is(&ours), "another sandbox");
+        assert!(!leaver(Some("v"), "c1", true).is(&ours), "another pod of that name");
+        assert!(!leaver(Some("u"), "", true).is(&ours), "a sandbox took it on");
+        for other in [[("namespace", "other"), ("pod", "a")], [("namespace", "default"), ("pod", "b")]] {
+            assert!(!leaver(None, "c1", true).is(&party(&other)));
+        }
+    }
+
+    #[test]
+    fn a_target_is_recorded_as_fixed_as_its_source_and_a_repeated_edit_changes_nothing() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut block = IPAMBlockSpec::new("10.0.0.0/29".parse().unwrap(), &Affinity::host("n1"), now);
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        let source = party(&[("namespace", "default"), ("pod", "a"), (CLAIM_KEY, "3")]);
+        block.assign(address, &Allocation { handle: HANDLE.into(), secondary: source }, None).unwrap();
+        let sides = |change: Change| Sides { handle: HANDLE.into(), change, cooldown: 0 };
+        let target = party(&[("namespace", "default"), ("pod", "b")]);
+        let come = sides(Change::Come(Side::Alternate, target, BTreeMap::new()));
+        assert!(come.apply(&mut block) && !come.apply(&mut block));
+        let Entry::Used { attribute, .. } = block.entry(address) else { panic!() };
+        assert_eq!(attribute.side(Side::Alternate).unwrap()[CLAIM_KEY], "3");
+        let leave = sides(Change::Leave(leaver(None, "c1", true)));
+        assert!(leave.apply(&mut block) && !leave.apply(&mut block));
+        assert!(
+            matches!(leave.outcome(&block), Outcome::Sides { occupied: true, addresses } if addresses == [address])
+        );
+        let Entry::Used { attribute, .. } = block.entry(address) else { panic!() };
+        assert_eq!((attribute.side(Side::Active), recorded_generation(attribute)), (None, Some(3)));
+    }
+}
