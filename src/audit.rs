@@ -50,7 +50,7 @@ pub struct Snapshot {
     pub nodes: Vec<Node>,
     /// All claims of the network; `None` if they were not looked at, and then nothing is said about them.
     pub claims: Option<Vec<Versioned<Claim>>>,
-    /// Which owners of claims exist; one that is not listed was not looked for.
+    /// Which owners of claims exist, and which virtual machines; one that is not listed was not looked for.
     pub owners: BTreeMap<Owner, bool>,
     /// The API group of Calico's objects, for what a person is told to type.
     pub group: ApiGroup,

@@ -8,6 +8,7 @@ mod ledger;
 use std::fmt;
 use std::net::IpAddr;
 
+use calico::machine::is_machine_id;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -387,6 +388,10 @@ pub fn decide(
             Decision::Take(Box::new(claim.held_by(asker)))
         };
     }
+    if is_same_machine(holder, asker.holder) && claim.owner == *asker.owner {
+        // The machine has the address, whichever of its pods asks.
+        return Decision::Take(Box::new(claim.held_by(asker)));
+    }
     if claim.owner != *asker.owner {
         return match evidence {
             None => Decision::Examine,
@@ -403,6 +408,10 @@ pub fn decide(
             Standing::Keeps(obstacle) => Decision::Wait(obstacle),
         },
     }
+}
+
+fn is_same_machine(holder: &Holder, asker: &Holder) -> bool {
+    is_machine_id(&holder.container_id) && holder.container_id == asker.container_id
 }
 
 /// A claim of another owner that holds nothing: may `asker` take it over? Only if that owner is gone, or wants the

@@ -1015,3 +1015,27 @@ async fn a_claim_that_a_person_made_stays_whatever_the_template_says() {
     pod_of(&world, "b-1", "b", FIXED);
     assert!(world.add("n1", "b-1", "c-b-1").await.is_err());
 }
+
+/// As releases of Calico before 3.0 recorded it; its DEL names no pod.
+#[tokio::test]
+async fn in_calicos_dialect_a_container_that_is_no_pods_gives_back_what_bears_its_id_alone() {
+    let mut world = World::new();
+    world.conf["ipam"] = json!({"type": "calico-ipam"});
+    world.address("n1", "", "c1").await;
+    for mut block in world.list::<IPAMBlock>().await {
+        block.spec.attributes[0].handle_id = Some("c2".to_owned());
+        world.objects.put(&block);
+    }
+    for mut handle in world.list::<IPAMHandle>().await {
+        assert!(world.objects.remove::<IPAMHandle>(None, "k8s-pod-network.c1"));
+        handle.metadata.name = Some("c2".to_owned());
+        handle.spec.handle_id = "c2".to_owned();
+        world.objects.put(&handle);
+    }
+    world.del("n1", "", "c1").await.unwrap();
+    assert_eq!(world.allocated().await.len(), 1, "another container's");
+    assert_eq!(world.del("n1", "", "c2").await.unwrap().len(), 1);
+    assert!(world.allocated().await.is_empty() && world.list::<IPAMHandle>().await.is_empty());
+    world.del("n1", "", "c2").await.unwrap();
+    world.assert_sound().await;
+}

@@ -20,6 +20,7 @@ use crate::wire::{Unknown, null_as_default};
 mod amend;
 mod assign;
 mod release;
+mod side;
 mod vacate;
 mod validate;
 

@@ -63,6 +63,11 @@ impl IPAMConfigSpec {
         }
     }
 
+    /// Whether KubeVirt's machines keep their addresses over all their pods, as they do unless that is disabled.
+    pub fn keeps_machines_addresses(&self) -> bool {
+        self.kube_virt_vm_address_persistence.as_deref() != Some("Disabled")
+    }
+
     /// How long a released address stays unused, in seconds.
     pub fn cooldown_seconds(&self) -> i64 {
         self.ip_cooldown_seconds.unwrap_or(0)

@@ -10,6 +10,7 @@
 //! | [`pool`] | `IPPool`: which pools a request may use, and the blocks of a pool |
 //! | [`reservation`] | `IPReservation`: what automatic assignment skips |
 //! | [`config`], [`cluster_information`] | the two singletons that steer Calico |
+//! | [`machine`] | virtual machines, whose addresses outlive their pods |
 //! | [`utilization`] | how full pools and blocks are |
 //! | [`affinity`], [`holder`], [`names`], [`selector`] | the values those objects are made of |
 //! | [`invariants`] | what must hold over all of them, as named functions |
@@ -33,6 +34,7 @@ pub mod group;
 pub mod handle;
 pub mod holder;
 pub mod invariants;
+pub mod machine;
 pub mod names;
 mod net;
 pub mod pool;

@@ -305,7 +305,7 @@ mod tests {
 
     fn given(fixed: bool) -> Given {
         let (address, block) = ("10.244.0.9".parse().unwrap(), "10.244.0.0/26".parse().unwrap());
-        let assigned = Assigned { address, block, fixed, netmask: None, gateway: None };
+        let assigned = Assigned { address, block, fixed, netmask: None, gateway: None, target: false };
         Given { how: How::Decision, addresses: vec![assigned] }
     }
 

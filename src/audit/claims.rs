@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use calico::machine::Side;
 use ipnetwork::IpNetwork;
 use kube::ResourceExt as _;
 
@@ -52,6 +53,10 @@ fn judge(view: &View<'_>, claim: &Claim) -> Option<Violation> {
         return Some(Violation::new(Class::ClaimDisagrees, object(claim), detail, remedy));
     }
     let (holder, used) = (claim.holder.as_ref()?, entry?);
+    if used.party().machine().is_some() {
+        // The machine holds it, whichever of its pods it runs in.
+        return None;
+    }
     let Some(pod) = view.by_uid(&claim.owner.namespace, &holder.pod, &holder.pod_uid) else {
         // That the allocation has no user is said by the leak.
         if view.staleness(used).is_some() {
@@ -80,7 +85,11 @@ fn disagreement(claim: &Claim, entry: Option<&Use<'_>>) -> Option<String> {
             Some(format!("is held by {holder}, but the block records it for {}", used.user()))
         }
         (Some(_), Some(used)) => {
-            let recorded = used.attribute.secondary(CLAIM_KEY);
+            if used.attribute.is_vacant() {
+                return None;
+            }
+            let alternate = || used.attribute.side(Side::Alternate)?.get(CLAIM_KEY).map(String::as_str);
+            let recorded = used.attribute.secondary(CLAIM_KEY).or_else(alternate);
             let (says, generation) = (recorded.unwrap_or("none"), claim.generation);
             (recorded != Some(generation.to_string().as_str()))
                 .then(|| format!("is of generation {generation}, but the block's entry says {says}"))
@@ -89,6 +98,9 @@ fn disagreement(claim: &Claim, entry: Option<&Use<'_>>) -> Option<String> {
 }
 
 fn is_same(holder: &Holder, claim: &Claim, used: &Use<'_>) -> bool {
+    if used.party().machine().is_some() {
+        return used.is_of(&holder.container_id);
+    }
     used.attribute.secondary(POD_UID_KEY).map_or_else(|| used.is_of(&holder.container_id), |uid| uid == holder.pod_uid)
         && used.pod() == Some((claim.owner.namespace.as_str(), holder.pod.as_str()))
         && used.attribute.secondary("node") == Some(holder.node.as_str())

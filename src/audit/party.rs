@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use calico::AllocationAttribute;
+use calico::machine::{machine_of_handle, machine_of_id};
 
 use crate::claim::{Holder, PodState};
 use crate::driver::{CLAIM_KEY, POD_UID_KEY, is_held_by};
@@ -46,13 +47,22 @@ impl Seen<'_> {
 }
 
 /// Why nobody uses an allocation any more; `None` while somebody does or may. The rules by which Calico's own
-/// collector believes in one: its pod exists on that node and has the address, or has none yet.
+/// collector believes in one: its pod exists on that node and has the address, or has none yet. A virtual machine's is judged
+/// by the machine.
 pub(crate) fn staleness(
     address: IpAddr,
     party: &Party<'_>,
     pod: Option<&Seen<'_>>,
     node_exists: impl Fn(&str) -> bool,
+    is_machine_gone: impl Fn(&str, &str) -> bool,
 ) -> Option<String> {
+    if let Some(id) = party.machine() {
+        // A machine has its address whether it runs or not.
+        let (namespace, name) = machine_of_id(id)?;
+        let is_used = pod.is_some_and(|pod| pod.state != PodState::Finished);
+        let gone = !is_used && is_machine_gone(namespace, name);
+        return gone.then(|| format!("VirtualMachine {namespace}/{name} does not exist"));
+    }
     let Some((namespace, name)) = party.pod() else {
         let gone = party.node.filter(|node| !node_exists(node))?;
         return Some(format!("node {gone} does not exist"));
@@ -103,6 +113,11 @@ impl<'a> Party<'a> {
     /// Namespace and name of the pod, if it is a pod's.
     pub(crate) fn pod(&self) -> Option<(&'a str, &'a str)> {
         Some((self.namespace?, self.pod?))
+    }
+
+    /// The id of the virtual machine whose address it is.
+    pub(crate) fn machine(&self) -> Option<&'a str> {
+        machine_of_handle(self.handle?)
     }
 
     /// Whether the allocation is of `network`: by its handle, or because it was made ahead for a pod.

@@ -27,7 +27,11 @@ fn shared(view: &View<'_>) -> Vec<Violation> {
             by_address.entry(*address).or_default().push(pod);
         }
     }
-    let several = by_address.into_iter().filter(|(_, pods)| pods.len() > 1);
+    // Both sides of a live migration have the machine's.
+    let migrates = |address: &IpAddr, pods: &[&PodView<'_>]| {
+        view.used.get(address).is_some_and(|used| pods.iter().all(|pod| pod.runs_machine_of(used)))
+    };
+    let several = by_address.into_iter().filter(|(address, pods)| pods.len() > 1 && !migrates(address, pods));
     let violation = |(address, pods): (IpAddr, Vec<&PodView<'_>>)| {
         let names: Vec<String> = pods
             .iter()
@@ -54,7 +58,7 @@ fn unrecorded(view: &View<'_>, pod: &PodView<'_>) -> Vec<Violation> {
             let remedy = view.destroying(remedy);
             return view.in_a_pool(*address).then(|| Violation::new(Class::Unrecorded, pod.object(), detail, remedy));
         };
-        if used.pod() == Some((pod.namespace, pod.name)) {
+        if used.pod() == Some((pod.namespace, pod.name)) || pod.runs_machine_of(used) {
             return None;
         }
         // A live pod with the address that the block names is the shared address; this one need not be said twice.

@@ -6,9 +6,12 @@ use std::net::IpAddr;
 use futures::StreamExt as _;
 use futures::stream;
 
+use calico::machine::machine_of_id;
+
 use super::Snapshot;
+use super::view::View;
 use crate::claim::Claim;
-use crate::pod::Owner;
+use crate::pod::{Owner, machine_objects};
 use crate::store::{Failure, Ledger, Object, Objects, StoreError, Versioned, if_any, trim};
 
 /// How many owners are looked up side by side.
@@ -57,6 +60,10 @@ pub async fn read<O: Objects, L: Ledger>(objects: &O, ledger: Option<&L>, progre
         snapshot.owners = owners.exist;
         unread.extend(owners.failed);
     }
+    progress("virtual machines");
+    let machines = machines(objects, &snapshot).await;
+    snapshot.owners.extend(machines.exist);
+    unread.extend(machines.failed);
     Reading { snapshot: complete.then_some(snapshot), unread }
 }
 
@@ -94,7 +101,7 @@ impl<O: Objects> Lists<'_, O> {
     }
 }
 
-/// What the owners of claims are found to be.
+/// What owners are found to be.
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
     /// Which of them exist. One that could not be looked up is left out.
@@ -105,35 +112,61 @@ pub(crate) struct Owners {
     pub failed: Vec<StoreError>,
 }
 
-/// Looks the owners up, several at a time; one that is only a name has no object.
+/// Looks up the owners of claims; one that is only a name has no object.
 pub(crate) async fn owners<O: Objects>(objects: &O, claims: impl Iterator<Item = &Versioned<Claim>>) -> Owners {
-    let mut by_owner: BTreeMap<&Owner, Vec<&Claim>> = BTreeMap::new();
+    let mut by_owner: BTreeMap<Owner, Vec<&Claim>> = BTreeMap::new();
     for claim in claims.map(|claim| &claim.value).filter(|claim| !claim.owner.is_named()) {
-        by_owner.entry(&claim.owner).or_default().push(claim);
+        by_owner.entry(claim.owner.clone()).or_default().push(claim);
     }
+    look_up(objects, by_owner).await
+}
+
+/// Whether the machines exist that have an address without a pod that is there; others are in use.
+async fn machines<O: Objects>(objects: &O, snapshot: &Snapshot) -> Owners {
+    let view = View::of(snapshot);
+    let unused = view.used.values().filter(|used| used.pod().is_none_or(|pod| !view.pods.contains_key(&pod)));
+    let owners = unused.filter_map(|used| machine_owner(used.party().machine()?)).map(|owner| (owner, Vec::new()));
+    look_up(objects, owners.collect()).await
+}
+
+/// The machine of an id as an owner, where the id tells its name.
+pub(crate) fn machine_owner(id: &str) -> Option<Owner> {
+    let (namespace, name) = machine_of_id(id)?;
+    let [machine, _] = machine_objects(namespace, name);
+    Some(machine)
+}
+
+/// Whether a machine is known not to exist.
+pub(crate) fn is_machine_gone(owners: &BTreeMap<Owner, bool>, namespace: &str, name: &str) -> bool {
+    let [machine, _] = machine_objects(namespace, name);
+    owners.get(&machine) == Some(&false)
+}
+
+/// Looks owners up, several at a time, each with the claims that it has.
+pub(crate) async fn look_up<O: Objects>(objects: &O, owners: BTreeMap<Owner, Vec<&Claim>>) -> Owners {
     // Futures of a function, collected: through a closure the compiler does not see that they are Send.
-    let lookups: Vec<_> = by_owner.into_iter().map(|(owner, claims)| look_up(objects, owner, claims)).collect();
-    let mut owners = Owners::default();
+    let lookups: Vec<_> = owners.into_iter().map(|(owner, claims)| look_at(objects, owner, claims)).collect();
+    let mut found = Owners::default();
     let answers: Vec<_> = stream::iter(lookups).buffered(SIDE_BY_SIDE).collect().await;
     for answer in answers {
         match answer {
             Ok((owner, exists, given_up)) => {
-                owners.exist.insert(owner, exists);
-                owners.given_up.extend(given_up);
+                found.exist.insert(owner, exists);
+                found.given_up.extend(given_up);
             }
-            Err(error) => owners.failed.push(error),
+            Err(error) => found.failed.push(error),
         }
     }
-    owners
+    found
 }
 
-async fn look_up<O: Objects>(
+async fn look_at<O: Objects>(
     objects: &O,
-    owner: &Owner,
+    owner: Owner,
     claims: Vec<&Claim>,
 ) -> Result<(Owner, bool, Vec<IpAddr>), StoreError> {
-    let object = objects.owner(owner).await?;
+    let object = objects.owner(&owner).await?;
     let given_up = |claim: &&Claim| object.as_ref().is_some_and(|object| claim.is_given_up_by(object));
     let given_up = claims.into_iter().filter(given_up).map(|claim| claim.address).collect();
-    Ok((owner.clone(), object.is_some(), given_up))
+    Ok((owner, object.is_some(), given_up))
 }

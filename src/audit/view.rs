@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use calico::machine::machine_of_id;
 use calico::{AllocationAttribute, Entry, Expect, IPAMBlock};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::ResourceExt as _;
 
 use super::Snapshot;
 use super::party::{Party, Seen, staleness};
+use super::read::is_machine_gone;
 use crate::claim::PodState;
 use crate::driver::{CLAIM_KEY, CONTAINERS_POD_KEY, INTERFACE_KEY, POD_UID_KEY, state_of};
-use crate::pod;
+use crate::pod::{self, Launcher};
 
 /// The snapshot, indexed.
 pub(crate) struct View<'a> {
@@ -109,7 +111,8 @@ impl<'a> View<'a> {
     pub(crate) fn staleness(&self, used: &Use<'_>) -> Option<String> {
         let party = used.party();
         let pod = party.pod().and_then(|key| self.pods.get(&key)).map(PodView::seen);
-        staleness(used.address, &party, pod.as_ref(), |node| self.nodes.contains_key(node))
+        let is_machine_gone = |namespace: &str, name: &str| is_machine_gone(&self.snapshot.owners, namespace, name);
+        staleness(used.address, &party, pod.as_ref(), |node| self.nodes.contains_key(node), is_machine_gone)
     }
 }
 
@@ -186,6 +189,12 @@ impl<'a> PodView<'a> {
 
     pub(crate) fn node(&self) -> Option<&'a str> {
         self.pod.spec.as_ref()?.node_name.as_deref()
+    }
+
+    /// Whether it is a pod of the virtual machine that has the address.
+    pub(crate) fn runs_machine_of(&self, used: &Use<'_>) -> bool {
+        let named = used.party().machine().and_then(machine_of_id);
+        Launcher::of(self.pod).is_some_and(|launcher| named == Some((self.namespace, launcher.machine)))
     }
 
     pub(crate) fn object(&self) -> String {

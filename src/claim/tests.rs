@@ -64,3 +64,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_claim_that_a_machine_holds_passes_to_each_of_its_pods_at_once_and_to_nobody_elses() {
+    let claim = |container: &str| {
+        let mut value = written();
+        value["owner"] =
+            json!({"namespace": "default", "group": "kubevirt.io", "kind": "VirtualMachine", "name": "vm"});
+        value["holder"]["containerId"] = json!(container);
+        value.as_object_mut().unwrap().remove("contested");
+        serde_json::from_value::<Claim>(value).unwrap()
+    };
+    let policy = Policy { fencing: Fencing::NodeFenced, grace: SignedDuration::from_secs(30) };
+    let decided = |standing: &Claim, container: &str, owner: &Owner| {
+        let holder = standing.holder.clone().unwrap();
+        let next = Holder { pod_uid: "next".into(), container_id: container.into(), ..holder };
+        let asker = Asker { owner, holder: &next };
+        decide(standing.address, Some(standing), &asker, None, &policy, Timestamp::UNIX_EPOCH)
+    };
+    let machines = claim("vmi.default.vm");
+    let Decision::Take(taken) = decided(&machines, "vmi.default.vm", &machines.owner) else { panic!() };
+    assert_eq!((taken.generation, taken.holder.unwrap().pod_uid.as_str()), (4, "next"));
+    assert_eq!(decided(&machines, "vmi.default.other", &machines.owner), Decision::Examine);
+    let other = Owner { name: "other".into(), ..machines.owner.clone() };
+    assert_eq!(decided(&machines, "vmi.default.vm", &other), Decision::Examine);
+    assert_eq!(decided(&claim("c1"), "c1", &machines.owner), Decision::Examine, "a container is no machine");
+}

@@ -33,6 +33,7 @@ pub(super) use self::pods::Pods;
 pub(super) use self::read::{by_address, read};
 
 use crate::audit::party::staleness;
+use crate::audit::read::is_machine_gone;
 use crate::claim::Claim;
 use crate::pod::Owner;
 use crate::store::{Unreadable, Versioned};
@@ -50,7 +51,7 @@ pub(super) struct Census {
     pub claims: Option<Vec<Versioned<Claim>>>,
     /// The records among them that cannot be read: there may be a claim.
     pub unreadable: Vec<Unreadable>,
-    /// Which owners of claims exist; one that is not listed was not looked for.
+    /// Which owners of claims exist, and which virtual machines; one that is not listed was not looked for.
     pub owners: BTreeMap<Owner, bool>,
     /// The claimed addresses that their owners do not ask for any more.
     pub given_up: BTreeSet<IpAddr>,
@@ -109,7 +110,8 @@ impl Census {
     /// Why nobody uses an allocation any more, see [`staleness`].
     pub(super) fn staleness(&self, used: &Used<'_>) -> Option<String> {
         let pod = used.party.pod().and_then(|(namespace, name)| self.pods.get(namespace, name));
-        staleness(used.address, &used.party, pod.as_ref(), |node| self.nodes.exists(node))
+        let is_machine_gone = |namespace: &str, name: &str| is_machine_gone(&self.owners, namespace, name);
+        staleness(used.address, &used.party, pod.as_ref(), |node| self.nodes.exists(node), is_machine_gone)
     }
 }
 

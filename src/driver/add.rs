@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use calico::machine::Side;
 use calico::{Entry, Family, Holder as Allocation, IPAMBlock, IPAMHandle, Reservations};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use super::converge::{Backoff, Known};
 use super::displace::Right;
 use super::edit::{Assign, Edit, Judged, Outcome, Which, is_fixed};
 use super::handle::Counts;
+use super::machine::{Machine, Owned};
 use super::place::{Room, Search};
 use super::release::{HeldBy, other_interface};
 use super::reservation::{Asks, claimed_elsewhere, is_reserved};
@@ -27,6 +29,7 @@ use super::wants::{Want, wants, workload_block};
 use super::{Attachment, CLAIM_KEY, CONTAINERS_POD_KEY, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::{Asker, Claim, Holder};
 use crate::cni::{CniError, code};
+use crate::netconf::Dialect;
 use crate::pod::{self, FixedRequest, HandoverMode, Owner, check_namespace};
 use crate::store::{Failure, Ledger, Objects, Swap};
 
@@ -46,6 +49,8 @@ pub struct Assigned {
     pub netmask: Option<u8>,
     /// Gateway that the pod's annotation gives, if any.
     pub gateway: Option<IpAddr>,
+    /// Whether it is for the target of a live migration: traffic goes to the source until the machine has moved.
+    pub target: bool,
 }
 
 /// The second round of reads.
@@ -87,7 +92,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 
     async fn try_add(&self, attachment: &Attachment<'_>, done: &mut Done) -> Result<Vec<Assigned>, Error> {
         let begun = self.now();
-        let snapshot = patiently(attachment.deadline, || self.snapshot(attachment)).await?;
+        let mut snapshot = patiently(attachment.deadline, || self.snapshot(attachment)).await?;
         let request = match &snapshot.pod {
             Some(pod) => FixedRequest::parse(pod.annotations(), &attachment.net.ipam)?,
             None => None,
@@ -100,7 +105,22 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             request.check_pools(&snapshot.pools, &attachment.net.ipam)?;
         }
         let owner = snapshot.pod.as_ref().filter(|_| request.is_some()).map(Owner::of).transpose()?;
-        let wants = wants(attachment, &snapshot, request.as_ref(), owner.as_ref())?;
+        let mut wants = wants(attachment, &snapshot, request.as_ref(), owner.as_ref())?;
+        // Boxed, like what follows from it: it would make every ADD's future larger.
+        snapshot.machine = Box::pin(self.machine(attachment, &snapshot)).await?;
+        let machine = snapshot.machine.clone();
+        let of_machine = machine.as_ref().map(|machine| machine.attachment(attachment));
+        let attachment = of_machine.as_ref().unwrap_or(attachment);
+        let mut owned = Vec::new();
+        if let Some(machine) = &machine {
+            done.machine = Some(machine.clone());
+            owned = Box::pin(self.machines_own(attachment, machine, &wants)).await?;
+            if machine.side == Side::Alternate {
+                Box::pin(self.take_side(attachment, &snapshot, machine, &owned, done)).await?;
+                return self.answer_of_machine(attachment, &owned, machine, &request, done);
+            }
+            only_owned(&mut wants, &owned);
+        }
         for (family, _) in &wants {
             if let Some(ranges) = attachment.net.ipam.ranges(*family) {
                 check_coverage(ranges, &snapshot.pools)?;
@@ -113,6 +133,11 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let handover = asked.unwrap_or(attachment.net.ipam.handover);
             self.take_claims(attachment, &snapshot, (owner, handover), &round, &wants, done).await?;
             self.mirror_claims(attachment, &snapshot, done).await?;
+        }
+        if let (Some(machine), false) = (&machine, owned.is_empty()) {
+            Box::pin(self.take_side(attachment, &snapshot, machine, &owned, done)).await?;
+            self.confirm_claims(attachment, done).await?;
+            return self.answer_of_machine(attachment, &owned, machine, &request, done);
         }
         let earlier = earlier_sandboxes(attachment, &snapshot, &round.own, begun);
         let written = self.record(attachment, &snapshot, &mut round, &wants, done).await?;
@@ -130,8 +155,40 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 false => request.as_ref().and_then(|r| r.netmask(family)),
             },
             gateway: request.as_ref().and_then(|r| r.gateway(family)),
+            target: false,
         };
         Ok(written.into_iter().map(detail).collect())
+    }
+
+    /// What a machine's pod is answered that uses what the machine has.
+    fn answer_of_machine(
+        &self,
+        attachment: &Attachment<'_>,
+        owned: &[Owned],
+        machine: &Machine,
+        request: &Option<FixedRequest>,
+        done: &Done,
+    ) -> Result<Vec<Assigned>, Error> {
+        if (attachment.cancelled)() {
+            return Err(Error::Cancelled);
+        }
+        let target = machine.side == Side::Alternate;
+        let detail = |owned: &Owned| {
+            let family = Family::of(owned.address);
+            let full = (attachment.net.ipam.dialect == Dialect::CalicoIpam).then(|| family.bits());
+            let annotated = request.as_ref().and_then(|request| request.netmask(family));
+            Assigned {
+                address: owned.address,
+                block: owned.cidr,
+                fixed: done.claims.iter().any(|held| held.address == owned.address),
+                netmask: full.or(annotated),
+                gateway: request.as_ref().and_then(|request| request.gateway(family)),
+                target,
+            }
+        };
+        let mut given: Vec<Assigned> = owned.iter().map(detail).collect();
+        given.sort_by_key(|assigned| Family::of(assigned.address) != Family::V4);
+        Ok(given)
     }
 
     // === reads ===
@@ -309,10 +366,10 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 wants.iter().filter(|(family, _)| !kept.iter().any(|(of, _, _)| of == family)).collect();
             // Not kept while the writes are waited for: a hundred ADDs at once would keep a hundred copies.
             let own = std::mem::take(&mut round.own);
-            let placements =
+            let mut placements =
                 self.placements(attachment, snapshot, round, &open, done, &reservations, &own, &full).await?;
             drop(own);
-            let counts = counts(placements.iter().map(|p| p.cidr).chain(kept.iter().map(|(_, _, cidr)| *cidr)));
+            let mut counts = counted(placements.iter().map(|p| p.cidr).chain(kept.iter().map(|(_, _, cidr)| *cidr)));
             // What is written from here on only DEL takes away, and this container's may be over.
             if (attachment.cancelled)() {
                 return Err(Error::Cancelled);
@@ -322,7 +379,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             if placing > 0 {
                 self.set_handle(attachment, &counts, deadline).await?;
             } else if let Some(found) = self.create_handle(attachment, &counts, deadline).await? {
-                if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
+                if snapshot.machine.is_some() {
+                    if let Some(first) = Box::pin(self.await_first(attachment, snapshot, wants, done)).await? {
+                        return Ok(first);
+                    }
+                    // Where the other pod meant to record it, so that it finds this record if it comes late.
+                    for placement in &mut placements {
+                        let of_family = |cidr: &IpNetwork| Family::of(cidr.ip()) == placement.family;
+                        if let (Which::Any { .. }, Some(cidr)) = (placement.which, found.spec.blocks().find(of_family))
+                        {
+                            (placement.cidr, placement.block) = (cidr, Known::Unread);
+                            placement.which = Which::Any { own: false };
+                        }
+                    }
+                    counts = counted(placements.iter().map(|p| p.cidr));
+                } else if let Some(earlier) = self.resume(attachment, &found, wants, done).await? {
                     self.renew(attachment, snapshot, &earlier, done, &reservations).await?;
                     return Ok(earlier);
                 }
@@ -547,17 +618,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
                 }
                 Ok((family, cidr, Some(address)))
             }
-            Outcome::Full | Outcome::Released { .. } => Ok((family, cidr, None)),
+            Outcome::Full | Outcome::Released { .. } | Outcome::Sides { .. } => Ok((family, cidr, None)),
         }
     }
 
     fn allocation(&self, attachment: &Attachment<'_>, snapshot: &Snapshot, which: Which) -> Allocation {
         let (handle, now) = (attachment.handle(), self.now());
         let mut allocation = match attachment.pod {
+            _ if snapshot.machine.is_some() => snapshot
+                .machine
+                .as_ref()
+                .map_or_else(|| Allocation::node("", "", now), |machine| machine.allocation(handle)),
             Some(pod) => Allocation::pod(handle, pod.namespace, pod.name, attachment.node, now),
             None => Allocation::node(handle, attachment.node, now),
         };
-        if !attachment.is_ahead() {
+        if !attachment.is_ahead() && snapshot.machine.is_none() {
             allocation.secondary.insert(INTERFACE_KEY.to_owned(), attachment.interface.to_owned());
             if let Some(uid) = snapshot.pod.as_ref().and_then(pod::uid) {
                 allocation.secondary.insert(CONTAINERS_POD_KEY.to_owned(), uid.to_owned());
@@ -624,7 +699,18 @@ fn earlier_sandboxes(
     handles.collect()
 }
 
-fn counts(blocks: impl Iterator<Item = IpNetwork>) -> Counts {
+/// Lets a pod whose machine has an address of a family ask for that one.
+fn only_owned(wants: &mut [(Family, Want)], owned: &[Owned]) {
+    for (family, want) in wants {
+        if let (Want::Fixed(list), Some(owned)) =
+            (want, owned.iter().find(|owned| Family::of(owned.address) == *family))
+        {
+            *list = vec![owned.address];
+        }
+    }
+}
+
+fn counted(blocks: impl Iterator<Item = IpNetwork>) -> Counts {
     let mut counts = Counts::new();
     for block in blocks {
         *counts.entry(block).or_default() += 1;

@@ -40,6 +40,9 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             false => self.recorded_ahead(attachment).await?,
         };
         if own.is_none() && of_pod.is_none() {
+            if let Some(unrecorded) = Box::pin(self.check_of_machine(attachment, addresses)).await? {
+                return Ok(unrecorded);
+            }
             return Ok(vec![Unrecorded::NoHandle(attachment.container_id.to_owned())]);
         }
         let entries: Entries = of_pod.into_iter().chain(own).flatten().collect();

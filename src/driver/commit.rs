@@ -210,7 +210,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
 /// Whether an outcome that came without a write says something of what is on record.
 fn says_what_stands(outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Assigned { .. } => true,
+        Outcome::Assigned { .. } | Outcome::Sides { .. } => true,
         Outcome::Released { freed, .. } => freed.is_empty(),
         // Another block is looked for, which is right in any case.
         Outcome::Full => false,

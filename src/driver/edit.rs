@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
+use super::machine::Sides;
 use super::release::Freed;
 use super::{CLAIM_KEY, CONTAINER_KEY, Error, INTERFACE_KEY, POD_UID_KEY};
 use crate::range::RangeSet;
@@ -21,6 +22,8 @@ pub enum Edit {
     Assign(Box<Assign>),
     /// Everything that a container has.
     Release(Release),
+    /// Which pods of a virtual machine have its addresses.
+    Sides(Sides),
 }
 
 /// An address to be given out.
@@ -92,6 +95,8 @@ pub enum Whose {
     },
     /// A container's own handle of any interface; entries that were made after this time are not meant.
     Before(Timestamp),
+    /// A virtual machine's; entries with a pod on a side are not meant.
+    Vacant,
     /// A pod's, which were put on record before a container was known; see [`super::Attachment::is_ahead`].
     Pod {
         /// `None` if the runtime does not say.
@@ -120,6 +125,13 @@ pub enum Outcome {
         /// Whether the handle bears entries of others in this block.
         others: bool,
     },
+    /// What a virtual machine has in the block.
+    Sides {
+        /// Its addresses.
+        addresses: Vec<IpAddr>,
+        /// Whether a pod is on a side of one of them.
+        occupied: bool,
+    },
 }
 
 // === impl Edit ===
@@ -129,6 +141,7 @@ impl Edit {
         match self {
             Self::Assign(assign) => assign.cooldown,
             Self::Release(release) => release.cooldown,
+            Self::Sides(sides) => sides.cooldown,
         }
     }
 
@@ -151,6 +164,10 @@ impl Edit {
         match self {
             Self::Assign(assign) => assign.apply(block),
             Self::Release(release) => (release.apply(block, now), Ok(release.outcome())),
+            Self::Sides(sides) => {
+                let changed = sides.apply(block);
+                (changed, Ok(sides.outcome(block)))
+            }
         }
     }
 
@@ -159,6 +176,7 @@ impl Edit {
         match self {
             Self::Assign(_) => Outcome::Full,
             Self::Release(release) => release.outcome(),
+            Self::Sides(_) => Outcome::Sides { addresses: Vec::new(), occupied: false },
         }
     }
 }
@@ -283,6 +301,7 @@ impl Whose {
                 let recorded = attribute.secondary(INTERFACE_KEY);
                 return recorded.is_none() || interface.as_deref().is_none_or(|i| recorded == Some(i));
             }
+            Self::Vacant => return attribute.is_vacant(),
             // Written like this, times sort as they read.
             Self::Before(time) => {
                 return attribute

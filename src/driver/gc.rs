@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use calico::machine::is_machine_id;
 use calico::{AffinityState, BlockAffinity, Entry, IPAMBlock, IPAMHandle};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -51,7 +52,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         gone.extend(containers.filter(|c| !is_valid(valid, c, None)).map(str::to_owned));
         let mut collected = Vec::new();
         let mut failed = None;
-        for container_id in gone {
+        // A machine's address is released with the machine.
+        for container_id in gone.into_iter().filter(|id| !is_machine_id(id)) {
             let handle = handle_of(&attachment.net.network, &container_id);
             if self.gate.is_busy(&handle) {
                 continue;
@@ -108,7 +110,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let recorded = |b: &IPAMBlock| matches!(b.spec.entry(claim.value.address), Entry::Used { .. });
             let handle = handle_of(&attachment.net.network, &holder.container_id);
             let over = self.gate.noted(&handle, Trace::Claims) || !in_flight(holder, self.now());
-            if is_valid(valid, &holder.container_id, Some(&holder.interface))
+            if is_machine_id(&holder.container_id)
+                || is_valid(valid, &holder.container_id, Some(&holder.interface))
                 || blocks.iter().any(recorded)
                 || holder.since > begun
                 || !over

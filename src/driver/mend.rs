@@ -129,7 +129,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         let recorded = match self.commit(cidr, Edit::Assign(Box::new(assign)), Known::Unread, deadline).await {
             Ok(Outcome::Assigned { .. }) => true,
-            Ok(Outcome::Full | Outcome::Released { .. }) | Err(Error::Taken { .. }) => false,
+            Ok(Outcome::Full | Outcome::Released { .. } | Outcome::Sides { .. }) | Err(Error::Taken { .. }) => false,
             Err(error) => return Err(error),
         };
         // Where nothing was recorded, a handle that counts too much is mended by itself.

@@ -21,6 +21,7 @@ mod error;
 mod gate;
 mod gc;
 mod handle;
+mod machine;
 mod mend;
 mod observer;
 mod place;

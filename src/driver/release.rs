@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use calico::machine::is_machine_id;
 use calico::{
     Entry, IPAMBlock, IPAMBlockSpec, IPAMConfig, IPAMConfigSpec, IPAMHandle, IPPool, cidr_name, covering, handle_name,
 };
@@ -16,6 +17,7 @@ use super::converge::{Backoff, Known, Step};
 use super::edit::{Edit, Outcome, Release, Whose};
 use super::{Attachment, Driver, Error, INTERFACE_KEY, POD_UID_KEY, Trace};
 use crate::claim::Claim;
+use crate::netconf::Dialect;
 use crate::store::{Failure, Ledger, Objects, StoreError, Swap, Versioned, if_ours};
 
 /// Time for the deletion of a handle that nobody waits for.
@@ -98,7 +100,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         let pods = async {
             let Some(pod) = attachment.pod.filter(|_| attachment.last_sandbox && !attachment.is_ahead()) else {
-                return Ok(Vec::new());
+                return self.release_bare(attachment).await;
             };
             let uid = pod.uid.map(str::to_owned);
             let whose = Whose::Pod { uid, container: Some(attachment.container_id.to_owned()) };
@@ -121,7 +123,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             (Err(error), _) | (_, Err(error)) => return Err(error),
         };
         freed.extend(of_pod);
+        if freed.is_empty() {
+            // What a virtual machine has bears neither handle.
+            freed = Box::pin(self.del_of_machine(attachment)).await?;
+        }
         Ok(freed)
+    }
+
+    /// Releases what very old releases of Calico recorded for a container that is no pod's: its id alone was the handle.
+    async fn release_bare(&self, attachment: &Attachment<'_>) -> Result<Vec<Freed>, Error> {
+        if attachment.pod.is_some() || attachment.net.ipam.dialect != Dialect::CalicoIpam {
+            return Ok(Vec::new());
+        }
+        let whose = Whose::Container { interface: None };
+        let released = self.release_handle(attachment.container_id, &whose, None, attachment.deadline).await?;
+        Ok(released.unwrap_or_default())
     }
 
     /// Releases what bears `handle`, as far as it is `whose`, and the claims that `held` names; `None` if there
@@ -203,7 +219,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     }
 
     /// Gives back the claims of a container that no handle leads to: its ADD died before it made one.
-    async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn give_up_claims(&self, held: &HeldBy<'_>, deadline: Instant) -> Result<(), Error> {
         let Some(ledger) = &self.ledger else { return Ok(()) };
         let all = if_ours(ledger.all().await)?.unwrap_or_default();
         for claim in all.into_iter().filter(|c| holds(&c.value, held)) {
@@ -333,6 +349,8 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             let Some(found) = standing else { return Ok(()) };
             let mut claim = found.value;
             match &mut claim.holder {
+                // A machine is the holder itself.
+                Some(holder) if is_machine_id(&holder.container_id) => return Ok(()),
                 Some(holder) if holder.pod_uid == pod_uid && holder.container_id != container_id => {
                     (holder.container_id, holder.interface) = (container_id.to_owned(), interface.to_owned());
                 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
 
+use super::machine::Machine;
 use super::{Attachment, Driver, Error, PodRef};
 use crate::claim::{NodeState, PodState};
 use crate::cni::{CniError, code};
@@ -25,6 +26,8 @@ pub(super) struct Snapshot {
     pub config: IPAMConfigSpec,
     pub reservations: Vec<IPReservation>,
     pub affinities: Vec<BlockAffinity>,
+    /// The virtual machine that the pod runs, if its addresses outlive the pod.
+    pub machine: Option<Machine>,
 }
 
 /// Something configured or asked for that Calico has no pool for.
@@ -72,7 +75,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         )?;
         check_pod(attachment, pod.as_ref())?;
         let config = config.map_or_else(IPAMConfigSpec::default, |c| c.spec);
-        Ok(Snapshot { pod, namespace, pools, config, reservations, affinities })
+        Ok(Snapshot { pod, namespace, pools, config, reservations, affinities, machine: None })
     }
 
     /// What is remembered of a pod will do, if it is the pod that is meant.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::claims::{Held, Taken};
 use super::converge::Backoff;
+use super::machine::Machine;
 use super::{Attachment, Driver, Error};
 use crate::store::{Failure, Ledger, Objects, StoreError};
 
@@ -20,6 +21,8 @@ pub(super) struct Done {
     pub claims: Vec<Held>,
     pub reserved: Vec<(IpAddr, IpNetwork)>,
     pub handle: bool,
+    /// The virtual machine that the pod runs.
+    pub machine: Option<Machine>,
     /// The blocks that entries were written to, or may have been.
     pub blocks: Vec<IpNetwork>,
 }
@@ -50,13 +53,15 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     pub(super) async fn undo(&self, attachment: &Attachment<'_>, done: Done) {
         let deadline = Instant::now() + UNDO_TIME;
         let held = attachment.held_itself();
-        if done.handle
+        if let Some(machine) = &done.machine {
+            Box::pin(self.undo_machine(attachment, machine, &done, deadline)).await;
+        } else if done.handle
             && let Err(error) = self.undo_handle(attachment, &done.blocks, deadline).await
         {
             tracing::warn!(container = attachment.container_id, %error, "a failed ADD could not be undone now; DEL will");
         }
         let Some(ledger) = &self.ledger else { return };
-        for claimed in done.claims {
+        for claimed in done.claims.into_iter().filter(|_| done.machine.is_none()) {
             let result = match claimed.taken {
                 None => Ok(()),
                 Some(Taken::Existing) => self.give_back(ledger, &claimed.claim.value, &held, deadline).await,

@@ -9,6 +9,7 @@ use kube::ResourceExt as _;
 mod allowed;
 mod fixed;
 mod handover;
+mod launcher;
 mod owner;
 mod pools;
 mod uid;
@@ -17,6 +18,9 @@ mod workload;
 pub use allowed::{FixedAddresses, check_namespace};
 pub use fixed::FixedRequest;
 pub use handover::HandoverMode;
+pub use launcher::{
+    Launcher, is_machine_ending, machine_by_name, machine_objects, machine_of_instance, may_be_launcher,
+};
 pub use owner::Owner;
 pub use pools::{Families, PoolAnnotations};
 pub use uid::{has_uid, is_static, uid};

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde::{Deserialize, Serialize};
 
-use super::OWNER;
+use super::{OWNER, launcher};
 use crate::cni::names::is_dns_subdomain;
 use crate::cni::{CniError, code};
 
@@ -38,7 +38,7 @@ impl Owner {
     /// The owner of a pod's addresses. Code 7 for a malformed annotation `kube-ipam.owner`, code 6 for a pod without name or namespace.
     ///
     /// It is the controller, by its ownerReference, but what lives as long as the user's intent does: the Deployment (or Argo Rollout)
-    /// of a ReplicaSet, the CronJob of a Job named `<name>-<minutes since 1970>`, the pod of a StatefulSet by its ordinal. A bare pod, and
+    /// of a ReplicaSet, the VirtualMachine of a VirtualMachineInstance, the CronJob of a Job named `<name>-<minutes since 1970>`, the pod of a StatefulSet by its ordinal. A bare pod, and
     /// the kubelet's mirror of a static one, own by their own names.
     pub fn of(pod: &Pod) -> Result<Owner, CniError> {
         let (Some(namespace), Some(name)) = (&pod.metadata.namespace, &pod.metadata.name) else {
@@ -70,6 +70,14 @@ impl Owner {
     /// Whether it is the bare pod of this name.
     pub fn is_pod(&self, namespace: &str, name: &str) -> bool {
         (self.group.as_str(), self.kind.as_str()) == ("", "Pod") && (&*self.namespace, &*self.name) == (namespace, name)
+    }
+
+    /// The objects of which one has to exist for the owner to exist.
+    pub fn objects(&self) -> Vec<Owner> {
+        match (self.group.as_str(), self.kind.as_str()) {
+            (launcher::GROUP, launcher::MACHINE) => launcher::machine_objects(&self.namespace, &self.name).into(),
+            _ => vec![self.clone()],
+        }
     }
 
     fn identity(&self) -> (&str, &str, &str, &str, Option<u32>) {
@@ -136,6 +144,8 @@ impl Controller {
         let name = reference.name.as_str();
         let above = match (group, reference.kind.as_str()) {
             ("apps", "ReplicaSet") => above_replica_set(pod, name),
+            // Named like its machine, which makes a new one at every start.
+            (launcher::GROUP, launcher::INSTANCE) => Some(Controller::new(group, version, launcher::MACHINE, name)),
             ("batch", "Job") => cron_job(pod, name).map(|cron| Controller::new("batch", "v1", "CronJob", cron)),
             _ => None,
         };

@@ -14,7 +14,7 @@ use crate::store::{Failure, StoreError};
 
 /// The result of an ADD.
 pub fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
-    let answer = match net.ipam.dialect {
+    let mut answer = match net.ipam.dialect {
         Dialect::KubeIpam => Answer {
             ips: assigned.iter().map(|a| by_subnet(net, a)).collect::<Result<_, _>>()?,
             routes: net.ipam.routes.clone(),
@@ -26,6 +26,9 @@ pub fn ok(net: &NetConf, assigned: &[Assigned]) -> Result<Answer, CniError> {
             Answer { ips, routes, dns: Dns::default() }
         }
     };
+    if assigned.iter().any(|assigned| assigned.target) {
+        answer.routes.clear();
+    }
     Ok(answer)
 }
 

@@ -319,7 +319,8 @@ impl Objects for KubeStore {
             .await
         {
             Ok(object) => Ok(Some(object)),
-            Err(StoreError { failure: Failure::Absent, .. }) => Ok(None),
+            // The same where the kind is gone.
+            Err(StoreError { failure: Failure::Absent | Failure::NoKind, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -380,6 +381,10 @@ impl KubeStore {
             ("apps", "DaemonSet") => Some("/apis/apps/v1/namespaces/{}/daemonsets"),
             ("batch", "Job") => Some("/apis/batch/v1/namespaces/{}/jobs"),
             ("batch", "CronJob") => Some("/apis/batch/v1/namespaces/{}/cronjobs"),
+            ("kubevirt.io", "VirtualMachine") => Some("/apis/kubevirt.io/v1/namespaces/{}/virtualmachines"),
+            ("kubevirt.io", "VirtualMachineInstance") => {
+                Some("/apis/kubevirt.io/v1/namespaces/{}/virtualmachineinstances")
+            }
             _ => None,
         };
         if let Some(path) = known {

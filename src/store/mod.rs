@@ -122,9 +122,17 @@ pub trait Objects: Send + Sync {
     /// The object behind an owner, by a live read of its kind; `None` if it does not exist.
     fn owner(&self, owner: &Owner) -> impl Future<Output = Result<Option<serde_json::Value>, StoreError>> + Send;
 
-    /// Whether the object behind an owner still exists, by a live read of its kind.
+    /// Whether the object behind an owner still exists, by a live read of its kind; of a virtual machine also one that is
+    /// only an instance.
     fn owner_exists(&self, owner: &Owner) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        async { Ok(self.owner(owner).await?.is_some()) }
+        async {
+            for object in owner.objects() {
+                if self.owner(&object).await?.is_some() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
     }
 }
 

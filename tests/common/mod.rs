@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod kubevirt;
 pub mod town;
 
 use std::net::IpAddr;

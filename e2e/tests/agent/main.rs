@@ -14,5 +14,6 @@ mod ground;
 mod groups;
 mod killed;
 mod lock;
+mod machine;
 mod process;
 mod seen;

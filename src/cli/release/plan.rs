@@ -161,7 +161,9 @@ fn no_pod_uses<'a>(
 fn recorded_pod<'v, 'a>(view: &'v View<'a>, used: &Use<'a>, claim: Option<&Claim>) -> Option<&'v PodView<'a>> {
     let pod = view.pods.get(&used.pod()?)?;
     let holder = claim.and_then(|claim| claim.holder.as_ref()).filter(|holder| used.is_of(&holder.container_id));
-    let is_earlier = holder.is_some_and(|holder| !pod::has_uid(pod.pod, &holder.pod_uid));
+    // A virtual machine holds its address itself, whichever of its pods the claim names.
+    let of_container = used.party().machine().is_none();
+    let is_earlier = of_container && holder.is_some_and(|holder| !pod::has_uid(pod.pod, &holder.pod_uid));
     (!is_earlier && view.staleness(used).is_none()).then_some(pod)
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPReservation};
 
 use super::{Affinities, Blocks, Census, Handles, Judged, Nodes, Pods};
-use crate::audit::read::owners;
+use crate::audit::read::{look_up, machine_owner, owners};
 use crate::claim::Claim;
 use crate::pod::Owner;
 use crate::store::{Failure, Ledger, Object, Objects, StoreError, Versioned, if_any};
@@ -52,6 +52,12 @@ pub(in crate::collector) async fn read<O: Objects, L: Ledger>(
     let mut blocks = lists.fold(Blocks::default, |blocks, block: IPAMBlock| blocks.add(block, &judged)).await;
     blocks.sort();
     census.blocks = blocks;
+    let is_there = |(namespace, name): (&str, &str)| census.pods.get(namespace, name).is_some();
+    let unused = census.blocks.all(&census.pods).filter(|used| !used.party.pod().is_some_and(is_there));
+    let machines = unused.filter_map(|used| machine_owner(used.party.machine()?)).map(|owner| (owner, Vec::new()));
+    let machines = look_up(objects, machines.collect()).await;
+    census.owners.extend(machines.exist);
+    unread.extend(machines.failed);
     let of_blocks = |handles: &mut Handles, handle: IPAMHandle| handles.add(handle, &census.blocks);
     census.handles = lists.fold(Handles::default, of_blocks).await;
     census.handles.sort();

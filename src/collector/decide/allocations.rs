@@ -8,6 +8,7 @@ use calico::{Expect, handle_name};
 use ipnetwork::IpNetwork;
 
 use super::{Allocation, Finding, Needs, Scene, Task};
+use crate::audit::read::machine_owner;
 use crate::claim::NodeState;
 use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
@@ -18,7 +19,10 @@ type Group = (String, Option<String>);
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
     let census = scene.census;
     // Tunnel addresses and those of other networks bear other handles.
-    let ours = |used: &Used<'_>| used.party.pod().is_some() && used.party.is_of_network(&scene.rules.network);
+    let ours = |used: &Used<'_>| {
+        let party = &used.party;
+        (party.pod().is_some() || party.machine().is_some()) && party.is_of_network(&scene.rules.network)
+    };
     let used = census.blocks.all(&census.pods).filter(ours);
     let group = |used: &Used<'_>| Some((used.party.handle?.to_owned(), used.party.uid.map(str::to_owned)));
     let stale = used.filter(|used| census.staleness(used).is_some() || disowned(scene, used).is_some());
@@ -48,7 +52,7 @@ fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTre
         reason = Some(scene.census.staleness(used).or_else(|| disowned.clone())?);
     }
     let (reason, first) = (reason?, uses.first()?);
-    let (namespace, name) = first.party.pod()?;
+    let pod = first.party.pod();
     let node = first.party.node;
     let options = &scene.rules.options;
     let patience = match node {
@@ -70,7 +74,8 @@ fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTre
         patience: Some(patience),
         not_before: None,
         needs: Needs {
-            pods: vec![(namespace.to_owned(), name.to_owned())],
+            pods: pod.iter().map(|(namespace, name)| ((*namespace).to_owned(), (*name).to_owned())).collect(),
+            owners: first.party.machine().and_then(machine_owner).into_iter().collect(),
             nodes: node.map(str::to_owned).into_iter().collect(),
             claims: uses.iter().map(|used| used.address).collect(),
             blocks: blocks.into_iter().collect(),
@@ -80,7 +85,11 @@ fn leak(scene: &Scene<'_>, (handle, uid): &Group, uses: &[Used<'_>], live: &BTre
             kind,
             object: first.object(),
             detail: format!("recorded {} for {}, but {reason}", addresses.join(" and "), first.party),
-            pod: Some(PodName { namespace: namespace.into(), name: name.into(), uid: uid.map(str::to_owned) }),
+            pod: pod.map(|(namespace, name)| PodName {
+                namespace: namespace.into(),
+                name: name.into(),
+                uid: uid.map(str::to_owned),
+            }),
             node: node.map(str::to_owned),
         },
         task: Task::Free(uses.iter().map(allocation).collect()),

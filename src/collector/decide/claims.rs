@@ -3,15 +3,18 @@
 
 use std::collections::BTreeSet;
 
+use calico::machine::is_machine_id;
 use calico::{Expect, Family};
 use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Finding, Key, Needs, Scene, Task};
+use crate::audit::read::machine_owner;
 use crate::claim::{Claim, Evidence, Holder, NodeState, PodState, Standing, standing};
 use crate::collector::census::Used;
 use crate::collector::{Kind, PodName, Repair};
 use crate::driver::{Shown, reservation_name};
+use crate::pod::Owner;
 use crate::store::Versioned;
 
 pub(super) fn findings(scene: &Scene<'_>) -> Vec<Finding> {
@@ -86,6 +89,10 @@ fn mend(scene: &Scene<'_>, used: &Used<'_>) -> Option<Finding> {
 fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
     let value = &claim.value;
     let holder = value.holder.as_ref()?;
+    let machine = machine_owner(&holder.container_id);
+    if is_machine_id(&holder.container_id) && !is_left(scene, value, machine.as_ref()) {
+        return None;
+    }
     let network = &scene.rules.network;
     let entry = scene.census.used(value.address).filter(|used| used.party.is_holders(network, holder));
     let instead = has_instead(scene, value, holder);
@@ -127,6 +134,7 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
         needs: Needs {
             pods: vec![(value.owner.namespace.clone(), holder.pod.clone())],
             nodes: vec![holder.node.clone()],
+            owners: machine.into_iter().collect(),
             claims: vec![value.address],
             blocks: blocks.into_iter().collect(),
             ..Needs::default()
@@ -140,6 +148,12 @@ fn lost(scene: &Scene<'_>, claim: &Versioned<Claim>) -> Option<Finding> {
         },
         task,
     })
+}
+
+/// Whether a machine that holds an address does not exist any more, nor a pod that has the address.
+fn is_left(scene: &Scene<'_>, claim: &Claim, machine: Option<&Owner>) -> bool {
+    let gone = machine.is_some_and(|machine| scene.census.owners.get(machine) == Some(&false));
+    gone && scene.census.pods.live_among(&[claim.address].into()).is_empty()
 }
 
 /// The address that the holder's pod runs with instead of the claimed one: by its status, which is of now only while
