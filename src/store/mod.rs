@@ -21,7 +21,7 @@ mod token_file;
 pub(crate) mod transport;
 pub(crate) mod trim;
 
-pub use self::gated::{DatastoreGate, Gated, LiveGate, TRUSTED};
+pub use self::gated::{Allowed, DatastoreGate, Gated, LiveGate, TRUSTED};
 pub use self::group::Group;
 pub use self::ledgers::{AnyLedger, LazyLedger};
 
@@ -101,6 +101,12 @@ pub trait Objects: Send + Sync {
             listed.await?.into_iter().for_each(|object| add(&mut sum, object));
             Ok(sum)
         }
+    }
+
+    /// Whether Calico's objects are in a newer group than this store's by now. Asked by whoever finds no ClusterInformation:
+    /// while the older group's definitions are deleted, it goes before the blocks do.
+    fn has_moved(&self) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        async { Ok(false) }
     }
 
     /// Creates a cluster-scoped object and returns it as stored; [`Failure::Exists`] if the name is taken.
@@ -266,6 +272,9 @@ pub enum Failure {
          written until it is unlocked"
     )]
     Locked,
+    /// Calico is older than any that is supported; nothing was written. A gate says so, no server.
+    #[error("Calico {0} is older than v3.24, the oldest release that kube-ipam works with; no address is given")]
+    TooOld(String),
     /// The claims are another cluster's; nothing was read or written. The text names both clusters and the remedy.
     #[error("{0}")]
     Foreign(String),

@@ -199,6 +199,10 @@ impl<S: Objects> Objects for Cached<S> {
         }
     }
 
+    async fn has_moved(&self) -> Result<bool, StoreError> {
+        self.inner.has_moved().await
+    }
+
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
         let written = self.inner.create(object).await;
         self.learn(object, &written);
