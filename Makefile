@@ -25,7 +25,7 @@ fast:
 
 GATE = lint build units libraries embedded agents faults seeds-few bugs-few programs manifests rules kubelets lock-agents hammer chaos
 EVERYTHING = lint build units libraries embedded agents faults models seeds bugs fuzz programs manifests rules rules-v3 kubelets \
-  kubelets-direct kubelets-v3 lock lock-v3 hammer chaos three-faults
+  kubelets-direct kubelets-v3 lock lock-v3 migration releases hammer chaos three-faults
 
 build:
 	$(CARGO) build --workspace --bins
@@ -48,7 +48,7 @@ PART_NAMES = $(sort $(GATE) $(EVERYTHING))
 
 # They run the program, which cargo does not build with the tests of another package.
 $(addprefix part-,embedded agents faults manifests rules rules-v3 kubelets kubelets-direct kubelets-v3 lock lock-v3 \
-  lock-agents hammer chaos): build
+  migration releases lock-agents hammer chaos): build
 
 # Formatting, lints, licences.
 part-lint: lint
@@ -130,6 +130,12 @@ part-kubelets:
 	$(CARGO) test $(call OF_E2E,real_agents)
 part-kubelets-direct:
 	$(CARGO) test $(call OF_E2E,real)
+# The scenarios under the definitions of Calico's older releases.
+part-releases:
+	$(CARGO) test $(call OF_E2E,releases)
+# Calico's migration from its older API group to the newer one, while pods come and go.
+part-migration:
+	$(CARGO) test $(call OF_E2E,migration)
 part-lock:
 	$(CARGO) test $(call OF_E2E,lock)
 part-lock-agents:

@@ -30,7 +30,6 @@ fn broken() -> Vec<(&'static str, Value, &'static str)> {
         ("/datastore_type", json!("etcd"), "datastore_type"),
         ("/datastore_type", json!("ETCDV3"), "datastore_type"),
         ("/datastore_type", json!("Kubernetes"), "datastore_type"),
-        ("/datastore_type", json!(""), "datastore_type"),
         ("/etcd_endpoints", json!("https://10.0.0.1:2379"), "etcd_endpoints"),
         ("/etcd_authority", json!("10.0.0.1:2379"), "etcd_authority"),
         ("/etcd_discovery_srv", json!("example.org"), "etcd_discovery_srv"),
