@@ -174,7 +174,7 @@ impl AgentGate {
                 Ok(version)
             }
             WatchEvent::Deleted(object) => {
-                // What that means is looked up from now on, see [`Objects::has_moved`].
+                // What that means is looked up from now on, see [`Objects::newer_is_ready`].
                 if is_the_one(&object) {
                     self.know(None);
                 }

@@ -141,8 +141,8 @@ impl<S: Objects> Objects for Faulty<S> {
         self.faults.around("list", K::plural(&()).into_owned(), self.inner.list(selector)).await
     }
 
-    async fn has_moved(&self) -> Result<bool, StoreError> {
-        self.inner.has_moved().await
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
+        self.inner.newer_is_ready().await
     }
 
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {

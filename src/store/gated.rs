@@ -116,9 +116,9 @@ impl<S: Objects> LiveGate<S> {
 impl<S: Objects> LiveGate<S> {
     /// Without ClusterInformation nothing is locked, unless it is one of the first things that a migration took away.
     async fn of_none(&self) -> Result<Allowed, StoreError> {
-        match self.store.has_moved().await? {
-            true => Err(StoreError::new("read", "ClusterInformation default", Failure::Locked)),
-            false => verdict(None),
+        match self.store.newer_is_ready().await? {
+            Some(_) => Err(StoreError::new("read", "ClusterInformation default", Failure::Locked)),
+            None => verdict(None),
         }
     }
 }
@@ -170,8 +170,8 @@ impl<S: Objects> Objects for Gated<S> {
         self.inner.list(selector).await
     }
 
-    async fn has_moved(&self) -> Result<bool, StoreError> {
-        self.inner.has_moved().await
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
+        self.inner.newer_is_ready().await
     }
 
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {

@@ -254,13 +254,13 @@ impl Objects for KubeStore {
         self.fold(selector, Vec::new, Vec::push).await
     }
 
-    async fn has_moved(&self) -> Result<bool, StoreError> {
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
         if self.group.known() != Some(ApiGroup::Crd) || !self.is_defined(DEFINITION).await? {
-            return Ok(false);
+            return Ok(None);
         }
         match self.in_group(ApiGroup::V3.into()).get::<ClusterInformation>(None, cluster_information::NAME).await {
-            Ok(found) => Ok(found.is_some()),
-            Err(StoreError { failure: Failure::NoKind, .. }) => Ok(false),
+            Ok(found) => Ok(found.map(|information| information.spec.is_ready())),
+            Err(StoreError { failure: Failure::NoKind, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

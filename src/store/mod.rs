@@ -103,10 +103,10 @@ pub trait Objects: Send + Sync {
         }
     }
 
-    /// Whether Calico's objects are in a newer group than this store's by now. Asked by whoever finds no ClusterInformation:
-    /// while the older group's definitions are deleted, it goes before the blocks do.
-    fn has_moved(&self) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        async { Ok(false) }
+    /// Whether a newer group than this store's has Calico's objects, and then whether that one is unlocked. Asked by whoever
+    /// misses something: while the older group's definitions are deleted, its objects go one kind after the other.
+    fn newer_is_ready(&self) -> impl Future<Output = Result<Option<bool>, StoreError>> + Send {
+        async { Ok(None) }
     }
 
     /// Creates a cluster-scoped object and returns it as stored; [`Failure::Exists`] if the name is taken.

@@ -124,6 +124,8 @@ async fn nothing_is_written_to_v1_while_its_definitions_are_deleted() {
     ground.set_ready_in(ApiGroup::V3, true).await;
     let older = ground.store(ApiGroup::Crd).await;
     older.delete(&older.get::<ClusterInformation>(None, "default").await.unwrap().unwrap()).await.unwrap();
+    // A handle that is gone there may be in v3.
+    assert_refused(&ground.of_pod("DEL", "r-9", "never").run().await, 11, &["ClusterInformation default"]);
     let before = ground.in_v1();
     ground.either("r-2");
     let refused = ground.add_pod("r-2", "b").await;

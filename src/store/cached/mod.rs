@@ -199,8 +199,8 @@ impl<S: Objects> Objects for Cached<S> {
         }
     }
 
-    async fn has_moved(&self) -> Result<bool, StoreError> {
-        self.inner.has_moved().await
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
+        self.inner.newer_is_ready().await
     }
 
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
