@@ -24,10 +24,10 @@ fast:
 	tests/parts.sh build units libraries embedded
 
 # Joined by a plus: at the same time, since the tests of a real cluster wait half of theirs.
-GATE = lint build units libraries embedded programs kubelets+manifests+lock-agents rules+agents chaos+faults \
-  hammer seeds-few bugs-few
-EVERYTHING = lint build units libraries embedded models seeds bugs fuzz programs kubelets+manifests rules+agents rules-v3+faults \
-  kubelets-direct kubelets-v3+hammer lock+chaos lock-v3 three-faults
+GATE = lint build units libraries embedded programs kubelets+faults rules+lock-agents manifests agents+chaos hammer \
+  seeds-few bugs-few
+EVERYTHING = lint build units libraries embedded models seeds bugs fuzz programs kubelets+faults rules+agents rules-v3 \
+  manifests kubelets-direct kubelets-v3 lock+hammer lock-v3 migration releases chaos three-faults
 
 build:
 	$(CARGO) build --workspace --bins
@@ -50,7 +50,7 @@ PART_NAMES = $(sort $(subst +, ,$(GATE) $(EVERYTHING)))
 
 # They run the program, which cargo does not build with the tests of another package.
 $(addprefix part-,embedded agents faults manifests rules rules-v3 kubelets kubelets-direct kubelets-v3 lock lock-v3 \
-  lock-agents hammer chaos): build
+  migration releases lock-agents hammer chaos): build
 
 # Formatting, lints, licences.
 part-lint: lint
@@ -132,6 +132,12 @@ part-kubelets:
 	$(CARGO) test $(call OF_E2E,real_agents)
 part-kubelets-direct:
 	$(CARGO) test $(call OF_E2E,real)
+# The scenarios under the definitions of Calico's older releases.
+part-releases:
+	$(CARGO) test $(call OF_E2E,releases)
+# Calico's migration from its older API group to the newer one, while pods come and go.
+part-migration:
+	$(CARGO) test $(call OF_E2E,migration)
 part-lock:
 	$(CARGO) test $(call OF_E2E,lock)
 part-lock-agents:

@@ -6,6 +6,7 @@
 //! write: take two snapshots and believe what is in both, see [`persisting`].
 
 mod claims;
+mod migration;
 mod objects;
 pub(crate) mod party;
 pub(crate) mod pods;
@@ -54,6 +55,8 @@ pub struct Snapshot {
     pub owners: BTreeMap<Owner, bool>,
     /// The API group of Calico's objects, for what a person is told to type.
     pub group: ApiGroup,
+    /// What the newer group holds without a migration, as `<kind>/<name>`, while the older one is in use.
+    pub early: Vec<String>,
     /// The network's configuration, if it is known: only then can a random address be outside of its range.
     pub net: Option<NetConf>,
 }
@@ -106,6 +109,10 @@ pub enum Class {
     WrongFixed,
     /// A claim whose owner does not exist any more: lawful, but worth knowing.
     OwnerGone,
+    /// An object of the newer API group that is there before its time: a migration takes it for a conflict.
+    Early,
+    /// A handle whose id has capitals: a migration cannot copy it.
+    HandleCase,
 }
 
 /// One breach, with what to do about it.
@@ -141,10 +148,12 @@ fn by_itself(otherwise: &str) -> String {
     format!("mends itself within minutes while an agent with --collect runs; without one: {otherwise}")
 }
 
-/// What is lawful and still worth a look: claims that outlive their owners, and ranges that are nearly full.
+/// What is lawful and still worth a look: claims that outlive their owners, ranges that are nearly full, and what would hold
+/// up a migration of Calico's to its newer API group.
 pub fn notes(snapshot: &Snapshot) -> Vec<Violation> {
     let mut found = claims::notes(snapshot);
     found.extend(rules::notes(snapshot));
+    found.extend(migration::notes(snapshot));
     found.sort();
     found
 }
@@ -169,11 +178,11 @@ impl Class {
             | Self::ClaimNotReserved
             | Self::OwnerGone => Invariant::I2,
             Self::Unrecorded => Invariant::I3,
-            Self::HandleCount => Invariant::I4,
+            Self::HandleCount | Self::HandleCase => Invariant::I4,
             Self::BlockShape => Invariant::I5,
             Self::AffinityMismatch | Self::HalfDoneAffinity => Invariant::I6,
             Self::OutsidePools | Self::SubnetWithoutPool | Self::OutsideRange | Self::RangeNearlyFull => Invariant::I7,
-            Self::Leak | Self::DeletedLeftover | Self::ReservationWithoutClaim => Invariant::I8,
+            Self::Leak | Self::DeletedLeftover | Self::ReservationWithoutClaim | Self::Early => Invariant::I8,
             Self::WrongFixed => Invariant::I9,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use calico::{BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPReservation};
+use calico::{Affinity, AffinityState, BlockAffinity, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPPool, IPReservation};
 use common::{World, attachment, ip, object};
 use futures::FutureExt as _;
 use jiff::Timestamp;
@@ -31,6 +31,29 @@ async fn a_random_pod_gets_an_address_from_the_range_and_gives_it_back() {
     assert!(world.allocated().await.is_empty());
     assert!(world.list::<IPAMHandle>().await.is_empty());
     world.assert_sound().await;
+}
+
+/// Whichever of the range's blocks the node has from a Calico before v3.31, that is the one that it uses.
+#[tokio::test]
+async fn a_block_whose_affinity_has_no_labels_is_used_before_another_is_claimed() {
+    for third in [0, 64, 128, 192] {
+        let world = World::new();
+        let (owner, cidr) = (Affinity::host("n1"), format!("10.244.0.{third}/26").parse().unwrap());
+        let mut old = BlockAffinity::pending(&owner, &cidr).with_state(AffinityState::Confirmed);
+        (old.metadata.labels, old.metadata.annotations, old.spec.type_) = (None, None, None);
+        world.objects.put(&old);
+        world.objects.put(&IPAMBlockSpec::new(cidr, &owner, Timestamp::UNIX_EPOCH).object());
+        for pod in ["a", "b"] {
+            world.random(pod);
+            assert!(cidr.contains(world.address("n1", pod, pod).await), "{cidr}");
+        }
+        let affinities = world.list::<BlockAffinity>().await;
+        assert_eq!((affinities.len(), affinities[0].is_labelled()), (1, true), "{cidr}");
+        // Another node's are left alone, and not taken for its own.
+        world.random("c");
+        assert!(!cidr.contains(world.address("n2", "c", "c").await), "{cidr}");
+        world.assert_sound().await;
+    }
 }
 
 #[tokio::test]

@@ -71,6 +71,29 @@ async fn wait_for(world: &World, writer: impl AsyncFn() -> Result<(), Error>) {
     waits(world, writer, locked).await;
 }
 
+/// Such a cluster was never promised anything; what it has all the same can be given back.
+#[tokio::test]
+async fn a_calico_older_than_any_that_is_supported_is_refused_by_its_version() {
+    let world = World::new();
+    world.random("r");
+    world.fixed("f", "app", FIXED);
+    world.add("n1", "r", "c").await.unwrap();
+    world.put::<ClusterInformation>(json!({
+        "apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"},
+        "spec": {"calicoVersion": "v3.23.5"},
+    }));
+    let before = stored(&world).await;
+    for (pod, container) in [("f", "c-f"), ("r", "c-2")] {
+        let Err(Error::Store(refused)) = world.add("n1", pod, container).await else { panic!("it was not refused") };
+        assert_eq!(refused.failure, Failure::TooOld("v3.23.5".into()));
+    }
+    let said = world.driver().status(&world.net()).await.unwrap_err().to_string();
+    assert!(said.contains("Calico v3.23.5 is older than v3.24"), "{said}");
+    assert!(stored(&world).await == before, "something was written");
+    world.del("n1", "r", "c").await.unwrap();
+    assert!(world.allocated().await.is_empty());
+}
+
 // === every writer ===
 
 #[tokio::test]

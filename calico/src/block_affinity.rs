@@ -171,6 +171,11 @@ pub fn label_selector(owner: &Affinity) -> String {
     format!("{}={hash},{}={}", names::HOSTNAME_HASH_LABEL, names::AFFINITY_TYPE_LABEL, owner.kind())
 }
 
+/// Label selector for the claims of whichever owner that have no labels, as writers before v3.31 left them.
+pub fn unlabelled_selector() -> String {
+    format!("!{}", names::HOSTNAME_HASH_LABEL)
+}
+
 /// A truth value that is text in `crd.projectcalico.org/v1` and none in `projectcalico.org/v3`. It is written as text, see
 /// [`crate::ApiGroup::shape`].
 mod text_or_bool {

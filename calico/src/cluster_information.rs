@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::Unknown;
 
+/// The oldest release whose objects this crate knows.
+const OLDEST: (u32, u32) = (3, 24);
+
 /// Name of the only object of the kind.
 pub const NAME: &str = "default";
 
@@ -46,6 +49,17 @@ impl ClusterInformationSpec {
     pub fn is_ready(&self) -> bool {
         self.datastore_ready != Some(false)
     }
+
+    /// The version, if it is known to be older than v3.24: its objects lack what everything here relies on. Products built
+    /// on Calico count their own versions.
+    pub fn too_old(&self) -> Option<&str> {
+        let version =
+            self.calico_version.as_deref().filter(|_| self.variant.as_deref().is_none_or(|v| v == "Calico"))?;
+        let mut numbers =
+            version.strip_prefix('v').unwrap_or(version).split('.').map_while(|part| part.parse::<u32>().ok());
+        let (major, minor) = (numbers.next()?, numbers.next()?);
+        ((major, minor) < OLDEST).then_some(version)
+    }
 }
 
 impl JsonSchema for ClusterInformationSpec {
@@ -64,5 +78,28 @@ impl JsonSchema for ClusterInformationSpec {
                 "variant": {"type": "string"},
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_version_that_is_known_to_be_older_is_too_old() {
+        let spec = |version: &str, variant: Option<&str>| ClusterInformationSpec {
+            calico_version: Some(version.to_owned()),
+            variant: variant.map(str::to_owned),
+            ..ClusterInformationSpec::default()
+        };
+        for version in ["v3.23.5", "v3.9.0", "3.20.1", "v2.6.12", "v3.23.0-0.dev-12-gabc"] {
+            assert_eq!(spec(version, None).too_old(), Some(version));
+            assert_eq!(spec(version, Some("Calico")).too_old(), Some(version));
+            assert_eq!(spec(version, Some("TigeraSecureEnterprise")).too_old(), None);
+        }
+        for version in ["v3.24.0", "v3.32.1", "v3.33.0-0.dev-1-gabc", "v4.0.0", "master", "v3", "release-v3.20", ""] {
+            assert_eq!(spec(version, None).too_old(), None, "{version}");
+        }
+        assert_eq!(ClusterInformationSpec::default().too_old(), None);
     }
 }

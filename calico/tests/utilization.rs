@@ -28,7 +28,8 @@ fn shown(step: &Value, command: &str) -> String {
 #[test]
 fn pools_and_blocks_are_counted_as_calicoctl_counts_them() {
     let mut rows = 0;
-    for (name, step) in common::steps() {
+    // Older releases show no reserved ones.
+    for (name, step) in common::steps().into_iter().filter(|(name, _)| name.starts_with("Newest")) {
         let expected = table(&shown(&step, "ipam show --show-blocks"));
         if expected.is_empty() {
             continue;

@@ -14,6 +14,7 @@ pub mod manifests;
 pub mod memory;
 pub mod picture;
 pub mod real;
+pub mod releases;
 pub mod run;
 pub mod scenarios;
 pub mod site;

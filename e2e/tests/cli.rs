@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calico::{
-    Affinity, AffinityState, BlockAffinity, Holder, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec, IPPool,
-    IPReservation, IPReservationSpec,
+    Affinity, AffinityState, ApiGroup, BlockAffinity, Holder, IPAMBlock, IPAMBlockSpec, IPAMHandle, IPAMHandleSpec,
+    IPPool, IPReservation, IPReservationSpec,
 };
 use e2e::embedded::{Cluster, Options};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
 use kube_ipam::audit::Class;
@@ -336,6 +337,8 @@ impl Ground {
                 let spec = IPReservationSpec { reserved_cidrs: all, ..Default::default() };
                 self.store.create(&IPReservation::new("kept", spec)).await.unwrap();
             }
+            // They take definitions, or another network.
+            Class::Early | Class::HandleCase => panic!("{class:?} is planted where it is tested"),
             Class::OwnerGone => {
                 let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), "default");
                 deployments.delete("db", &DeleteParams::default()).await.unwrap();
@@ -480,6 +483,41 @@ async fn a_claim_whose_owner_is_gone_is_a_note_and_no_failure() {
     let ran = ground.kube_ipam(&["check"]);
     assert!(ran.stdout.starts_with("note Claim/10.244.0.217: belongs to Deployment default/db"), "{}", ran.stdout);
     assert!(ran.stdout.trim_end().ends_with("0 violations, 1 note"), "{}", ran.stdout);
+}
+
+/// Before a migration to Calico's newer API group, and no longer once it has begun to copy.
+#[tokio::test]
+async fn what_would_hold_a_migration_up_is_a_note_and_no_failure() {
+    let ground = Ground::prepare().await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(ground.client.clone());
+    let noted = || {
+        let ran = ground.kube_ipam(&["check", "-o", "json", "--settle", "0"]);
+        (ran.code, classes(&ran.json()["notes"]))
+    };
+    for definition in ApiGroup::V3.crds() {
+        definitions.create(&Default::default(), &definition).await.unwrap();
+    }
+    assert_eq!(noted(), (0, BTreeSet::new()));
+    let newer = ground.store.in_group(ApiGroup::V3.into());
+    let pool: IPPool = ground.store.get(None, "default-ipv4-ippool").await.unwrap().unwrap();
+    let mut early = IPPool::new("default-ipv4-ippool", pool.spec);
+    let created = newer.create(&early).await.unwrap();
+    let holder = Holder::pod("K8s-Pod-Network.c-x", "default", "x", "n1", Timestamp::now());
+    ground.create_pod("x", "random", "n1", json!({}));
+    ground.allocate("10.244.0.199", &holder).await;
+    ground.report("x", ip("10.244.0.199"));
+    assert_eq!(noted(), (0, [name_of(Class::Early), name_of(Class::HandleCase)].into()));
+    let text = ground.kube_ipam(&["check", "--settle", "0"]).stdout;
+    for part in
+        ["IPPool/default-ipv4-ippool: is in projectcalico.org/v3", "\"K8s-Pod-Network.c-x\"", "0 violations, 2 notes"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // What a migration has copied is in its place.
+    newer.delete(&created).await.unwrap();
+    early.metadata.labels = Some([("migration.projectcalico.org/migrated-by".to_owned(), "uid".to_owned())].into());
+    newer.create(&early).await.unwrap();
+    assert_eq!(noted(), (0, [name_of(Class::HandleCase)].into()));
 }
 
 #[tokio::test]

@@ -160,6 +160,8 @@ async fn a_cluster_has_moved_once_the_older_group_is_locked_and_the_newer_one_is
         (&[Crd, V3], Some(false), Some(true), Some(V3)),
         (&[Crd, V3], Some(true), Some(true), None),
         (&[Crd, V3], None, None, None),
+        (&[Crd, V3], None, Some(false), None),
+        (&[Crd, V3], None, Some(true), Some(V3)),
     ] {
         let cluster = cluster_of(groups).await;
         let store = KubeStore::from_kubeconfig(cluster.kubeconfig(), None).await.unwrap();

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Agent;
 use super::watches::{self, Seen};
 use crate::store::cached::{Cached, Shelves};
-use crate::store::gated::{TRUSTED, verdict};
+use crate::store::gated::{Allowed, TRUSTED, verdict};
 use crate::store::heard::Heard;
 use crate::store::kube::{KubeStore, chain};
 use crate::store::{DatastoreGate, LiveGate, StoreError};
@@ -45,7 +45,7 @@ pub(super) struct AgentGate {
 
 /// What a watch told that goes on.
 struct Known {
-    found: Result<(), StoreError>,
+    found: Result<Allowed, StoreError>,
     connection: Heard,
     /// From when on it is believed.
     from: Instant,
@@ -67,7 +67,7 @@ impl AgentGate {
     }
 
     /// What the watch says, if it can be believed.
-    fn heard(&self) -> Option<Result<(), StoreError>> {
+    fn heard(&self) -> Option<Result<Allowed, StoreError>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let believed = |known: &&Known| known.connection.answers() && Instant::now() >= known.from;
         known.as_ref().filter(believed).map(|known| known.found.clone())
@@ -77,13 +77,13 @@ impl AgentGate {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
-    fn tell(&self, information: Option<&ClusterInformation>) {
-        let found = verdict(information);
+    fn tell(&self, information: &ClusterInformation) {
+        let found = verdict(Some(information));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = known.as_mut() else { return };
         match (&known.found, &found) {
-            (Ok(()), Err(error)) => tracing::warn!(%error, "Calico's datastore is locked: nothing is written"),
-            (Err(_), Ok(())) => tracing::info!("Calico's datastore is unlocked: writing goes on"),
+            (Ok(_), Err(error)) => tracing::warn!(%error, "Calico's datastore is locked: nothing is written"),
+            (Err(_), Ok(_)) => tracing::info!("Calico's datastore is unlocked: writing goes on"),
             _ => {}
         }
         known.found = found;
@@ -167,15 +167,16 @@ impl AgentGate {
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 if is_the_one(&object) {
-                    self.tell(Some(&object));
+                    self.tell(&object);
                 }
                 let version = object.resource_version();
                 shelves.information.put(object);
                 Ok(version)
             }
             WatchEvent::Deleted(object) => {
+                // What that means is looked up from now on, see [`Objects::newer_is_ready`].
                 if is_the_one(&object) {
-                    self.tell(None);
+                    self.know(None);
                 }
                 shelves.information.deleted(&object);
                 Ok(object.resource_version())
@@ -191,10 +192,10 @@ fn is_the_one(information: &ClusterInformation) -> bool {
 }
 
 impl DatastoreGate for AgentGate {
-    fn may_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn look(&self) -> BoxFuture<'_, Result<Allowed, StoreError>> {
         match self.heard() {
             Some(found) => ready(found).boxed(),
-            None => self.live.may_write(),
+            None => self.live.look(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use calico::ApiGroup;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -11,6 +12,7 @@ use super::connect::{Connection, Site};
 use super::output::{self, Format, Progress};
 use crate::audit::{self, Reading, Snapshot, Violation};
 use crate::store::AnyLedger;
+use crate::store::group::not_copied;
 use crate::store::kube::KubeStore;
 
 /// What is asked for.
@@ -132,8 +134,16 @@ async fn read(site: &Site, store: &KubeStore, ledger: Option<&AnyLedger>) -> Rea
     let progress = Progress::new();
     let reading = audit::read(store, ledger, &|what| progress.reading(what)).await;
     let group = store.group().known().unwrap_or_default();
-    let snapshot = reading.snapshot.map(|snapshot| Snapshot { net: site.net.clone(), group, ..snapshot });
-    Reading { snapshot, ..reading }
+    let (mut early, mut unread) = (Vec::new(), reading.unread);
+    if group == ApiGroup::Crd && reading.snapshot.is_some() {
+        progress.reading("the newer API group");
+        match not_copied(store).await {
+            Ok(found) => early = found,
+            Err(error) => unread.push(error),
+        }
+    }
+    let snapshot = reading.snapshot.map(|snapshot| Snapshot { net: site.net.clone(), group, early, ..snapshot });
+    Reading { snapshot, unread }
 }
 
 // === impl Report ===

@@ -196,6 +196,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         self.datastore.may_write().await
     }
 
+    /// Says whether an address could be given now.
+    ///
+    /// # Errors
+    /// As for [`Driver::may_write`], and if Calico is older than any that is supported.
+    pub async fn may_assign(&self) -> Result<(), StoreError> {
+        self.datastore.may_assign().await
+    }
+
     /// The same driver, with a turnstile that orders this node's processes where they write blocks, so that
     /// they need not retry against each other.
     pub fn gated(self, gate: Arc<dyn Gate>) -> Self {

@@ -264,6 +264,14 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         full: &[IpNetwork],
     ) -> Result<Room, Error> {
         let config = &search.snapshot.config;
+        let attachment = search.attachment;
+        let old = self.unlabelled_affinities(attachment.node, attachment.deadline).await?;
+        let mut old = self.own_blocks(attachment, &old, &[search.family]).await?;
+        old.retain(|b| pools.iter().any(|p| contains(&p.spec.cidr, &b.spec.cidr)));
+        if let Some(block) = old.iter().find(|b| !full.contains(&b.spec.cidr) && self.free(search, b) > 0) {
+            return Ok(Room { block: block.clone(), own: true });
+        }
+        let own = own + old.len();
         let at_limit = own >= config.max_blocks();
         let may_claim = config.auto_allocate_blocks && !at_limit;
         let mut seen = Seen::default();

@@ -2,7 +2,6 @@
 //!
 //! Order: block, claim, handle. Whatever step is missing, the handle is still there for the next DEL to find.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -108,15 +107,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         // Beside the first reads. Only a write needs the answer, and asks for it: what has nothing to release is
         // released, locked or not.
-        let look = async {
-            let _ = self.may_write().await;
-            std::future::pending::<Infallible>().await
-        };
+        let mut look = std::pin::pin!(self.may_write());
         // Both to their end: what one has released is not undone by the other's failure.
-        let released = tokio::select! {
-            biased;
-            released = futures::future::join(containers, pods) => released,
-            never = look => match never {},
+        let mut work = std::pin::pin!(futures::future::join(containers, pods));
+        let mut said = None;
+        let released = loop {
+            tokio::select! {
+                biased;
+                released = &mut work => break released,
+                found = &mut look, if said.is_none() => said = Some(found),
+            }
         };
         let (mut freed, of_pod) = match released {
             (Ok(freed), Ok(of_pod)) => (freed, of_pod),
@@ -126,6 +126,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if freed.is_empty() {
             // What a virtual machine has bears neither handle.
             freed = Box::pin(self.del_of_machine(attachment)).await?;
+        }
+        if freed.is_empty() {
+            // Nothing is there to be released, unless a migration has taken it to another group, and deletes it here.
+            let said = match said {
+                Some(said) => said,
+                None => look.await,
+            };
+            if said.is_err_and(|error| error.is_locked()) && self.objects.newer_is_ready().await? == Some(true) {
+                return Err(Error::Locked);
+            }
         }
         Ok(freed)
     }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use calico::block_affinity::label_selector;
+use calico::block_affinity::{label_selector, unlabelled_selector};
 use calico::{Affinity, BlockAffinity, IPAMConfig, IPAMConfigSpec, IPPool, IPReservation};
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt;
+use tokio::time::Instant;
 
 use super::machine::Machine;
 use super::{Attachment, Driver, Error, PodRef};
@@ -71,7 +72,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             async { if_served(self.objects.list_cached::<IPReservation>("").await) },
             self.objects.list_cached::<BlockAffinity>(&mine),
             // Whatever comes of the reads, nothing could be written: this is known in the same round.
-            self.may_write(),
+            self.may_assign(),
         )?;
         check_pod(attachment, pod.as_ref())?;
         let config = config.map_or_else(IPAMConfigSpec::default, |c| c.spec);
@@ -91,6 +92,21 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
     /// This node's affinities, as they are now.
     pub(super) async fn affinities(&self, node: &str) -> Result<Vec<BlockAffinity>, StoreError> {
         self.objects.list::<BlockAffinity>(&label_selector(&host(node))).await
+    }
+
+    /// This node's affinities that have no labels, as Calico before v3.31 left them. They get theirs, so that every later call
+    /// finds them among [`Driver::affinities`].
+    pub(super) async fn unlabelled_affinities(
+        &self,
+        node: &str,
+        deadline: Instant,
+    ) -> Result<Vec<BlockAffinity>, Error> {
+        let mut found: Vec<BlockAffinity> = self.objects.list(&unlabelled_selector()).await?;
+        found.retain(|a| a.spec.owner().is_ok_and(|owner| owner == host(node)) && !a.is_labelled() && !a.is_deleted());
+        for affinity in &found {
+            self.label_as_seen(affinity, deadline).await?;
+        }
+        Ok(found)
     }
 
     /// A list of a kind that old versions of Calico do not have.

@@ -18,7 +18,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
             self.objects.list::<IPPool>(""),
             self.optional::<IPReservation>(),
             self.objects.get::<IPAMConfig>(None, "default"),
-            self.may_write(),
+            self.may_assign(),
         )?;
         if let Some(ledger) = &self.ledger {
             // Without one, or with another cluster's, only fixed addresses are refused.

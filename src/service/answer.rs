@@ -141,6 +141,10 @@ fn of_store(store: &StoreError) -> CniError {
         Failure::NoKind => (code::NO_POOL, "Install Calico's CRDs first."),
         Failure::NoLedger => (code::NO_LEDGER, NEEDS_LEDGER),
         Failure::Locked => (code::TRY_AGAIN, WHILE_LOCKED),
+        Failure::TooOld(_) => (
+            code::INVALID_CONFIG,
+            "Upgrade Calico to v3.24 or later; until then give this node back to calico-ipam: run `kube-ipam uninstall` on it.",
+        ),
         Failure::Foreign(_) => (
             code::NO_LEDGER,
             "Set ipam.etcdConfig.etcdPrefix to another value than the other cluster's, on all nodes. For a cluster that was \

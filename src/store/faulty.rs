@@ -145,6 +145,10 @@ impl<S: Objects> Objects for Faulty<S> {
         self.inner.addresses_in_use(except)
     }
 
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
+        self.inner.newer_is_ready().await
+    }
+
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
         self.faults.around("list", K::plural(&()).into_owned(), self.inner.list_cached(selector)).await
     }

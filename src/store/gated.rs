@@ -28,7 +28,33 @@ pub trait DatastoreGate: Send + Sync {
     ///
     /// # Errors
     /// [`Failure::Locked`] while Calico's datastore is locked; else why that could not be found out.
-    fn may_write(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn may_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async { self.look().await.map(drop) }.boxed()
+    }
+
+    /// Succeeds if a write may begin now and addresses be given: what a Calico that is too old has is only released.
+    ///
+    /// # Errors
+    /// As for [`DatastoreGate::may_write`], and [`Failure::TooOld`].
+    fn may_assign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async {
+            match self.look().await?.too_old {
+                None => Ok(()),
+                Some(version) => Err(StoreError::new("read", "ClusterInformation default", Failure::TooOld(version))),
+            }
+        }
+        .boxed()
+    }
+
+    /// What ClusterInformation says now, or has said a moment ago.
+    fn look(&self) -> BoxFuture<'_, Result<Allowed, StoreError>>;
+}
+
+/// What an unlocked datastore allows beside releases.
+#[derive(Debug, Clone, Default)]
+pub struct Allowed {
+    /// Calico's version, if that is too old to give addresses.
+    too_old: Option<String>,
 }
 
 /// A gate that reads ClusterInformation when somebody wants to write. All calls share a look that is younger than
@@ -41,7 +67,7 @@ pub struct LiveGate<S> {
 /// One look at the lock.
 struct Look {
     begun: Instant,
-    found: Result<(), StoreError>,
+    found: Result<Allowed, StoreError>,
 }
 
 /// A store of objects, or a ledger, whose writes ask a gate first. Reads do not.
@@ -55,9 +81,9 @@ pub struct Gated<S> {
 ///
 /// # Errors
 /// [`Failure::Locked`] if it says that the datastore is not ready.
-pub fn verdict(information: Option<&ClusterInformation>) -> Result<(), StoreError> {
+pub fn verdict(information: Option<&ClusterInformation>) -> Result<Allowed, StoreError> {
     match information.is_none_or(|information| information.spec.is_ready()) {
-        true => Ok(()),
+        true => Ok(Allowed { too_old: information.and_then(|found| found.spec.too_old()).map(str::to_owned) }),
         false => Err(StoreError::new("read", "ClusterInformation default", Failure::Locked)),
     }
 }
@@ -70,7 +96,7 @@ impl<S: Objects> LiveGate<S> {
         Self { store, last: Mutex::const_new(None) }
     }
 
-    async fn look(&self) -> Result<(), StoreError> {
+    async fn shared(&self) -> Result<Allowed, StoreError> {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
         if let Some(look) = last.as_ref().filter(|look| look.serves(asked)) {
@@ -78,15 +104,28 @@ impl<S: Objects> LiveGate<S> {
         }
         let begun = Instant::now();
         let found = self.store.fresh::<ClusterInformation>(None, cluster_information::NAME).await;
-        let found = found.and_then(|found| verdict(found.as_ref()));
+        let found = match found {
+            Ok(None) => self.of_none().await,
+            found => found.and_then(|found| verdict(found.as_ref())),
+        };
         *last = Some(Look { begun, found: found.clone() });
         found
     }
 }
 
+impl<S: Objects> LiveGate<S> {
+    /// Without ClusterInformation nothing is locked, unless it is one of the first things that a migration took away.
+    async fn of_none(&self) -> Result<Allowed, StoreError> {
+        match self.store.newer_is_ready().await? {
+            Some(_) => Err(StoreError::new("read", "ClusterInformation default", Failure::Locked)),
+            None => verdict(None),
+        }
+    }
+}
+
 impl<S: Objects> DatastoreGate for LiveGate<S> {
-    fn may_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.look().boxed()
+    fn look(&self) -> BoxFuture<'_, Result<Allowed, StoreError>> {
+        self.shared().boxed()
     }
 }
 
@@ -133,6 +172,10 @@ impl<S: Objects> Objects for Gated<S> {
 
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
         self.inner.list(selector).await
+    }
+
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
+        self.inner.newer_is_ready().await
     }
 
     async fn list_cached<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
@@ -227,6 +270,21 @@ mod tests {
         advance(TRUSTED).await;
         gate.may_write().await.unwrap();
         assert_eq!(faults.calls().len(), 3);
+    }
+
+    /// Nothing is given by it, and what was given is released.
+    #[tokio::test(start_paused = true)]
+    async fn a_calico_that_is_too_old_is_named_to_whoever_would_give_an_address() {
+        let (store, faults) = (MemoryObjects::default(), Faults::none());
+        let gate = gate(&store, &faults);
+        gate.may_assign().await.unwrap();
+        let spec = ClusterInformationSpec { calico_version: Some("v3.23.5".into()), ..Default::default() };
+        store.put(&ClusterInformation::new(cluster_information::NAME, spec));
+        advance(TRUSTED).await;
+        let refused = gate.may_assign().await.unwrap_err();
+        assert_eq!(refused.failure, Failure::TooOld("v3.23.5".into()));
+        gate.may_write().await.unwrap();
+        assert_eq!(faults.calls().len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,14 +9,16 @@ use std::sync::{Arc, OnceLock};
 
 use ::kube::Client;
 use ::kube::client::Body;
-use calico::{ApiGroup, ClusterInformation, cluster_information};
+use calico::{
+    ApiGroup, BlockAffinity, ClusterInformation, IPAMBlock, IPAMHandle, IPPool, IPReservation, cluster_information,
+};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
 use super::kube::KubeStore;
-use super::{Failure, Objects as _, StoreError};
+use super::{Failure, Object, Objects as _, StoreError};
 
 /// The variable by which Calico's programs are told the group, too.
 pub const VARIABLE: &str = "CALICO_API_GROUP";
@@ -149,10 +151,41 @@ pub async fn of_cluster(store: &KubeStore) -> Result<Option<ApiGroup>, StoreErro
         return Ok(Some(ApiGroup::Crd));
     }
     Ok(match (is_ready(ApiGroup::Crd).await?, is_ready(ApiGroup::V3).await?) {
-        (None, Some(_)) | (Some(Some(false)), Some(Some(true))) => Some(ApiGroup::V3),
+        // v1's ClusterInformation goes early when its definitions are deleted.
+        (None, Some(_)) | (Some(None | Some(false)), Some(Some(true))) => Some(ApiGroup::V3),
         (Some(Some(true)), None | Some(None | Some(false))) => Some(ApiGroup::Crd),
         _ => None,
     })
+}
+
+/// What every object bears that a migration has copied, and its UID.
+const MIGRATED_BY: &str = "migration.projectcalico.org/migrated-by";
+
+/// What the newer group holds, as `<kind>/<name>`, and no migration has copied there.
+///
+/// # Errors
+/// What kept it from being found out.
+pub async fn not_copied(store: &KubeStore) -> Result<Vec<String>, StoreError> {
+    let mut found = Vec::new();
+    if !store.is_defined(DEFINITION).await? {
+        return Ok(found);
+    }
+    let newer = store.in_group(ApiGroup::V3.into());
+    strangers::<IPPool>(&newer, &mut found).await?;
+    strangers::<IPReservation>(&newer, &mut found).await?;
+    strangers::<BlockAffinity>(&newer, &mut found).await?;
+    strangers::<IPAMBlock>(&newer, &mut found).await?;
+    strangers::<IPAMHandle>(&newer, &mut found).await?;
+    Ok(found)
+}
+
+async fn strangers<K: Object>(store: &KubeStore, found: &mut Vec<String>) -> Result<(), StoreError> {
+    let listed = match store.list::<K>(&format!("!{MIGRATED_BY}")).await {
+        Err(StoreError { failure: Failure::NoKind, .. }) => return Ok(()),
+        listed => listed?,
+    };
+    found.extend(listed.iter().filter_map(|one| Some(format!("{}/{}", K::kind(&()), one.meta().name.as_deref()?))));
+    Ok(())
 }
 
 /// The same request in a group.

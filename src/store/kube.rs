@@ -15,7 +15,7 @@ use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::core::{ObjectList, Request};
 use ::kube::discovery::{ApiCapabilities, Scope};
 use ::kube::{Client, Config, Resource as _};
-use calico::IPAMBlock;
+use calico::{ApiGroup, ClusterInformation, IPAMBlock, cluster_information};
 use http_body_util::{BodyExt, Limited};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
@@ -23,6 +23,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
+use super::group::DEFINITION;
 use super::{Failure, Group, Object, Objects, StoreError, describe, tls, transport};
 use crate::pod::Owner;
 
@@ -251,6 +252,17 @@ impl Objects for KubeStore {
 
     async fn list<K: Object>(&self, selector: &str) -> Result<Vec<K>, StoreError> {
         self.fold(selector, Vec::new, Vec::push).await
+    }
+
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
+        if self.group.known() != Some(ApiGroup::Crd) || !self.is_defined(DEFINITION).await? {
+            return Ok(None);
+        }
+        match self.in_group(ApiGroup::V3.into()).get::<ClusterInformation>(None, cluster_information::NAME).await {
+            Ok(found) => Ok(found.map(|information| information.spec.is_ready())),
+            Err(StoreError { failure: Failure::NoKind, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn fold<K: Object, T: Send>(

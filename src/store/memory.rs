@@ -119,7 +119,11 @@ impl Objects for MemoryObjects {
         let plural = K::plural(&()).into_owned();
         let state = self.state();
         let of_kind = state.objects.iter().filter(|((kind, _, _), _)| *kind == plural);
-        let matching = of_kind.filter(|(_, v)| wanted.iter().all(|(k, w)| v["metadata"]["labels"][*k] == json!(w)));
+        let unwanted: Vec<&str> = selector.split(',').filter_map(|term| term.strip_prefix('!')).collect();
+        let matching = of_kind.filter(|(_, v)| {
+            let label = |key: &str| &v["metadata"]["labels"][key];
+            wanted.iter().all(|(k, w)| *label(k) == json!(w)) && unwanted.iter().all(|k| label(k).is_null())
+        });
         matching.map(|((_, _, name), v)| decode("list", name, v)).collect()
     }
 

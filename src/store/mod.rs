@@ -21,7 +21,7 @@ mod token_file;
 pub(crate) mod transport;
 pub(crate) mod trim;
 
-pub use self::gated::{DatastoreGate, Gated, LiveGate, TRUSTED};
+pub use self::gated::{Allowed, DatastoreGate, Gated, LiveGate, TRUSTED};
 pub use self::group::Group;
 pub use self::ledgers::{AnyLedger, LazyLedger};
 
@@ -107,6 +107,12 @@ pub trait Objects: Send + Sync {
     /// store knows without a request: an agent's knows the pods of its node.
     fn addresses_in_use(&self, _except: Option<(&str, &str)>) -> Vec<IpAddr> {
         Vec::new()
+    }
+
+    /// Whether a newer group than this store's has Calico's objects, and then whether that one is unlocked. Asked by whoever
+    /// misses something: while the older group's definitions are deleted, its objects go one kind after the other.
+    fn newer_is_ready(&self) -> impl Future<Output = Result<Option<bool>, StoreError>> + Send {
+        async { Ok(None) }
     }
 
     /// Creates a cluster-scoped object and returns it as stored; [`Failure::Exists`] if the name is taken.
@@ -280,6 +286,9 @@ pub enum Failure {
          written until it is unlocked"
     )]
     Locked,
+    /// Calico is older than any that is supported; nothing was written. A gate says so, no server.
+    #[error("Calico {0} is older than v3.24, the oldest release that kube-ipam works with; no address is given")]
+    TooOld(String),
     /// The claims are another cluster's; nothing was read or written. The text names both clusters and the remedy.
     #[error("{0}")]
     Foreign(String),

@@ -19,50 +19,126 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Every captured step of either group, in order: its name and its content.
+/// Where the 21 steps were captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capture {
+    /// The newest Calico, its objects in the group.
+    Newest(ApiGroup),
+    /// v3.28, which stands for v3.24 to v3.29.
+    V3_28,
+    /// v3.30.
+    V3_30,
+}
+
+impl Capture {
+    const ALL: [Self; 4] = [Self::Newest(ApiGroup::Crd), Self::Newest(ApiGroup::V3), Self::V3_28, Self::V3_30];
+
+    pub fn group(self) -> ApiGroup {
+        match self {
+            Self::Newest(group) => group,
+            Self::V3_28 | Self::V3_30 => ApiGroup::Crd,
+        }
+    }
+
+    /// Whether its Calico knows labels, cooldowns and the time of a claim.
+    pub fn is_newest(self) -> bool {
+        matches!(self, Self::Newest(_))
+    }
+
+    /// What writers wrote, in the form in which ours and theirs are compared. With an older release our objects lose what its
+    /// definitions prune, and neither side counts labels, Calico's copy of them, and what it leaves of a release: the number
+    /// of an allocation that is gone.
+    pub fn compared(self, mut written: BTreeMap<&'static str, Value>) -> BTreeMap<&'static str, Value> {
+        if self.is_newest() {
+            return written;
+        }
+        for object in written.values_mut().flat_map(|list| list.as_array_mut().unwrap()) {
+            let meta = object["metadata"].as_object_mut().unwrap();
+            meta.remove("labels");
+            meta.remove("annotations");
+            let kind = object["kind"].as_str().unwrap().to_owned();
+            self.prune(&kind, &mut object["spec"]);
+            let Some(allocations) = object["spec"]["allocations"].as_array().cloned() else { continue };
+            let numbers = object["spec"]["sequenceNumberForAllocation"].as_object_mut().unwrap();
+            numbers.retain(|ordinal, _| !allocations[ordinal.parse::<usize>().unwrap()].is_null());
+        }
+        written
+    }
+
+    /// Drops what this release's definition of a kind does not name.
+    fn prune(self, kind: &str, spec: &mut Value) {
+        let release = if self == Self::V3_28 { "v3.28.5" } else { "v3.30.7" };
+        let schema = schemas(ApiGroup::Crd, release);
+        let fields = schema[kind]["spec"].as_object().unwrap().clone();
+        let keep = |prefix: &str, object: &mut Value| {
+            let named =
+                |key: &String| ["", "*"].iter().any(|mark| fields.contains_key(&format!("{prefix}{key}{mark}")));
+            object.as_object_mut().unwrap().retain(|key, _| named(key));
+        };
+        keep("", spec);
+        spec["attributes"].as_array_mut().into_iter().flatten().for_each(|one| keep("attributes[].", one));
+    }
+
+    fn directory(self) -> PathBuf {
+        let captures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        match self {
+            Self::Newest(ApiGroup::Crd) => captures,
+            Self::Newest(ApiGroup::V3) => captures.join("v3-group"),
+            Self::V3_28 => captures.join("v3.28"),
+            Self::V3_30 => captures.join("v3.30"),
+        }
+    }
+
+    fn steps(self) -> Vec<(String, Value)> {
+        let mut names: Vec<String> = std::fs::read_dir(self.directory())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
+            .collect();
+        names.sort();
+        names.into_iter().map(|name| (format!("{self:?} {name}"), self.file(&name))).collect()
+    }
+
+    fn file(self, name: &str) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.directory().join(name)).unwrap()).unwrap()
+    }
+
+    /// A step by its number.
+    pub fn step(self, number: &str) -> Value {
+        let found = self.steps().into_iter().find(|(name, _)| name.starts_with(&format!("{self:?} {number}")));
+        found.unwrap_or_else(|| panic!("no step {number}")).1
+    }
+}
+
+/// The fields of a release's definitions, by kind.
+pub fn schemas(group: ApiGroup, release: &str) -> Value {
+    let all = file("schemas.json");
+    match &all[format!("{group} {release}")] {
+        Value::String(text) if text == "as the release before" => schemas(group, "v3.24.5"),
+        found => found.clone(),
+    }
+}
+
+/// Every captured step, in order: its name and its content.
 pub fn steps() -> Vec<(String, Value)> {
-    let all: Vec<_> = ApiGroup::BOTH.into_iter().flat_map(steps_in).collect();
-    assert_eq!(all.len(), 42);
+    let all: Vec<_> = Capture::ALL.into_iter().flat_map(Capture::steps).collect();
+    assert_eq!(all.len(), 84);
     all
 }
 
-fn steps_in(group: ApiGroup) -> Vec<(String, Value)> {
-    let mut names: Vec<String> = std::fs::read_dir(directory(group))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
-        .collect();
-    names.sort();
-    names.into_iter().map(|name| (format!("{group} {name}"), file_of(group, &name))).collect()
-}
-
-/// A captured step by its number.
+/// A captured step of the newest Calico in the older group by its number.
 pub fn step(number: &str) -> Value {
-    step_of(ApiGroup::Crd, number)
+    Capture::Newest(ApiGroup::Crd).step(number)
 }
 
-/// A captured step of a group by its number.
-pub fn step_of(group: ApiGroup, number: &str) -> Value {
-    let found = steps_in(group).into_iter().find(|(name, _)| name.starts_with(&format!("{group} {number}")));
-    found.unwrap_or_else(|| panic!("no step {number}")).1
-}
-
-/// A captured file of the older group.
+/// A captured file of the newest Calico in the older group.
 pub fn file(name: &str) -> Value {
     file_of(ApiGroup::Crd, name)
 }
 
-/// A captured file of a group.
+/// A captured file of the newest Calico in a group.
 pub fn file_of(group: ApiGroup, name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(directory(group).join(name)).unwrap()).unwrap()
-}
-
-fn directory(group: ApiGroup) -> PathBuf {
-    let captures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    match group {
-        ApiGroup::Crd => captures,
-        ApiGroup::V3 => captures.join("v3-group"),
-    }
+    Capture::Newest(group).file(name)
 }
 
 /// An object as a group has it.

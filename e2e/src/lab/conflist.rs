@@ -35,6 +35,8 @@ pub struct Network {
     pub wait: u64,
     /// Whether an update's new pod has the old one evicted: `handover`.
     pub hands_over: bool,
+    /// Whether agents keep the configuration on their nodes, as the add-on's do.
+    pub keeps_lists: bool,
 }
 
 /// Where a node finds what the configuration names.
@@ -60,6 +62,7 @@ impl Default for Network {
             dual_stack: false,
             wait: 20,
             hands_over: false,
+            keeps_lists: false,
         }
     }
 }

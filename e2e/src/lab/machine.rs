@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
 use serde_json::json;
 
@@ -38,8 +39,11 @@ pub struct Real {
 }
 
 impl Machine {
-    pub(super) async fn embedded(with_agents: bool, network: &Network) -> Result<(Self, Client)> {
-        let crds = crate::crds_in(network.group.unwrap_or_default());
+    pub(super) async fn embedded(
+        with_agents: bool,
+        network: &Network,
+        crds: Vec<CustomResourceDefinition>,
+    ) -> Result<(Self, Client)> {
         let options = embedded::Options { crds, etcd: true, ..Default::default() };
         Self::stand_ins(Ground::Embedded(embedded::Cluster::start(options).await?), with_agents, network).await
     }

@@ -29,6 +29,7 @@ use kube_ipam::store::kube::KubeStore;
 use serde_json::json;
 
 use crate::calls::Counts;
+use crate::releases::Release;
 
 pub use calicoctl::{Row, pool_rows};
 pub use conflist::{LEDGER, Ledger, Network, Site};
@@ -81,8 +82,16 @@ impl Lab {
         Self::embedded_as(agents, Network { ledger, group: Some(ApiGroup::V3), ..Network::default() }).await
     }
 
+    /// The same where Calico's definitions are those of a release.
+    pub async fn embedded_of(release: Release, agents: bool) -> Result<Self> {
+        let network = Network { ledger: Ledger::Objects, group: Some(release.group), ..Network::default() };
+        let (machine, client) = Machine::embedded(agents, &network, release.crds()?).await?;
+        Self::prepare(machine, client, MainPlugin::StandIn, &network, agents).await
+    }
+
     async fn embedded_as(agents: bool, network: Network) -> Result<Self> {
-        let (machine, client) = Machine::embedded(agents, &network).await?;
+        let crds = crate::crds_in(network.group.unwrap_or_default());
+        let (machine, client) = Machine::embedded(agents, &network, crds).await?;
         Self::prepare(machine, client, MainPlugin::StandIn, &network, agents).await
     }
 
@@ -106,6 +115,13 @@ impl Lab {
         let network = Network { ledger, group: asked_group(), ..Network::default() };
         let Some((machine, client)) = Machine::restricted(agents, &network).await? else { return Ok(None) };
         Self::prepare(machine, client, MainPlugin::StandIn, &network, agents).await.map(Some)
+    }
+
+    /// The same with agents that keep the lists, which name no group. `None` as for [`Lab::real`].
+    pub async fn that_moves() -> Result<Option<Self>> {
+        let network = Network { ledger: Ledger::Objects, keeps_lists: true, ..Network::default() };
+        let Some((machine, client)) = Machine::restricted(true, &network).await? else { return Ok(None) };
+        Self::prepare(machine, client, MainPlugin::StandIn, &network, true).await.map(Some)
     }
 
     async fn prepare(
@@ -236,6 +252,25 @@ impl Lab {
     /// Where a node's agent and its plugins meet, as seen from here.
     pub fn state_dir(&self, name: &str) -> Result<PathBuf> {
         self.machine.state_dir(name)
+    }
+
+    /// The group that a stand-in node's list names, if it names one.
+    pub fn named_group(&self, name: &str) -> Result<Option<String>> {
+        let text = std::fs::read_to_string(self.stand_ins()?.list_file(name))?;
+        let list: serde_json::Value = serde_json::from_str(&text)?;
+        Ok(list["plugins"][0]["calico_api_group"].as_str().map(str::to_owned))
+    }
+
+    /// Runs `kube-ipam install` on a stand-in node.
+    pub fn install(&self, name: &str) -> Result<String> {
+        self.stand_ins()?.install(name)
+    }
+
+    fn stand_ins(&self) -> Result<&standins::StandIns> {
+        match &self.machine {
+            Machine::StandIns(nodes) => Ok(nodes),
+            Machine::Real(_) => bail!("the nodes of this lab are real ones"),
+        }
     }
 
     /// The API server of the embedded tier.

@@ -58,7 +58,7 @@ impl Lab {
         let of_records = writes.into_iter().filter(|(verb, group, resource, _)| {
             !matches!(verb.as_str(), "get" | "list" | "watch") && GROUPS.contains(&group.as_str()) && resource != LOCK
         });
-        Ok(of_records.map(|(verb, _, resource, who)| format!("{verb} {resource} by {who}")).collect())
+        Ok(of_records.map(|(verb, group, resource, who)| format!("{verb} {resource}.{group} by {who}")).collect())
     }
 
     fn log(&self) -> Result<Log<'_>> {

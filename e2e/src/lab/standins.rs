@@ -12,6 +12,7 @@ use super::MainPlugin;
 use super::agents::Agents;
 use super::conflist::{Network, Site};
 use super::ground::Ground;
+use crate::real::succeed;
 use crate::{standin, tools};
 
 /// Often enough for the real node controller.
@@ -25,6 +26,8 @@ pub struct StandIns {
     /// Control plane and etcd.
     pub(super) ground: Ground,
     bin: TempDir,
+    /// Whether the agents keep the lists as the add-on's do.
+    keeps_lists: bool,
 }
 
 impl StandIns {
@@ -36,7 +39,13 @@ impl StandIns {
     ) -> Result<Self> {
         let bin = TempDir::with_prefix("kube-ipam-bin-")?;
         std::os::unix::fs::symlink(tools::kube_ipam()?, bin.path().join("kube-ipam"))?;
-        let nodes = Self { agents: with_agents.then(Agents::default), nodes: Mutex::default(), ground, bin };
+        let nodes = Self {
+            agents: with_agents.then(Agents::default),
+            nodes: Mutex::default(),
+            ground,
+            bin,
+            keeps_lists: network.keeps_lists,
+        };
         for name in names {
             nodes.start_node(name, network).await?;
         }
@@ -64,6 +73,7 @@ impl StandIns {
         self.start_agent(name, true).await?;
         let client = self.ground.client(name)?;
         let mut options = standin::Options::new(client, name, conflist, vec![self.bin.path().to_path_buf()]);
+        options.conflist_file = Some(self.list_file(name));
         options.heartbeat = self.ground.is_real().then_some(HEARTBEAT);
         let node = standin::Node::start(options).await?;
         self.nodes().push(Arc::new(node));
@@ -82,10 +92,34 @@ impl StandIns {
     /// The configuration, also as a file where an agent looks for it.
     fn write_conflist(&self, name: &str, network: &Network, main: MainPlugin) -> Result<Value> {
         let conflist = network.conflist(main, name, &self.site(name)?);
-        let directory = self.bin.path().join(format!("{name}-net.d"));
-        std::fs::create_dir_all(&directory)?;
-        std::fs::write(directory.join("10-calico.conflist"), conflist.to_string())?;
+        let file = self.list_file(name);
+        file.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(self.section_file(name), conflist["plugins"][0]["ipam"].to_string())?;
+        // In one step: a plugin may be called meanwhile.
+        let new = file.with_extension("new");
+        std::fs::write(&new, conflist.to_string())?;
+        std::fs::rename(new, file)?;
         Ok(conflist)
+    }
+
+    /// A node's list.
+    pub(super) fn list_file(&self, name: &str) -> PathBuf {
+        self.bin.path().join(format!("{name}-net.d/10-calico.conflist"))
+    }
+
+    /// The section that is to be in it.
+    fn section_file(&self, name: &str) -> PathBuf {
+        self.bin.path().join(format!("{name}-ipam.json"))
+    }
+
+    /// `kube-ipam install` on a node.
+    pub(super) fn install(&self, name: &str) -> Result<String> {
+        let mut command = std::process::Command::new(tools::kube_ipam()?);
+        let plugins = self.bin.path().join(format!("{name}-bin"));
+        std::fs::create_dir_all(&plugins)?;
+        command.arg("install").arg("--cni-bin-dir").arg(plugins);
+        command.arg("--cni-conf-dir").args(self.list_file(name).parent()).arg("--ipam").arg(self.section_file(name));
+        succeed(command.env_remove("CNI_COMMAND"))
     }
 
     /// Starts the node's agent, if agents are wanted; `afresh` as after a power cut.
@@ -100,6 +134,9 @@ impl StandIns {
         command.arg("--kubeconfig").arg(self.ground.node_kubeconfig()).arg("--state-dir").arg(&state);
         // Any port: every agent of this machine has its own, and its status tells which.
         command.args(["--metrics-address", "127.0.0.1:0"]);
+        if self.keeps_lists {
+            command.arg("--ipam").arg(self.section_file(name));
+        }
         agents.start(name, command, &state, &self.bin.path().join(format!("{name}-agent.log"))).await
     }
 

@@ -10,6 +10,7 @@ mod guide;
 mod handover;
 mod ledger;
 pub mod lock;
+pub mod migration;
 mod node_failure;
 mod owners;
 mod stateful;

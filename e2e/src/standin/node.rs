@@ -74,6 +74,8 @@ pub struct Options {
     pub labels: Vec<(String, String)>,
     /// The network configuration list; `__KUBERNETES_NODE_NAME__` in it becomes the node's name.
     pub conflist: Value,
+    /// The file that has this list, which is then read for each call, as a runtime follows what is written there.
+    pub conflist_file: Option<PathBuf>,
     /// The directories of `CNI_PATH`, where `ipam.type` is looked for.
     pub cni_path: Vec<PathBuf>,
     /// Environment of plugins, beside CNI's variables and what the test inherits.
@@ -97,6 +99,7 @@ impl Options {
             address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
             labels: Vec::new(),
             conflist,
+            conflist_file: None,
             cni_path,
             environment: Vec::new(),
             main: MainPlugin::Itself,
@@ -124,6 +127,7 @@ impl Node {
     pub async fn start(options: Options) -> Result<Self> {
         let runtime = Runtime {
             network: std::sync::RwLock::new(Network::of(&options.conflist, &options.name)?),
+            file: options.conflist_file.clone().map(|file| (file, options.name.clone())),
             main: options.main.clone(),
             path: options.cni_path.clone(),
             environment: options.environment.clone(),

@@ -54,6 +54,8 @@ impl Sandbox {
 #[derive(Debug)]
 pub(super) struct Runtime {
     pub network: RwLock<Network>,
+    /// Where the list is, and the node's name.
+    pub file: Option<(PathBuf, String)>,
     pub main: MainPlugin,
     pub path: Vec<PathBuf>,
     pub environment: Vec<(OsString, OsString)>,
@@ -66,8 +68,13 @@ impl Runtime {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The network configuration as it is now.
+    /// The network configuration as it is now. One that cannot be read leaves the one before it in use.
     pub fn network(&self) -> Network {
+        if let Some((file, node)) = &self.file
+            && let Ok(read) = Network::read(file, node)
+        {
+            *self.network.write().unwrap_or_else(PoisonError::into_inner) = read;
+        }
         self.network.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 

@@ -9,7 +9,7 @@ use kube_ipam::store::Objects as _;
 use kube_ipam::store::kube::KubeStore;
 use serde_json::Value;
 
-use super::ground::{Ground, assert_ok};
+use super::ground::{Ground, assert_ok, assert_refused};
 use super::process::{Agent, until};
 
 impl Ground {
@@ -46,6 +46,12 @@ impl Ground {
     fn blocks_in(&self, group: ApiGroup) -> usize {
         let resource = format!("ipamblocks.{}/", group.group());
         self.server().snapshot().keys().filter(|id| id.starts_with(&resource)).count()
+    }
+
+    /// Everything that v1 holds.
+    fn in_v1(&self) -> Vec<Value> {
+        let of_v1 = format!(".{}/", ApiGroup::Crd.group());
+        self.server().snapshot().into_iter().filter(|(id, _)| id.contains(&of_v1)).map(|(_, object)| object).collect()
     }
 
     fn prepare_list(&self) {
@@ -98,6 +104,42 @@ async fn an_agent_moves_with_the_cluster_and_back() {
     ground.set_ready_in(ApiGroup::Crd, true).await;
     until("the list names it", async || (ground.named_group() == "crd.projectcalico.org/v1").then_some(())).await;
     agent.ended().await;
+}
+
+/// When v1's definitions are deleted, ClusterInformation goes before the blocks do: whoever goes by a list that names no
+/// group still finds v1 served, and no lock.
+#[tokio::test]
+async fn nothing_is_written_to_v1_while_its_definitions_are_deleted() {
+    let both = ApiGroup::BOTH.into_iter().flat_map(ApiGroup::crds).collect();
+    let ground = Ground::with(Options { crds: both, ..Options::default() }).await;
+    ground.set_ready_in(ApiGroup::Crd, true).await;
+    ground.prepare_list();
+    let agent = Agent::start(&ground, false).await;
+    ground.either("r-1");
+    assert_ok(&ground.add_pod("r-1", "a").await);
+    ground.set_ready_in(ApiGroup::Crd, false).await;
+    ground.copy_pools().await;
+    // Frozen since then, so that it learns of all the rest at once.
+    agent.signal("STOP");
+    ground.set_ready_in(ApiGroup::V3, true).await;
+    let older = ground.store(ApiGroup::Crd).await;
+    older.delete(&older.get::<ClusterInformation>(None, "default").await.unwrap().unwrap()).await.unwrap();
+    // A handle that is gone there may be in v3.
+    assert_refused(&ground.of_pod("DEL", "r-9", "never").run().await, 11, &["ClusterInformation default"]);
+    let before = ground.in_v1();
+    ground.either("r-2");
+    let refused = ground.add_pod("r-2", "b").await;
+    assert_refused(&refused, 11, &["ClusterInformation default"]);
+    agent.signal("CONT");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_refused(&ground.add_pod("r-2", "c").await, 11, &[]);
+    assert_eq!(ground.in_v1(), before);
+    drop(agent);
+    // Nobody has ClusterInformation: then nothing is locked.
+    let newer = ground.store(ApiGroup::V3).await;
+    newer.delete(&newer.get::<ClusterInformation>(None, "default").await.unwrap().unwrap()).await.unwrap();
+    assert_ok(&ground.add_pod("r-2", "d").await);
+    assert_ne!(ground.in_v1(), before);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! Configurations that an administrator broke, and annotations that ask for too much: ADD refuses and writes
 //! nothing, and DEL still works, for otherwise no pod could go away.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::ground::{FIXED, Ground, assert_ok, assert_refused};
@@ -24,6 +27,12 @@ fn broken() -> Vec<(&'static str, Value, &'static str)> {
         ("/log_level", json!("loud"), "log_level"),
         ("/log_file_path", json!("relative"), "log_file_path"),
         ("/datastore_type", json!("etcdv3"), "datastore_type"),
+        ("/datastore_type", json!("etcd"), "datastore_type"),
+        ("/datastore_type", json!("ETCDV3"), "datastore_type"),
+        ("/datastore_type", json!("Kubernetes"), "datastore_type"),
+        ("/etcd_endpoints", json!("https://10.0.0.1:2379"), "etcd_endpoints"),
+        ("/etcd_authority", json!("10.0.0.1:2379"), "etcd_authority"),
+        ("/etcd_discovery_srv", json!("example.org"), "etcd_discovery_srv"),
         ("/type", Value::Null, "type"),
         ("/prevResult", json!({"ips": [{"address": "nowhere"}]}), "prevResult"),
         ("/ipam/etcdConfig/kubeConfig", json!("/etc/kubernetes/kubeconfig"), "ipam.kubeConfig"),
@@ -49,6 +58,37 @@ async fn a_broken_configuration_stops_add_and_not_del() {
     }
     assert!(ground.log().contains("the network configuration is broken"), "{}", ground.log());
     ground.assert_sound("broken configurations").await;
+}
+
+/// Calico's definitions are applied half: ADD gives nothing and names what is missing, whichever of them that is.
+#[tokio::test]
+async fn without_one_of_calicos_definitions_add_gives_nothing_and_names_it() {
+    let ground = Ground::prepare().await;
+    ground.random("r-1");
+    ground.fixed("f-1");
+    let definitions: Api<CustomResourceDefinition> = Api::all(ground.server().client("test").unwrap());
+    // One kind is looked for only with a fixed address.
+    for definition in calico::crds() {
+        let plural = definition.spec.names.plural.clone();
+        let kept: Vec<_> = ground.server().snapshot().into_iter().filter(|(id, _)| id.starts_with(&plural)).collect();
+        definitions.delete(&definition.name_any(), &DeleteParams::default()).await.unwrap();
+        let pods: &[&str] = if plural == "ipreservations" { &["f-1"] } else { &["f-1", "r-1"] };
+        for pod in pods {
+            let refused = ground.add(pod, pod).await;
+            assert_refused(&refused, 102, &[&plural, "is Calico (its CRDs) installed?"]);
+        }
+        assert_eq!(ground.allocated(), [], "{plural}");
+        definitions.create(&PostParams::default(), &definition).await.unwrap();
+        for (_, mut object) in kept {
+            let meta = object["metadata"].as_object_mut().unwrap();
+            meta.retain(|key, _| ["name", "labels", "annotations"].contains(&key.as_str()));
+            ground.server().create(&format!("/apis/crd.projectcalico.org/v1/{plural}"), &object).unwrap();
+        }
+    }
+    for pod in ["f-1", "r-1"] {
+        assert_ok(&ground.add(pod, pod).await);
+    }
+    ground.assert_sound("definitions that came").await;
 }
 
 #[tokio::test]

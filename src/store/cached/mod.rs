@@ -214,6 +214,10 @@ impl<S: Objects> Objects for Cached<S> {
         }
     }
 
+    async fn newer_is_ready(&self) -> Result<Option<bool>, StoreError> {
+        self.inner.newer_is_ready().await
+    }
+
     async fn create<K: Object>(&self, object: &K) -> Result<K, StoreError> {
         let written = self.inner.create(object).await;
         self.learn(object, &written);
