@@ -164,7 +164,8 @@ fn flags_of(source: &str) -> Vec<String> {
             continue;
         }
         let field = rest.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("//"));
-        let (field, _) = field.unwrap().trim_start_matches("pub ").split_once(':').unwrap();
+        let (field, _) =
+            field.unwrap().trim_start_matches("pub(super) ").trim_start_matches("pub ").split_once(':').unwrap();
         flags.push(field.to_owned());
     }
     flags

@@ -28,7 +28,7 @@ use serde_json::json;
 use crate::outpost::{NAMESPACE, NODE, Outpost, attachment};
 
 /// Every kind of owner that the rules let a node look up.
-const OWNERS: [(&str, &str); 9] = [
+const OWNERS: [(&str, &str); 10] = [
     ("", "Pod"),
     ("", "ReplicationController"),
     ("apps", "DaemonSet"),
@@ -37,8 +37,8 @@ const OWNERS: [(&str, &str); 9] = [
     ("apps", "StatefulSet"),
     ("batch", "CronJob"),
     ("batch", "Job"),
-    // And of the instance that it may be alone.
     ("kubevirt.io", "VirtualMachine"),
+    ("kubevirt.io", "VirtualMachineInstance"),
 ];
 
 /// STATUS says yes, and GC releases what no runtime knows.
