@@ -124,16 +124,16 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         };
         freed.extend(of_pod);
         if freed.is_empty() {
-            // What a virtual machine has bears neither handle.
-            freed = Box::pin(self.del_of_machine(attachment)).await?;
-        }
-        if freed.is_empty() {
-            // Nothing is there to be released, unless a migration has taken it to another group, and deletes it here.
+            // To its end: a look that nobody polls any more would keep what is written now waiting for its answer.
             let said = match said {
                 Some(said) => said,
                 None => look.await,
             };
-            if said.is_err_and(|error| error.is_locked()) && self.objects.newer_is_ready().await? == Some(true) {
+            // What a virtual machine has bears neither handle.
+            freed = Box::pin(self.del_of_machine(attachment)).await?;
+            // Nothing is there to be released, unless a migration has taken it to another group, and deletes it here.
+            let locked = freed.is_empty() && said.is_err_and(|error| error.is_locked());
+            if locked && self.objects.newer_is_ready().await? == Some(true) {
                 return Err(Error::Locked);
             }
         }
