@@ -5,14 +5,12 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use calico::machine::Side;
 use calico::{Entry, IPAMBlock, IPAMHandle};
-use common::kubevirt::VirtualMachineInstance;
+use common::kubevirt::{VirtualMachine, VirtualMachineInstance};
 use common::town::Town;
 use common::{World, attachment, ip};
-use k8s_openapi::api::core::v1::Pod;
 use kube_ipam::driver::{Driver, Unrecorded};
 use kube_ipam::netconf::NetConf;
 use kube_ipam::store::faulty::{Call, Faults};
@@ -332,16 +330,12 @@ async fn a_pod_that_runs_no_machine_costs_no_request_for_one() {
 
 // === the collector and `check` ===
 
-async fn running(town: &Town, pod: Pod, node: &str) -> IpAddr {
-    town.run(pod, node).await
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_collector_judges_an_address_by_its_machine_and_never_by_a_pod_alone() {
     for way in WAYS {
         let mut town = Town::with(world(way));
         let pod = town.world.launcher("vm1", "aaaaa", "i1", None);
-        running(&town, pod, "n1").await;
+        town.run(pod, "n1").await;
         town.assert_clean().await;
         town.world.remove_pod(A);
         town.stays_for(3600).await;
@@ -362,9 +356,9 @@ async fn both_sides_of_a_migration_and_their_exchange_are_no_damage() {
     for way in WAYS {
         let mut town = Town::with(world(way));
         let pod = town.world.launcher("vm1", "aaaaa", "i1", None);
-        let address = running(&town, pod, "n1").await;
+        let address = town.run(pod, "n1").await;
         let target = town.world.launcher("vm1", "bbbbb", "i1", Some("m1"));
-        assert_eq!(running(&town, target, "n2").await, address);
+        assert_eq!(town.run(target, "n2").await, address);
         for exchanged in [false, true] {
             if exchanged {
                 exchange(&town.world).await;
@@ -384,8 +378,24 @@ async fn both_sides_of_a_migration_and_their_exchange_are_no_damage() {
 async fn a_machine_that_is_gone_while_a_pod_of_it_lives_keeps_its_address() {
     let mut town = Town::with(world(Way::Range));
     let pod = town.world.launcher("vm1", "aaaaa", "i1", None);
-    let address = running(&town, pod, "n1").await;
+    let address = town.run(pod, "n1").await;
     town.world.remove_machine("vm1");
     town.stays_for(3600).await;
     assert_eq!(town.world.allocated().await[0].0, address);
+}
+
+/// An instance may be without a machine of its name: then it is the machine.
+#[tokio::test(start_paused = true)]
+async fn an_instance_alone_keeps_its_address_and_its_claim_while_it_exists() {
+    for way in WAYS {
+        let mut town = Town::with(world(way));
+        let pod = town.world.launcher("vm1", "aaaaa", "i1", None);
+        let address = town.run(pod, "n1").await;
+        assert!(town.world.objects.remove::<VirtualMachine>(Some("default"), "vm1"));
+        town.world.instance("vm1", "i1", false);
+        town.world.remove_pod(A);
+        town.stays_for(3600).await;
+        assert_eq!(town.world.allocated().await[0].0, address, "{way:?}");
+        town.assert_clean().await;
+    }
 }

@@ -165,7 +165,7 @@ async fn look_at<O: Objects>(
     owner: Owner,
     claims: Vec<&Claim>,
 ) -> Result<(Owner, bool, Vec<IpAddr>), StoreError> {
-    let object = objects.owner(&owner).await?;
+    let object = objects.living_owner(&owner).await?;
     let given_up = |claim: &&Claim| object.as_ref().is_some_and(|object| claim.is_given_up_by(object));
     let given_up = claims.into_iter().filter(given_up).map(|claim| claim.address).collect();
     Ok((owner, object.is_some(), given_up))

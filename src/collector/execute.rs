@@ -64,7 +64,7 @@ impl<O: Objects, L: Ledger> Collector<O, L> {
         self.each(&needs.nodes).await?.into_iter().for_each(|node| live.nodes.add(node));
         let mut owners = Vec::new();
         for owner in &needs.owners {
-            let object = self.driver.objects().owner(owner).await?;
+            let object = self.driver.objects().living_owner(owner).await?;
             live.owners.insert(owner.clone(), object.is_some());
             owners.extend(object.map(|object| (owner, object)));
         }

@@ -292,10 +292,7 @@ impl<O: Objects, L: Ledger> Driver<O, L> {
         if owner.is_named() {
             return Ok(true);
         }
-        let Some(object) = self.objects.owner(owner).await? else {
-            // A virtual machine may be an instance alone.
-            return self.objects.owner_exists(owner).await;
-        };
+        let Some(object) = self.objects.living_owner(owner).await? else { return Ok(false) };
         let workload = Workload::of(&object);
         let gave_up = claim.is_given_up_by(&object);
         // An update that stands still halfway has pods of both templates: those that exist keep what they ask for.

@@ -128,17 +128,25 @@ pub trait Objects: Send + Sync {
     /// The object behind an owner, by a live read of its kind; `None` if it does not exist.
     fn owner(&self, owner: &Owner) -> impl Future<Output = Result<Option<serde_json::Value>, StoreError>> + Send;
 
-    /// Whether the object behind an owner still exists, by a live read of its kind; of a virtual machine also one that is
-    /// only an instance.
-    fn owner_exists(&self, owner: &Owner) -> impl Future<Output = Result<bool, StoreError>> + Send {
+    /// The object by which an owner exists, by live reads: its own, or a virtual machine's instance that is alone.
+    fn living_owner(
+        &self,
+        owner: &Owner,
+    ) -> impl Future<Output = Result<Option<serde_json::Value>, StoreError>> + Send {
         async {
             for object in owner.objects() {
-                if self.owner(&object).await?.is_some() {
-                    return Ok(true);
+                let found = self.owner(&object).await?;
+                if found.is_some() {
+                    return Ok(found);
                 }
             }
-            Ok(false)
+            Ok(None)
         }
+    }
+
+    /// Whether an owner still exists, see [`Objects::living_owner`].
+    fn owner_exists(&self, owner: &Owner) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        async { Ok(self.living_owner(owner).await?.is_some()) }
     }
 }
 
